@@ -1,0 +1,42 @@
+"""GLCANet on DeepGlobe land cover: ``python -m experiments.deepglobe [paper|fast|tiny|sample] [--train.steps 1000 ...]``."""
+
+import dataclasses
+import sys
+
+from experiments.presets import FAST, PAPER, SAMPLE, TINY
+from glcanet_jax import cli
+from glcanet_jax.config import Config
+from glcanet_jax.data import DatasetMissing
+
+
+def _on_deepglobe(config: Config, name: str) -> Config:
+    data = dataclasses.replace(config.data, dataset="deepglobe", dir="data/deepglobe")
+    return dataclasses.replace(config, data=data, out=f"runs/deepglobe-{name}")
+
+
+PRESETS = {
+    "paper": (
+        "the paper's settings to the letter; GLNet's 120 epochs, since it names none",
+        _on_deepglobe(PAPER, "paper"),
+    ),
+    "fast": ("bf16 and six patches a context, for a GPU of 40 GB or more", _on_deepglobe(FAST, "fast")),
+    "tiny": ("seconds on a CPU: shows that everything runs", _on_deepglobe(TINY, "tiny")),
+    "sample": ("the bundled scene, a few minutes on two cores; needs no download", SAMPLE),
+}
+
+
+def main() -> None:
+    name, config = cli.choose_preset(PRESETS, "paper", "experiments.deepglobe", sys.argv[1:])
+    from glcanet_jax import experiment, runs
+
+    try:
+        if name != "sample":
+            runs.open_data(config.data)
+    except DatasetMissing as missing:
+        print(missing, "\n\nrunning the bundled sample instead\n", sep="", flush=True)
+        config = SAMPLE
+    experiment.run(config, split="test")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,49 @@
+"""Settings that several experiments share."""
+
+from glcanet_jax.config import Config, DataConfig, LossConfig, ModelConfig, OptimiserConfig, TrainConfig
+from glcanet_jax.data.loader import LoaderConfig
+from glcanet_jax.geometry import Views
+
+# 500-px views, whole scenes as contexts, one random patch per context, Adam at 1e-4 and 2e-5, focal loss of gamma 6
+PAPER = Config(
+    views=Views(context_size=None, global_size=500, patch_size=500, overlap=50),
+    loader=LoaderConfig(batch_size=6, patches_per_context=1, positions="grid"),
+    train=TrainConfig(epochs=120),
+)
+
+# bf16 and many patches a context, for a large GPU
+FAST = Config(
+    loader=LoaderConfig(
+        batch_size=6, patches_per_context=6, rare_class_fraction=0.25, scale_jitter=(0.75, 1.33), threads=16
+    ),
+    model=ModelConfig(dtype="bfloat16"),
+    loss=LossConfig(gamma=2.0),
+    optimiser=OptimiserConfig(global_rate=1e-4, local_rate=1e-4, fusion_rate=2e-4, clip=1.0, warmup_steps=100),
+    train=TrainConfig(epochs=40, colour_jitter=0.2),
+    eval_batch=18,
+)
+
+# seconds on a CPU: shows that everything runs, learns next to nothing
+TINY = Config(
+    views=Views(context_size=256, global_size=64, patch_size=64, overlap=8),
+    loader=LoaderConfig(batch_size=4, patches_per_context=2),
+    model=ModelConfig(depth=18, width=8, fpn_channels=16),
+    optimiser=OptimiserConfig(global_rate=1e-3, local_rate=1e-3, fusion_rate=1e-3),
+    train=TrainConfig(steps=8, log_every=2, eval_every=8, checkpoint_every=4),
+    eval_batch=32,
+)
+
+# the bundled scene: a small network from scratch, a few minutes on two cores
+SAMPLE = Config(
+    data=DataConfig(dataset="sample"),
+    views=Views(context_size=768, global_size=192, patch_size=192, overlap=32),
+    loader=LoaderConfig(
+        batch_size=4, patches_per_context=4, rare_class_fraction=0.5, scale_jitter=(0.75, 1.33), contexts_per_scene=4
+    ),
+    model=ModelConfig(depth=18, width=16, fpn_channels=64),
+    loss=LossConfig(gamma=2.0),
+    optimiser=OptimiserConfig(global_rate=2e-3, local_rate=2e-3, fusion_rate=2e-3, clip=1.0, warmup_steps=20),
+    train=TrainConfig(steps=160, colour_jitter=0.2, log_every=5, checkpoint_every=40),
+    eval_batch=8,
+    out="runs/sample",
+)

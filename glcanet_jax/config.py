@@ -1,0 +1,139 @@
+"""One frozen dataclass says everything of a run; it is saved beside the weights and inside them."""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from glcanet_jax.data.loader import LoaderConfig
+from glcanet_jax.geometry import Views
+from glcanet_jax.models import GLCANet
+
+_network = [f for f in dataclasses.fields(GLCANet) if f.name not in ("num_classes", "parent", "name")]
+# the options of the network, under their own names: `--model.mask window`
+ModelConfig = dataclasses.make_dataclass(
+    "ModelConfig",
+    [("network", str, "glcanet"), *((f.name, f.type, f.default) for f in _network)],
+    frozen=True,
+)
+ModelConfig.__module__ = __name__  # make_dataclass knows its module from Python 3.12 on
+ModelConfig.__doc__ = "Name of the network and its options."
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which scenes."""
+
+    dataset: str = "sample"
+    dir: str | None = None  # its manual directory
+    train_split: str = "train"
+    val_split: str | None = None  # chooses the best checkpoint; None: the dataset's own, if any
+    train_scenes: tuple[str, ...] = ()  # MBRSC: scenes to train on instead of the split's
+    val_scenes: tuple[str, ...] = ()
+    tfds_dir: str | None = None  # read a prepared tfds build from here (made at first use) instead of the plain files
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights and shape of the loss (DESIGN section 3)."""
+
+    gamma: float = 6.0
+    fused: float = 1.0
+    local: float = 1.0
+    glob: float = 1.0  # of the global auxiliary logits
+    regulariser: float = 0.15
+    class_weights: tuple[float, ...] = ()  # one per class; none: all alike
+
+
+@dataclass(frozen=True)
+class OptimiserConfig:
+    """Adam with a rate per branch."""
+
+    global_rate: float = 1e-4
+    local_rate: float = 2e-5
+    fusion_rate: float = 2e-5
+    b1: float = 0.9
+    b2: float = 0.999
+    weight_decay: float = 0.0  # coupled L2, as GLNet's Adam
+    clip: float | None = None  # largest norm of a root's gradient
+    schedule: Literal["poly", "cosine", "constant"] = "poly"
+    power: float = 0.9  # of poly
+    warmup_steps: int = 0  # linear, from zero
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, in what order, and what is written when."""
+
+    steps: int | None = None  # None: by epochs
+    epochs: int = 120  # the paper names none; GLNet's
+    schedule: Literal["joint", "staged"] = "joint"
+    global_steps: int | None = None  # global branch alone first; None: 0 when joint, 120/170 of the steps when staged
+    accumulation: int = 1  # parts of a batch whose gradients are added
+    colour_jitter: float = 0.0  # largest relative change of brightness, contrast and colour; both views alike
+    devices: int | None = None  # None: as many as divide the batch
+    seed: int = 0
+    log_every: int = 10  # steps
+    eval_every: int | None = None  # steps; None: once an epoch
+    checkpoint_every: int | None = None  # steps; None: once an epoch
+    tensorboard: bool = True  # if it is installed
+
+
+@dataclass(frozen=True)
+class NormalisationConfig:
+    """``(x / scale - mean) / std`` per band; ImageNet's by default, repeated for further bands."""
+
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    scale: float | None = None  # None: the dataset's (255 for 8 bits, 65535 for 16)
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run, whole."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    views: Views = field(default_factory=Views)
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    normalisation: NormalisationConfig = field(default_factory=NormalisationConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    backbone: str | None = (
+        None  # ImageNet weights of the ResNets: a torchvision-layout file or hf:organisation/repository
+    )
+    eval_batch: int = 6  # patches at once in evaluation
+    out: str = "runs/run"  # where everything is written
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """As JSON would read it back: lists for tuples."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_dict(values: dict[str, Any], cls: type = Config) -> Any:
+    """The inverse of :func:`to_dict`; fields that a file lacks take their defaults."""
+    given = {}
+    for f in dataclasses.fields(cls):
+        if f.name not in values:
+            continue
+        value = values[f.name]
+        if dataclasses.is_dataclass(f.type):
+            value = from_dict(value, f.type)
+        elif isinstance(value, list):
+            value = tuple(value)
+        given[f.name] = value
+    return cls(**given)
+
+
+def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of the values that differ."""
+    out = []
+    for key in sorted(set(a) | set(b)):
+        name = f"{prefix}{key}"
+        if isinstance(a.get(key), dict) and isinstance(b.get(key), dict):
+            out += differences(a[key], b[key], name + ".")
+        elif a.get(key) != b.get(key):
+            out.append(f"{name}: {a.get(key)!r} against {b.get(key)!r}")
+    return out

@@ -1,0 +1,87 @@
+"""The user's own scenes: images, masks of colours or ids, and a ``classes.json``."""
+
+from pathlib import Path
+
+import numpy as np
+
+from glcanet_jax.data.mbrsc import class_table, protocols, read_json
+from glcanet_jax.data.scenes import Dataset, DatasetMissing, FileScene
+from glcanet_jax.errors import UserError
+
+TREE = """
+DIR/
+  classes.json             {"classes": [{"id": 0, "name": "roof", "rgb": "#ff0000"}, ...], "ignore": {"rgb": ["#000000"]}}
+  images/scene1.tif        GeoTIFF, JPEG or PNG; 8 or 16 bits; any number of bands
+  masks/scene1.png         the same stem; colours or class ids
+  splits.json              optional: {"train": ["scene1", ...], "val": [...], "test": [...]}
+or train/images, train/masks, val/images, val/masks ... instead of splits.json
+"""
+HOW = "put your own scenes there"
+SUFFIXES = (".tif", ".tiff", ".jpg", ".jpeg", ".png")
+
+
+def listing(folder: Path) -> dict[str, Path]:
+    """Images of a folder by stem."""
+    return {p.stem: p for p in sorted(folder.iterdir()) if p.suffix.lower() in SUFFIXES} if folder.is_dir() else {}
+
+
+def pairs(root: Path) -> dict[str, dict[str, tuple[Path, Path | None]]]:
+    """Image and mask of every scene, by split and stem.
+
+    Raises:
+        UserError: ``splits.json`` names scenes that are not there, or one twice.
+    """
+    folders = (
+        {"": root}
+        if (root / "images").is_dir()
+        else {p.name: p for p in sorted(root.iterdir()) if (p / "images").is_dir()}
+    )
+    found = {}
+    for split, folder in folders.items():
+        masks = listing(folder / "masks")
+        found[split] = {stem: (image, masks.get(stem)) for stem, image in listing(folder / "images").items()}
+    if "" not in found:
+        return found
+    everything = found[""]
+    if not (root / "splits.json").is_file():
+        return {"all": everything}
+    lists = read_json(root / "splits.json")
+    seen: dict[str, str] = {}
+    for split, stems in lists.items():
+        for stem in stems:
+            if stem not in everything:
+                raise UserError(
+                    f"{root / 'splits.json'} lists {stem!r} in {split}, but {root / 'images'} has no such image; add or drop it"
+                )
+            if stem in seen:
+                raise UserError(
+                    f"{root / 'splits.json'} lists {stem!r} in {seen[stem]} and {split}; a scene belongs to one split"
+                )
+            seen[stem] = split
+    return {split: {stem: everything[stem] for stem in stems} for split, stems in lists.items()}
+
+
+def open_folder(data_dir: str | Path | None) -> Dataset:
+    """A folder of the user's own; ``val``, if there is one, chooses checkpoints.
+
+    Raises:
+        DatasetMissing: there is no ``classes.json`` or no image.
+    """
+    root = Path(data_dir or "data/folder")
+    if not (root / "classes.json").is_file():
+        raise DatasetMissing("folder", root, TREE, HOW)
+    table = class_table(read_json(root / "classes.json"), root / "classes.json")
+    found = pairs(root)
+    splits = {
+        split: tuple(FileScene(stem, *files, table) for stem, files in scenes.items())
+        for split, scenes in found.items()
+    }
+    scenes = [scene for members in splits.values() for scene in members]
+    if not scenes:
+        raise DatasetMissing("folder", root, TREE, HOW)
+    kinds = {scene.read_image(0, 0, 1, 1).dtype for scene in scenes}
+    if len(kinds) > 1:
+        raise UserError(f"{root} mixes images of {', '.join(sorted(map(str, kinds)))}; convert them to one")
+    dtype = kinds.pop()
+    scale = float(np.iinfo(dtype).max) if np.issubdtype(dtype, np.integer) else 1.0
+    return Dataset("folder", table, splits, protocols(table), root, "val" if splits.get("val") else None, scale)

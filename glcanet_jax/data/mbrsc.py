@@ -1,0 +1,136 @@
+"""MBRSC Dubai, and any folder with a ``scenes.json`` of its form: scenes put together from parts, split scene by scene."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from glcanet_jax.data.scenes import ClassTable, Dataset, DatasetMissing, FileScene, GridScene, Protocol, WindowScene
+from glcanet_jax.errors import UserError
+
+TREE = """
+DIR/
+  scenes.json              scenes, their splits and parts
+  tile1/images/image_part_001.jpg ... 009.jpg
+  tile1/masks/image_part_001.png ... 009.png
+  tile2/...
+"""
+HOW = (
+    "'Semantic segmentation of aerial imagery' by Humans in the Loop (CC0), as parts with a scenes.json that gives each "
+    "scene's width, height, split and parts (image, mask, x, y, w, h), as the bundled glcanet_jax/data/sample/scenes.json"
+)
+OVERLAPS = (("tile4", "tile8"),)  # scenes of MBRSC that show the same ground (about 3.3 Mpx)
+SAMPLE = Path(__file__).parent / "sample"
+
+
+def _colour(text: str) -> tuple[int, int, int]:
+    return tuple(bytes.fromhex(text.lstrip("#")))  # type: ignore[return-value]
+
+
+def class_table(head: dict[str, Any], path: Path) -> ClassTable:
+    """The classes of a ``scenes.json`` or ``classes.json``.
+
+    Raises:
+        UserError: the file lacks what it must have, or its ids are not 0, 1, 2...
+    """
+    try:
+        classes = sorted(head["classes"], key=lambda c: c["id"])
+        table = ClassTable(
+            tuple(str(c["name"]) for c in classes),
+            tuple(_colour(c["rgb"]) for c in classes),
+            tuple(_colour(c) for c in head.get("ignore", {}).get("rgb", ())),
+        )
+        ids = [c["id"] for c in classes]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{path} is not as expected ({type(error).__name__}: {error}); "
+            'it must hold {"classes": [{"id": 0, "name": "...", "rgb": "#rrggbb"}, ...]}'
+        ) from error
+    if ids != list(range(len(ids))) or not ids:
+        raise UserError(f"{path} has class ids {ids}; they must be 0, 1, 2 and so on")
+    return table
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file; a broken one is a UserError with its line."""
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is no valid JSON (line {error.lineno}: {error.msg}); mend the file") from error
+
+
+def protocols(table: ClassTable) -> tuple[Protocol, ...]:
+    """All classes alike, ignored pixels dropped."""
+    return (Protocol("all", tuple(range(len(table.names)))),)
+
+
+def _scene(root: Path, name: str, entry: dict[str, Any], table: ClassTable) -> GridScene:
+    try:
+        parts = tuple(
+            (
+                FileScene(f"{name}/{i + 1}", root / p["image"], root / p["mask"] if p.get("mask") else None, table),
+                p["y"],
+                p["x"],
+            )
+            for i, p in enumerate(entry["parts"])
+        )
+        crop = entry.get("eval_crop_xyxy")
+        return GridScene(name, entry["height"], entry["width"], parts, tuple(crop) if crop else None)
+    except KeyError as error:
+        raise UserError(
+            f"scene {name} in {root / 'scenes.json'} lacks {error}; see the bundled sample's scenes.json"
+        ) from error
+
+
+def open_mbrsc(data_dir: str | Path | None, train: tuple[str, ...] = (), val: tuple[str, ...] = ()) -> Dataset:
+    """The scenes of ``scenes.json`` by its splits, or by the names given for ``train`` and ``val``.
+
+    Without override nothing chooses checkpoints: MBRSC's ``val`` (tile2) is what is reported. ``eval_crop_xyxy`` of a
+    scene makes its labels outside the crop ignored.
+
+    Raises:
+        DatasetMissing: there is no ``scenes.json``.
+        UserError: a name is unknown, or scenes of the same ground are put into different splits.
+    """
+    root = Path(data_dir or "data/mbrsc")
+    path = root / "scenes.json"
+    if not path.is_file():
+        raise DatasetMissing("mbrsc", root, TREE, HOW)
+    content = read_json(path)
+    table = class_table(content, path)
+    entries = content.get("scenes", {})
+    split_of = {name: entry.get("split", "all") for name, entry in entries.items()}
+    if train or val:
+        unknown = [n for n in (*train, *val) if n not in entries]
+        if unknown:
+            raise UserError(f"{path} has no scene {', '.join(unknown)}; it has {', '.join(entries)}")
+        if set(train) & set(val):
+            raise UserError(
+                f"{', '.join(sorted(set(train) & set(val)))} is in both train and val; a scene belongs to one"
+            )
+        split_of = (
+            dict.fromkeys(train, "train") | dict.fromkeys(val, "val")
+            if train
+            else {**{n: s for n, s in split_of.items() if n not in val}, **dict.fromkeys(val, "val")}
+        )
+    for a, b in OVERLAPS:
+        if split_of.get(a, split_of.get(b)) != split_of.get(b, split_of.get(a)):
+            raise UserError(
+                f"{a} ({split_of[a]}) and {b} ({split_of[b]}) show the same ground; put both into one split, or leave one out"
+            )
+    splits: dict[str, tuple[GridScene, ...]] = {}
+    for name, split in split_of.items():
+        splits[split] = (*splits.get(split, ()), _scene(root, name, entries[name], table))
+    return Dataset("mbrsc", table, splits, protocols(table), root, "val" if val else None)
+
+
+def open_sample(data_dir: str | Path | None = None) -> Dataset:
+    """The bundled scene: trained on its upper two thirds, scored on the rest."""
+    content = read_json(SAMPLE / "scenes.json")
+    table = class_table(content, SAMPLE / "scenes.json")
+    scene = _scene(SAMPLE, "tile2", content["scenes"]["tile2"], table)
+    cut = scene.height * 2 // 3
+    splits = {
+        "train": (WindowScene("tile2-upper", scene, 0, 0, cut, scene.width),),
+        "test": (WindowScene("tile2-lower", scene, cut, 0, scene.height - cut, scene.width),),
+    }
+    return Dataset("sample", table, splits, protocols(table), SAMPLE)

@@ -1,0 +1,461 @@
+"""Scenes, class tables and protocols: what a dataset is made of. Pixels are read by window."""
+
+import difflib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from typing import Protocol as TypingProtocol
+
+import numpy as np
+
+from glcanet_jax.errors import UserError
+
+IGNORE = 255
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How scores are counted: named, and never mixed."""
+
+    name: str
+    classes: tuple[int, ...]  # ids that means are taken over
+    ignore: tuple[int, ...] = ()  # truth ids whose pixels are dropped
+    predict: tuple[int, ...] | None = None  # ids that the argmax is restricted to
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """Names and colours of the classes, and the colours that mean "ignore"."""
+
+    names: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    ignore_colours: tuple[tuple[int, int, int], ...] = ()
+    threshold: bool = False  # masks hold values slightly off 0 and 255: each channel is cut at 128
+
+    def _table(self) -> np.ndarray:
+        """Id of every 24-bit colour, 254 for those that are no class."""
+        table = np.full(2**24, 254, np.uint8)
+        for colour in self.ignore_colours:
+            table[_code(np.array(colour))] = IGNORE
+        for index, colour in enumerate(self.palette):
+            table[_code(np.array(colour))] = index
+        return table
+
+    def _ids(self, rgb: np.ndarray) -> np.ndarray:
+        if self.threshold:
+            rgb = np.where(rgb >= 128, 255, 0).astype(np.uint8)
+        return _table_of(self)[_code(rgb)]
+
+    def unknown_colours(self, rgb: np.ndarray) -> dict[tuple[int, int, int], tuple[int, tuple[int, int]]]:
+        """Colours of a mask ``[h, w, 3]`` that are no class: how many pixels, and the first (row, column)."""
+        bad = self._ids(rgb) == 254
+        if not bad.any():
+            return {}
+        colours, first, counts = np.unique(_code(rgb)[bad], return_index=True, return_counts=True)
+        rows, columns = np.nonzero(bad)
+        return {
+            (int(c) >> 16, int(c) >> 8 & 255, int(c) & 255): (int(n), (int(rows[i]), int(columns[i])))
+            for c, i, n in zip(colours, first, counts, strict=True)
+        }
+
+    def encode(self, rgb: np.ndarray) -> np.ndarray:
+        """Class ids ``[h, w]`` of an RGB mask ``[h, w, 3]``, 255 where ignored.
+
+        Raises:
+            UserError: a colour is no class.
+        """
+        ids = self._ids(rgb)
+        if (ids == 254).any():
+            raise UserError(
+                f"a mask has {describe_colours(self.unknown_colours(rgb))}; its colours must be those of the classes"
+            )
+        return ids
+
+    def decode(self, ids: np.ndarray) -> np.ndarray:
+        """Colours ``[h, w, 3]`` of ids, grey where ignored."""
+        colours = np.full((256, 3), 128, np.uint8)
+        colours[: len(self.palette)] = self.palette
+        return colours[ids]
+
+
+def describe_colours(unknown: dict[tuple[int, int, int], tuple[int, tuple[int, int]]]) -> str:
+    """The commonest unknown colours, in words."""
+    worst = sorted(unknown.items(), key=lambda item: -item[1][0])
+    text = ", ".join(f"{c} on {n} pixels from row {p[0]} column {p[1]}" for c, (n, p) in worst[:3])
+    return f"{len(unknown)} colours that are no class: {text}{' ...' if len(worst) > 3 else ''}"
+
+
+def _code(rgb: np.ndarray) -> np.ndarray:
+    rgb = rgb.astype(np.uint32)
+    return rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]
+
+
+_tables: dict[ClassTable, np.ndarray] = {}
+
+
+def _table_of(classes: ClassTable) -> np.ndarray:
+    if classes not in _tables:
+        _tables[classes] = classes._table()
+    return _tables[classes]
+
+
+class Scene(TypingProtocol):
+    """An image, and when labelled a class map of the same size. Windows lie inside the scene; defaults reach its end."""
+
+    name: str
+    height: int
+    width: int
+    bands: int
+    labelled: bool
+
+    def read_image(
+        self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
+    ) -> np.ndarray:
+        """``[h, w, bands]``, uint8 or uint16."""
+
+    def read_labels(
+        self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
+    ) -> np.ndarray:
+        """uint8 ids ``[h, w]``, 255 where ignored."""
+
+
+def window(scene: Any, top: int, left: int, height: int | None, width: int | None) -> tuple[slice, slice]:
+    """A window as slices."""
+    bottom = scene.height if height is None else top + height
+    right = scene.width if width is None else left + width
+    return slice(top, bottom), slice(left, right)
+
+
+class Cache:
+    """Decoded files, the least recently used dropped first; several threads may ask at once, each file is decoded once."""
+
+    def __init__(self, limit: int = 256 * 2**20):
+        self._limit, self._size = limit, 0
+        self._items: OrderedDict[Any, np.ndarray] = OrderedDict()
+        self._lock = threading.Lock()
+        self._busy: dict[Any, threading.Lock] = {}
+
+    def get(self, key: Any, make: Callable[[], np.ndarray]) -> np.ndarray:
+        with self._lock:
+            if key in self._items:
+                self._items.move_to_end(key)
+                return self._items[key]
+            busy = self._busy.setdefault(key, threading.Lock())
+        with busy:
+            with self._lock:
+                if key in self._items:
+                    return self._items[key]
+            value = make()
+            with self._lock:
+                self._items[key] = value
+                self._size += value.nbytes
+                while self._size > self._limit and len(self._items) > 1:
+                    self._size -= self._items.popitem(last=False)[1].nbytes
+                self._busy.pop(key, None)
+            return value
+
+
+CACHE = Cache()
+
+
+def open_image(path: Path) -> Any:
+    """Pillow's image of a file, not yet decoded, without Pillow's limit on size.
+
+    Raises:
+        UserError: the file is missing or no image.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        return Image.open(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist; restore the file or correct the list that names it") from error
+    except (UnidentifiedImageError, OSError) as error:
+        raise UserError(f"{path} cannot be read as an image ({error}); replace the file") from error
+
+
+def _is_tiff(path: Path) -> bool:
+    return Path(path).suffix.lower() in (".tif", ".tiff")
+
+
+def image_shape(path: Path) -> tuple[int, int, int]:
+    """Height, width and bands of a file, from its header."""
+    if _is_tiff(path):
+        import rasterio
+
+        with _rasterio_open(rasterio, path) as source:
+            return source.height, source.width, source.count
+    with open_image(path) as image:
+        mode = "RGB" if image.mode == "P" else image.mode
+        return (
+            image.height,
+            image.width,
+            {"L": 1, "1": 1, "LA": 2, "RGB": 3, "RGBA": 4}.get(mode, 1 if mode.startswith("I") else 3),
+        )
+
+
+def _rasterio_open(rasterio: Any, path: Path) -> Any:
+    import warnings
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+            return rasterio.open(path)
+    except rasterio.errors.RasterioIOError as error:
+        raise UserError(f"{path} cannot be read as an image ({error}); replace the file") from error
+
+
+def decode(path: Path, mask: bool = False) -> np.ndarray:
+    """A whole file ``[h, w, c]``; a palette becomes RGB."""
+    with open_image(path) as image:
+        try:
+            if image.mode in ("P", "CMYK", "YCbCr"):
+                image = image.convert("RGB")
+            array = np.asarray(image)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise UserError(f"{path} cannot be decoded ({error}); replace the file") from error
+    if array.dtype == bool:
+        array = array.astype(np.uint8)
+    if array.dtype == np.int32:  # Pillow's 16 bits
+        array = array.astype(np.uint16)
+    return array[..., None] if array.ndim == 2 else array
+
+
+def read_window(path: Path, rows: slice, columns: slice) -> np.ndarray:
+    """A window ``[h, w, c]`` of a file: TIFFs by window, others decoded once and kept for a while."""
+    if _is_tiff(path):
+        import rasterio
+        from rasterio.windows import Window
+
+        with _rasterio_open(rasterio, path) as source:
+            at = Window(columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start)
+            try:
+                return np.ascontiguousarray(np.moveaxis(source.read(window=at), 0, -1))
+            except rasterio.errors.RasterioIOError as error:
+                raise UserError(f"{path} cannot be decoded ({error}); replace the file") from error
+    return CACHE.get(str(path), lambda: decode(path))[rows, columns]
+
+
+def to_ids(raw: np.ndarray, classes: ClassTable, path: Path) -> np.ndarray:
+    """Ids of a mask that holds colours or ids.
+
+    Raises:
+        UserError: neither; the message names the file.
+    """
+    try:
+        if raw.shape[-1] >= 3:
+            return classes.encode(raw[..., :3])
+        ids = raw[..., 0]
+        bad = np.unique(ids[(ids >= len(classes.names)) & (ids != IGNORE)])
+        if bad.size:
+            raise UserError(
+                f"a mask has ids {bad[:5].tolist()}; ids must be 0 to {len(classes.names) - 1}, or 255 to ignore"
+            )
+        return ids.astype(np.uint8)
+    except UserError as error:
+        raise UserError(f"{path}: {error}; run `python -m glcanet_jax check` to list every such file") from error
+
+
+@dataclass(frozen=True)
+class FileScene:
+    """One image file and, when labelled, one mask file of colours or ids."""
+
+    name: str
+    image: Path
+    mask: Path | None
+    classes: ClassTable
+    height: int = field(init=False)
+    width: int = field(init=False)
+    bands: int = field(init=False)
+
+    def __post_init__(self):
+        for key, value in zip(("height", "width", "bands"), image_shape(self.image), strict=True):
+            object.__setattr__(self, key, value)
+
+    @property
+    def labelled(self) -> bool:
+        return self.mask is not None
+
+    def read_image(
+        self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
+    ) -> np.ndarray:
+        return read_window(self.image, *window(self, top, left, height, width))
+
+    def read_labels(
+        self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
+    ) -> np.ndarray:
+        at = window(self, top, left, height, width)
+        if _is_tiff(self.mask):
+            return to_ids(read_window(self.mask, *at), self.classes, self.mask)
+        ids = CACHE.get((str(self.mask), self.classes), lambda: to_ids(decode(self.mask), self.classes, self.mask))
+        if ids.shape != (self.height, self.width):
+            raise UserError(
+                f"{self.mask} has {ids.shape[0]} x {ids.shape[1]} pixels, its image {self.height} x {self.width}; they must agree"
+            )
+        return ids[at]
+
+
+@dataclass(frozen=True)
+class GridScene:
+    """A scene put together from parts; ``parts`` are ``(scene, top, left)``, ``crop`` bounds the pixels that are scored."""
+
+    name: str
+    height: int
+    width: int
+    parts: tuple[tuple[Any, int, int], ...]
+    crop: tuple[int, int, int, int] | None = None  # left, top, right, bottom; labels outside are ignored
+
+    @property
+    def bands(self) -> int:
+        return self.parts[0][0].bands
+
+    @property
+    def labelled(self) -> bool:
+        return all(part.labelled for part, _, _ in self.parts)
+
+    def _assemble(self, out: np.ndarray, rows: slice, columns: slice, read: str) -> np.ndarray:
+        for part, top, left in self.parts:
+            first, last = max(rows.start, top), min(rows.stop, top + part.height)
+            start, stop = max(columns.start, left), min(columns.stop, left + part.width)
+            if first < last and start < stop:
+                piece = getattr(part, read)(first - top, start - left, last - first, stop - start)
+                out[first - rows.start : last - rows.start, start - columns.start : stop - columns.start] = piece
+        return out
+
+    def read_image(
+        self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
+    ) -> np.ndarray:
+        rows, columns = window(self, top, left, height, width)
+        shape = (rows.stop - rows.start, columns.stop - columns.start, self.bands)
+        return self._assemble(np.zeros(shape, np.uint8), rows, columns, "read_image")
+
+    def read_labels(
+        self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
+    ) -> np.ndarray:
+        rows, columns = window(self, top, left, height, width)
+        shape = (rows.stop - rows.start, columns.stop - columns.start)
+        labels = self._assemble(np.full(shape, IGNORE, np.uint8), rows, columns, "read_labels")
+        if self.crop is not None:
+            x0, y0, x1, y1 = self.crop
+            y, x = np.arange(rows.start, rows.stop), np.arange(columns.start, columns.stop)
+            inside = ((y >= y0) & (y < y1))[:, None] & ((x >= x0) & (x < x1))[None]
+            labels[~inside] = IGNORE
+        return labels
+
+
+@dataclass(frozen=True)
+class WindowScene:
+    """A window of another scene, as a scene."""
+
+    name: str
+    scene: Any
+    top: int
+    left: int
+    height: int
+    width: int
+
+    @property
+    def bands(self) -> int:
+        return self.scene.bands
+
+    @property
+    def labelled(self) -> bool:
+        return self.scene.labelled
+
+    def _read(self, read: str, top: int, left: int, height: int | None, width: int | None) -> np.ndarray:
+        rows, columns = window(self, top, left, height, width)
+        size = rows.stop - rows.start, columns.stop - columns.start
+        return getattr(self.scene, read)(self.top + rows.start, self.left + columns.start, *size)
+
+    def read_image(
+        self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
+    ) -> np.ndarray:
+        return self._read("read_image", top, left, height, width)
+
+    def read_labels(
+        self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
+    ) -> np.ndarray:
+        return self._read("read_labels", top, left, height, width)
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayScene:
+    """A scene that is already in memory: ``image [h, w, c]``, ``labels [h, w]`` or None."""
+
+    name: str
+    image: np.ndarray
+    labels: np.ndarray | None = None
+
+    @property
+    def height(self) -> int:
+        return self.image.shape[0]
+
+    @property
+    def width(self) -> int:
+        return self.image.shape[1]
+
+    @property
+    def bands(self) -> int:
+        return self.image.shape[2]
+
+    @property
+    def labelled(self) -> bool:
+        return self.labels is not None
+
+    def read_image(
+        self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
+    ) -> np.ndarray:
+        return self.image[window(self, top, left, height, width)]
+
+    def read_labels(
+        self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
+    ) -> np.ndarray:
+        return self.labels[window(self, top, left, height, width)]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Scenes by split, with classes and protocols."""
+
+    name: str
+    classes: ClassTable
+    splits: dict[str, tuple[Any, ...]]
+    protocols: tuple[Protocol, ...]
+    root: Path | None = None
+    validation_split: str | None = None  # chooses a checkpoint; never one that is reported
+    scale: float = 255.0  # full scale of the images' values
+
+    def scenes(self, split: str) -> tuple[Any, ...]:
+        """The scenes of a split.
+
+        Raises:
+            UserError: no such split.
+        """
+        if split not in self.splits:
+            near = difflib.get_close_matches(split, self.splits, n=1)
+            perhaps = f" (perhaps you meant {near[0]!r})" if near else ""
+            raise UserError(f"{self.name} has no split {split!r}{perhaps}; it has {', '.join(self.splits)}")
+        return self.splits[split]
+
+
+class DatasetMissing(UserError):
+    """A dataset is not where it was looked for. The message spans lines: path, what was found, layout, how to get it."""
+
+    def __init__(self, name: str, path: Path, tree: str, how: str):
+        found = "nothing: the folder does not exist"
+        if path.is_dir():
+            entries = sorted(p.name + "/" * p.is_dir() for p in path.iterdir())
+            found = (
+                ", ".join(entries[:8]) + (f" ... ({len(entries)} entries)" if len(entries) > 8 else "")
+                if entries
+                else "an empty folder"
+            )
+        super().__init__(
+            f"{name} was not found\n  looked at: {path}\n  found:     {found}\n  expected:\n"
+            + "".join(f"    {line}\n" for line in tree.strip("\n").splitlines())
+            + f"  get it:    {how}\n  or try the bundled scene: python -m experiments.deepglobe sample"
+        )

@@ -1,0 +1,36 @@
+"""An experiment from its configuration to a table and pictures: train, evaluate, draw."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from glcanet_jax import loop, metrics, report, runs
+from glcanet_jax.config import Config
+
+
+def run(config: Config, split: str) -> dict[str, Any]:
+    """Train (or go on), score ``split`` with the weights that the run chose, draw; prints a table and every path."""
+    out = loop.train(config)
+    report.save_curve(out / "curve.png", report.read_log(out / "log.jsonl"))
+    path = runs.find_weights(out)
+    predictor, saved, _ = runs.load_predictor(path, config.eval_batch)
+    dataset = runs.open_data(config.data)
+    folder = out / f"eval-{split}"
+    result = runs.evaluate_split(predictor, saved, dataset, split, folder, path)
+    for name, scores in result["protocols"].items():
+        print(f"\n{dataset.name}, split {split}, protocol {name}, weights {path.name}\n{metrics.format_table(scores)}")
+        protocol = next(p for p in dataset.protocols if p.name == name)
+        majority = metrics.scores(
+            metrics.majority_baseline(np.asarray(result["confusion"])), dataset.classes.names, protocol
+        )
+        print(
+            f"an all-majority map would score mIoU {100 * majority['miou']:.2f}, overall accuracy {100 * majority['oa']:.2f}"
+        )
+    print("\nscores   ", folder / "metrics.json")
+    print("curve    ", out / "curve.png")
+    print("confusion", folder / "confusion.png")
+    for overlay in sorted(folder.glob("overlay_*.png")):
+        print("overlay  ", overlay)
+    print("weights  ", Path(path))
+    return result

@@ -1,0 +1,130 @@
+"""Scores from confusion matrices over whole datasets; rows are truth, columns are predictions."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from glcanet_jax.errors import UserError
+
+IGNORE = 255
+
+
+def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, num_classes: int, ignore: int = IGNORE) -> np.ndarray:
+    """Counts ``[k, k]`` of the pixels whose truth is not ``ignore``.
+
+    Raises:
+        UserError: an id of truth or prediction is no class.
+    """
+    counted = truth != ignore
+    truth, prediction = truth[counted].astype(np.int64), prediction[counted].astype(np.int64)
+    for what, ids in (("truth", truth), ("prediction", prediction)):
+        if ids.size and (ids.max() >= num_classes or ids.min() < 0):
+            raise UserError(
+                f"the {what} holds class id {ids.max()}; there are {num_classes} classes, ids 0 to {num_classes - 1}"
+            )
+    return np.bincount(truth * num_classes + prediction, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def _ratio(a: float, b: float) -> float | None:
+    return float(a / b) if b else None
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    present = [v for v in values if v is not None]
+    return float(np.mean(present)) if present else None
+
+
+def scores(confusion: np.ndarray, class_names: Sequence[str], protocol: Any) -> dict[str, Any]:
+    """Scores of a protocol from the confusion matrix of its restricted predictions.
+
+    Classes absent from truth and prediction score None and are left out of means. ``oa`` is over all counted pixels.
+    """
+    confusion = np.array(confusion, np.int64)
+    confusion[list(protocol.ignore)] = 0
+    hits, truth, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
+    classes = {}
+    for c in protocol.classes:
+        hit, t, p = int(hits[c]), int(truth[c]), int(predicted[c])
+        classes[class_names[c]] = {
+            "iou": _ratio(hit, t + p - hit),
+            "f1": _ratio(2 * hit, t + p),
+            "precision": _ratio(hit, p),
+            "recall": _ratio(hit, t),
+            "support": t,
+        }
+    return {
+        "miou": _mean([c["iou"] for c in classes.values()]),
+        "mf1": _mean([c["f1"] for c in classes.values()]),
+        "oa": _ratio(int(hits.sum()), int(confusion.sum())),
+        "classes": classes,
+    }
+
+
+def majority_baseline(confusion: np.ndarray) -> np.ndarray:
+    """The confusion matrix of a map that is everywhere the commonest true class."""
+    confusion = np.asarray(confusion)
+    out = np.zeros_like(confusion)
+    out[:, confusion.sum(1).argmax()] = confusion.sum(1)
+    return out
+
+
+def _restrict(logits: np.ndarray, predict: tuple[int, ...] | None) -> np.ndarray:
+    if predict is None:
+        return logits.argmax(-1)
+    return np.asarray(predict)[logits[..., list(predict)].argmax(-1)]
+
+
+class ConfusionAccumulator:
+    """Confusion matrices of several scenes, one for every set of classes that a protocol lets the argmax choose from."""
+
+    def __init__(self, num_classes: int, protocols: Sequence[Any]):
+        self._k, self._protocols = num_classes, tuple(protocols)
+        self._restrictions = tuple(dict.fromkeys([None, *(p.predict for p in protocols)]))
+        self._scenes: dict[str, dict[Any, np.ndarray]] = {}
+
+    def add(self, scene: str, truth: np.ndarray, logits: np.ndarray) -> None:
+        """Count some rows of a scene: ids ``[h, w]`` and logits ``[h, w, k]``."""
+        matrices = self._scenes.setdefault(
+            scene, {r: np.zeros((self._k, self._k), np.int64) for r in self._restrictions}
+        )
+        for restriction in self._restrictions:
+            matrices[restriction] += confusion_matrix(truth, _restrict(logits, restriction), self._k)
+
+    def total(self, restriction: tuple[int, ...] | None = None) -> np.ndarray:
+        """The matrix over all scenes."""
+        return sum((m[restriction] for m in self._scenes.values()), np.zeros((self._k, self._k), np.int64))
+
+    def result(self, class_names: Sequence[str], config: dict[str, Any]) -> dict[str, Any]:
+        """``metrics.json``: every protocol over all scenes, the unrestricted matrix, every scene by itself, the configuration."""
+
+        def by_protocol(matrix_of: Any) -> dict[str, Any]:
+            return {p.name: scores(matrix_of(p.predict), class_names, p) for p in self._protocols}
+
+        scenes = {}
+        for name, matrices in self._scenes.items():
+            own = by_protocol(matrices.__getitem__)
+            scenes[name] = {p: {k: s[k] for k in ("miou", "mf1", "oa")} for p, s in own.items()}
+            scenes[name]["confusion"] = matrices[None].tolist()
+        return {
+            "protocols": by_protocol(self.total),
+            "confusion": self.total().tolist(),
+            "scenes": scenes,
+            "config": config,
+        }
+
+
+def format_table(result: dict[str, Any]) -> str:
+    """A protocol's scores as text, in percent."""
+    percent = lambda v: "     -" if v is None else f"{100 * v:6.2f}"  # noqa: E731
+    width = max(len("mean"), *(len(name) for name in result["classes"]))
+    lines = [f"{'class':<{width}}    IoU     F1   prec.  recall       pixels"]
+    for name, s in result["classes"].items():
+        line = (
+            f"{name:<{width}} {percent(s['iou'])} {percent(s['f1'])}  {percent(s['precision'])}  {percent(s['recall'])}"
+        )
+        lines.append(f"{line} {s['support']:>12,}")
+    lines.append(
+        f"{'mean':<{width}} {percent(result['miou'])} {percent(result['mf1'])}   overall accuracy {percent(result['oa']).strip()}"
+    )
+    return "\n".join(lines)

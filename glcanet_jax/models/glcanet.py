@@ -1,0 +1,348 @@
+"""GLCANet: two branches, self-attention in each, masked cross-attention between them (DESIGN section 2).
+
+``encode_global`` runs once a context, ``encode_local`` needs no context, ``fuse`` joins them; ``__call__`` composes the
+three. Letters: ``b`` contexts, ``n`` patches of each, ``h w`` pixels or cells, ``c`` channels, ``k`` classes.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Float
+
+from glcanet_jax import geometry
+from glcanet_jax.errors import UserError
+from glcanet_jax.models import attention, convolution
+from glcanet_jax.models.attention import CrossAttention, SelfAttention
+from glcanet_jax.models.fpn import LEVELS, Laterals, LocalEnhancement, SharedSmooth, Smooth, stride
+from glcanet_jax.models.resnet import BLOCKS, ResNet, norm_layer
+from glcanet_jax.models.sampling import sample_boxes, upsample
+
+SELF_LEVELS = (4, 5)  # self-attention sits on P5 and P4
+CHOICES = {
+    "depth": tuple(BLOCKS),
+    "stride": ("v1.5", "v1"),
+    "norm": ("batch", "frozen", "group"),
+    "lem_norm": ("auto", "batch", "group"),
+    "residual": ("query", "input"),
+    "position": ("sine", None),
+    "mask": ("footprint", "window", "none"),
+    "sharing": ("none", "glnet"),
+    "dtype": ("float32", "bfloat16"),
+}
+Maps = dict[str, Array]
+
+
+class Branch(nn.Module):
+    """Backbone, pyramid, self-attention and auxiliary head of one view."""
+
+    num_classes: int
+    channels: int
+    backbone: Callable[..., nn.Module] | None
+    conv: Callable
+    heads: int
+    dtype: jnp.dtype
+    self_attention: bool
+    enhancement: Callable[..., nn.Module] | None = None
+    smooth: Callable[..., nn.Module] = Smooth
+
+    def setup(self):
+        if self.backbone is not None:
+            self.resnet = self.backbone()
+        if self.enhancement is not None:
+            self.lem = self.enhancement()
+        self.fpn = Laterals(self.channels, self.conv)
+        if self.self_attention:
+            self.attention = {str(i): SelfAttention(self.heads, self.dtype) for i in SELF_LEVELS}
+        self.smoothing = self.smooth(self.channels, self.conv)
+        self.head = self.conv(self.num_classes, (3, 3), padding=1, kernel_init=nn.initializers.normal(0.01))
+
+    def features(self, x: Float[Array, "b h w c"], train: bool) -> Maps:
+        """C2..C5."""
+        return self.resnet(x, train)
+
+    def laterals(self, maps: Maps, train: bool) -> Maps:
+        """The lateral maps, of an enhanced C2 in the local branch."""
+        if self.enhancement is not None:
+            maps = {**maps, "c2": self.lem(maps["c2"], train)}
+        return self.fpn(maps)
+
+    def attend(
+        self, level: int, x: Float[Array, "b h w c"], code: Float[Array, "#b t c"] | None
+    ) -> Float[Array, "b h w c"]:
+        if not (self.self_attention and level in SELF_LEVELS):
+            return x
+        h, w = x.shape[1:3]
+        tokens = self.attention[str(level)](rearrange(x, "b h w c -> b (h w) c"), code)
+        return rearrange(tokens, "b (h w) c -> b h w c", h=h, w=w)
+
+
+class Fusion(nn.Module):
+    """GLCA-FM (paper section 3.5), the refinement of the global features by each patch, and the aggregation (section 3.6)."""
+
+    num_classes: int
+    channels: int
+    conv: Callable
+    heads: int
+    residual: str
+    levels: tuple[int, ...]
+    dtype: jnp.dtype
+    share: bool = False  # GLNet's sharing of C2..C5
+
+    def setup(self):
+        cross = partial(CrossAttention, self.heads, self.residual, dtype=self.dtype)
+        # the local answer starts at zero through W_V; the global one through the refinement, which needs it alive
+        local_init = {"value_init": nn.initializers.zeros} if self.residual == "query" else {}
+        global_init = {} if self.residual == "query" else {"out_init": nn.initializers.lecun_normal()}
+        self.local_asks = {str(i): cross(**local_init) for i in self.levels}
+        self.global_asks = {str(i): cross(**global_init) for i in self.levels}
+        self.refine = {
+            str(i): self.conv(2 * self.channels, (1, 1), padding=0, kernel_init=nn.initializers.zeros)
+            for i in self.levels
+        }
+        if self.share:
+            # a 1x1 convolution of both branches' maps is the sum of one of each: the global half is made once a context
+            self.share_laterals = Laterals(self.channels, partial(self.conv, use_bias=False))
+        self.aggregate = self.conv(self.num_classes, (3, 3), padding=1, kernel_init=nn.initializers.normal(0.01))
+
+    def backbone_share(self, maps: Maps) -> dict[int, Array]:
+        """The global branch's share of the local laterals, on the global grid."""
+        return {i: self.share_laterals(maps)[f"lat{i}"] for i in LEVELS}
+
+
+class GLCANet(nn.Module):
+    """The network of the paper; every option is a field. Returns ``(logits, out)``, ``out`` holding every named stage."""
+
+    num_classes: int
+    depth: int = 50  # of the ResNets: 18, 34, 50 or 101
+    width: int = 64  # filters of their stems
+    stride: str = "v1.5"  # where a bottleneck strides; v1 for weights trained so
+    fpn_channels: int = 256
+    share_backbone: bool = False
+    norm: str = "batch"  # of the backbones: batch, frozen or group
+    lem_norm: str = "auto"  # batch or group; auto: batch where the backbones' is batch
+    heads: int = 1
+    self_attention: bool = True
+    lem: bool = True
+    attn_levels: tuple[int, ...] = (5, 4)  # pyramid levels of the cross-attention; () for none
+    residual: str = "query"  # or "input"
+    position: str | None = "sine"  # None: the paper to the letter
+    mask: str = "footprint"  # window, none
+    mask_margin: float = 0.5  # sides of the box
+    mask_radius: float = 250.0  # scene pixels
+    sharing: str = "none"  # "glnet": concatenation at GLNet's four points instead of attention
+    dtype: str = "float32"  # of the computation; parameters stay float32
+    remat: bool = False  # recompute the backbones' blocks in the backward pass
+    fast_conv: bool | None = None  # kernel gradient made for CPUs; None: on CPUs only
+
+    def setup(self):
+        self._check()
+        dtype = jnp.dtype(self.dtype)
+        conv = partial(nn.Conv, dtype=dtype, conv_general_dilated=convolution.choose(self.fast_conv))
+        norm = norm_layer(self.norm, dtype)
+        new_norm = norm_layer(
+            ("batch" if self.norm == "batch" else "group") if self.lem_norm == "auto" else self.lem_norm, dtype
+        )
+        attends = self.self_attention and self.sharing == "none"
+        levels = self.attn_levels if self.sharing == "none" else ()
+        backbone = partial(
+            ResNet,
+            depth=self.depth,
+            width=self.width,
+            stride=self.stride,
+            conv=partial(conv, use_bias=False),
+            norm=norm,
+            remat=self.remat,
+        )
+        branch = partial(
+            Branch,
+            self.num_classes,
+            self.fpn_channels,
+            conv=conv,
+            heads=self.heads,
+            dtype=dtype,
+            self_attention=attends,
+        )
+        self.local = branch(
+            backbone=None if self.share_backbone else backbone,
+            enhancement=partial(LocalEnhancement, conv=conv, norm=new_norm) if self.lem else None,
+            smooth=SharedSmooth if self.sharing == "glnet" else Smooth,
+        )
+        setattr(self, "global", branch(backbone=backbone))
+        self.fusion = Fusion(
+            self.num_classes, self.fpn_channels, conv, self.heads, self.residual, levels, dtype, self.sharing == "glnet"
+        )
+
+    def _check(self):
+        """Raises UserError for options that do not exist, naming those that do."""
+        for field, allowed in CHOICES.items():
+            if getattr(self, field) not in allowed:
+                raise UserError(
+                    f"model.{field} is {getattr(self, field)!r}; it must be one of {', '.join(map(repr, allowed))}"
+                )
+        if not set(self.attn_levels) <= set(LEVELS):
+            raise UserError(f"model.attn_levels is {self.attn_levels}; they must be among 5, 4, 3, 2")
+        if self.fpn_channels % (4 * self.heads) or self.fpn_channels % 8:
+            raise UserError(
+                f"model.fpn_channels is {self.fpn_channels}; it must be a multiple of 8 and of 4 times heads ({self.heads})"
+            )
+
+    def _code(
+        self, level: int, like: Array, size: Array, box: Array | None = None
+    ) -> tuple[Array | None, tuple[Array, Array]]:
+        """Position codes of a map's tokens ``[..., h * w, c]`` and the centres of its rows and columns.
+
+        Args:
+            like: the map, ``[..., h, w, c]``; size: pixels that it looks at, ``[..., 2]``; box: where those lie in the
+                context, ``[..., 4]`` (all of it without).
+        """
+        centres = []
+        for axis, count in enumerate(like.shape[-3:-1]):
+            centre = geometry.cell_centres(count, stride(level), size[..., axis, None])
+            if box is not None:
+                centre = box[..., axis, None] + centre * (box[..., axis + 2, None] - box[..., axis, None])
+            centres.append(centre)
+        if self.position is None:
+            return None, tuple(centres)
+        code = attention.position_code(*centres, self.fpn_channels)
+        return rearrange(code, "... h w c -> ... (h w) c"), tuple(centres)
+
+    def _global_stages(self, image: Float[Array, "b h w c"], train: bool) -> Maps:
+        branch = getattr(self, "global")
+        size = jnp.broadcast_to(jnp.asarray(image.shape[1:3], jnp.float32)[None], (image.shape[0], 2))
+        features = branch.features(image, train)
+        laterals = branch.laterals(features, train)
+        pyramid, stages = {}, {"size": size}
+        for i in reversed(LEVELS):
+            x = laterals[f"lat{i}"]
+            if i < max(LEVELS):
+                x = x + upsample(pyramid[i + 1], x.shape[1:3])
+            pyramid[i] = branch.attend(i, x, self._code(i, x, size)[0] if i in SELF_LEVELS else None)
+        x, smooth = branch.smoothing(pyramid)
+        stages |= {f"p{i}": y for i, y in pyramid.items()} | smooth | {"x": x, "logits": branch.head(x)}
+        if self.sharing == "glnet":
+            stages |= {f"c{i}": y for i, y in self.fusion.backbone_share(features).items()}
+        return stages
+
+    def encode_global(self, global_image: Float[Array, "b h w c"], *, train: bool = False) -> Maps:
+        """What ``fuse`` needs of ``b`` contexts, and the global branch's own logits; once a context."""
+        return self._context(self._global_stages(global_image, train))
+
+    def _context(self, stages: Maps) -> Maps:
+        names = {"size", "x", "logits"} | {f"p{i}" for i in self.attn_levels}
+        return {k: v for k, v in stages.items() if k in names or self.sharing == "glnet"}
+
+    def encode_local(self, patches: Float[Array, "b n h w c"], *, train: bool = False) -> Maps:
+        """Lateral maps ``[b, n, h, w, c]`` of the patches: all of the local branch that needs no context."""
+        b, n = patches.shape[:2]
+        backbone = getattr(self, "global") if self.share_backbone else self.local
+        features = backbone.features(rearrange(patches, "b n h w c -> (b n) h w c"), train)
+        maps = self.local.laterals(features, train)
+        maps = {k: rearrange(v, "(b n) h w c -> b n h w c", b=b) for k, v in maps.items()}
+        return maps | {"size": jnp.broadcast_to(jnp.asarray(patches.shape[2:4], jnp.float32)[None, None], (b, n, 2))}
+
+    def fuse(
+        self, context: Maps, features: Maps, boxes: Float[Array, "b n 4"], *, train: bool = False
+    ) -> tuple[Array, Maps]:
+        """Joins ``n`` patches of each context to it; patches do not see each other.
+
+        Args:
+            context: of ``encode_global``; features: of ``encode_local``; boxes: the patches', as fractions of the context.
+
+        Returns:
+            logits ``[b, n, h, w, k]`` at stride 4, and every named stage of the local branch and the fusion.
+        """
+        b, n = boxes.shape[:2]
+        local, out = self.local, {}
+        flat = lambda x: rearrange(x, "b n ... -> (b n) ...")  # noqa: E731
+        patched = lambda x: rearrange(x, "(b n) ... -> b n ...", b=b)  # noqa: E731
+
+        def at_boxes(maps: Array, level: int) -> Array:
+            """A global map at ``level`` at the cells of the patches, ``[b n, h, w, c]``."""
+            shape = features[f"lat{level}"].shape[2:4]
+            return flat(sample_boxes(maps, boxes, shape, stride(level), features["size"], context["size"]))
+
+        pyramid, refinement = {}, None
+        for i in reversed(LEVELS):
+            x = flat(features[f"lat{i}"])
+            if self.sharing == "glnet":
+                x = x + at_boxes(context[f"c{i}"], i)
+            if i < max(LEVELS):
+                x = x + upsample(pyramid[i + 1], x.shape[1:3])
+            code, centres = self._code(i, patched(x), features["size"], boxes)
+            x = local.attend(i, x, None if code is None else flat(code))
+            out[f"local/p{i}"] = x
+            if i in self.fusion.levels:
+                x, change = self._cross(i, patched(x), context, code, centres, boxes, features["size"])
+                x = flat(x)
+                out[f"fused/p{i}"], out[f"fused/d{i}"] = x, change
+                at_box = _at_own_box(change, boxes, x.shape[1:3], stride(i), features["size"], context["size"])
+                change = upsample(self.fusion.refine[str(i)](flat(at_box)), features["lat2"].shape[2:4])
+                refinement = change if refinement is None else refinement + change
+            pyramid[i] = x
+
+        x_global = at_boxes(context["x"], 2)
+        if self.sharing == "glnet":
+            level = lambda name: int(name[-1])  # noqa: E731
+            x, _ = local.smoothing(pyramid, lambda name: at_boxes(context[name], level(name)))
+        else:
+            x, _ = local.smoothing(pyramid)
+        refined = x_global if refinement is None else x_global + refinement
+        logits = patched(self.fusion.aggregate(jnp.concatenate([x, refined], axis=-1))).astype(jnp.float32)
+        out |= {
+            "local/x": x,
+            "local/logits": local.head(x),
+            "global/x_at_box": x_global,
+            "fused/x_global": refined,
+        }
+        out = {k: v if v.ndim == 5 else patched(v) for k, v in out.items()} | {"logits": logits}
+        out["local/logits"] = out["local/logits"].astype(jnp.float32)
+        return logits, out
+
+    def _cross(self, level, x, context, code, centres, boxes, patch):
+        """Both directions at a level: the patches' tokens after asking, and D, the change of the global map by each patch."""
+        asked = context[f"p{level}"]
+        h, w = x.shape[2:4]
+        height, width = asked.shape[1:3]
+        asked_code, asked_centres = self._code(level, asked, context["size"])
+        mask = attention.visibility(
+            self.mask, centres, asked_centres, boxes, patch, margin=self.mask_margin, radius=self.mask_radius
+        )
+        tokens = rearrange(x, "b n h w c -> b n (h w) c")
+        asked = rearrange(asked, "b h w c -> b 1 (h w) c")
+        asked_code = None if asked_code is None else asked_code[:, None]
+        answered = self.fusion.local_asks[str(level)](tokens, asked, code, asked_code, mask)
+        transposed = None if mask is None else jnp.swapaxes(mask, -1, -2)
+        change = self.fusion.global_asks[str(level)](asked, tokens, asked_code, code, transposed) - asked
+        if mask is not None:
+            change = jnp.where(mask.any(axis=-2)[..., None], change, jnp.zeros((), change.dtype))
+        return (
+            rearrange(answered, "b n (h w) c -> b n h w c", h=h, w=w),
+            rearrange(change, "b n (h w) c -> b n h w c", h=height, w=width),
+        )
+
+    def __call__(
+        self,
+        global_image: Float[Array, "b h w c"],
+        patches: Float[Array, "b n ph pw c"],
+        boxes: Float[Array, "b n 4"],
+        *,
+        train: bool = False,
+    ) -> tuple[Float[Array, "b n qh qw k"], Maps]:
+        """Logits of every patch at stride 4, and every named stage (``global/p5``, ``local/logits``, ``fused/p4``...)."""
+        stages = self._global_stages(global_image, train)
+        logits, out = self.fuse(self._context(stages), self.encode_local(patches, train=train), boxes, train=train)
+        out |= {f"global/{k}": v for k, v in stages.items() if k != "size"}
+        out["global/logits"] = out["global/logits"].astype(jnp.float32)
+        return logits, out
+
+
+def _at_own_box(maps: Array, boxes: Array, *args) -> Array:
+    """Maps that differ by patch, ``[b, n, h, w, c]``, sampled each at its own box."""
+    merge = lambda x: x.reshape(-1, 1, *x.shape[2:])  # noqa: E731
+    cells, step, patch, size = args
+    size = jnp.broadcast_to(size[:, None], patch.shape)
+    sampled = sample_boxes(merge(maps)[:, 0], merge(boxes), cells, step, merge(patch), merge(size)[:, 0])
+    return sampled.reshape(*boxes.shape[:2], *sampled.shape[2:])

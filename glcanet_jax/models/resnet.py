@@ -1,0 +1,148 @@
+"""ResNet backbones (He et al., 2016), with explicit padding, returning C2..C5.
+
+Feature cell ``j`` of a map at stride ``s`` is centred on input pixel ``s * j``; Flax's ``SAME`` would pad unevenly at
+stride 2 and shift it.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+STRIDES = (4, 8, 16, 32)  # of C2..C5
+
+
+class BatchNorm(nn.BatchNorm):
+    """Flax's BatchNorm, told its mode like every block here."""
+
+    def __call__(self, x: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b h w c"]:
+        return super().__call__(x, use_running_average=not train)
+
+
+class FrozenBatchNorm(nn.Module):
+    """BatchNorm with fixed statistics, scale and bias, as a pretrained backbone on small batches wants it."""
+
+    dtype: jnp.dtype = jnp.float32
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b h w c"]:
+        shape = (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
+        mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32).value
+        var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32).value
+        factor = scale / jnp.sqrt(var + self.epsilon)
+        factor, shift = lax.stop_gradient((factor, bias - mean * factor))
+        return (x * factor.astype(x.dtype)[None, None, None] + shift.astype(x.dtype)[None, None, None]).astype(
+            self.dtype
+        )
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation (Wu and He, 2018) in 8 groups, or the most that divide the channels; in float32."""
+
+    dtype: jnp.dtype = jnp.float32
+    groups: int = 8
+    scale_init: Callable = nn.initializers.ones
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b h w c"]:
+        channels = x.shape[-1]
+        scale = self.param("scale", self.scale_init, (channels,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+        groups = max(g for g in range(1, self.groups + 1) if channels % g == 0)
+        y = nn.GroupNorm(num_groups=groups, epsilon=1e-5, use_bias=False, use_scale=False, dtype=jnp.float32)(x)
+        return (y * scale[None, None, None] + bias[None, None, None]).astype(self.dtype)
+
+
+def norm_layer(mode: str, dtype: jnp.dtype = jnp.float32) -> Callable[..., nn.Module]:
+    """``batch`` (statistics of the batch in training), ``frozen`` (running ones, fixed affine) or ``group``."""
+    if mode == "batch":
+        return partial(BatchNorm, momentum=0.9, epsilon=1e-5, dtype=dtype)
+    if mode == "frozen":
+        return partial(FrozenBatchNorm, dtype=dtype)
+    return partial(GroupNorm, dtype=dtype)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with a shortcut (section 4.1, figure 5 left)."""
+
+    filters: int
+    stride: int
+    conv: Callable
+    norm: Callable
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b h2 w2 c2"]:
+        y = self.conv(self.filters, (3, 3), strides=self.stride, padding=1, name="conv1")(x)
+        y = nn.relu(self.norm(name="norm1")(y, train))
+        y = self.conv(self.filters, (3, 3), padding=1, name="conv2")(y)
+        y = self.norm(name="norm2")(y, train)
+        if x.shape != y.shape:
+            x = self.conv(self.filters, (1, 1), strides=self.stride, padding=0, name="shortcut_conv")(x)
+            x = self.norm(name="shortcut_norm")(x, train)
+        return nn.relu(x + y)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 with a shortcut (figure 5 right). v1 strides on the first 1x1, v1.5 on the 3x3."""
+
+    filters: int
+    stride: int
+    conv: Callable
+    norm: Callable
+    stride_on_first: bool = False
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b h2 w2 c2"]:
+        first, second = (self.stride, 1) if self.stride_on_first else (1, self.stride)
+        y = self.conv(self.filters, (1, 1), strides=first, padding=0, name="conv1")(x)
+        y = nn.relu(self.norm(name="norm1")(y, train))
+        y = self.conv(self.filters, (3, 3), strides=second, padding=1, name="conv2")(y)
+        y = nn.relu(self.norm(name="norm2")(y, train))
+        y = self.conv(4 * self.filters, (1, 1), padding=0, name="conv3")(y)
+        y = self.norm(name="norm3")(y, train)
+        if x.shape != y.shape:
+            x = self.conv(4 * self.filters, (1, 1), strides=self.stride, padding=0, name="shortcut_conv")(x)
+            x = self.norm(name="shortcut_norm")(x, train)
+        return nn.relu(x + y)
+
+
+class ResNet(nn.Module):
+    """ResNet-18, 34, 50 or 101 without its classifier; any number of input bands."""
+
+    depth: int = 50
+    width: int = 64  # filters of the stem; every stage scales with it
+    stride: str = "v1.5"  # or "v1": where a bottleneck strides
+    conv: Callable = partial(nn.Conv, use_bias=False)
+    norm: Callable = norm_layer("batch")
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], train: bool = False) -> dict[str, Float[Array, "b _ _ _"]]:
+        block = BasicBlock if self.depth < 50 else Bottleneck
+        if self.remat:
+            block = nn.remat(block, static_argnums=(2,))  # train; self is 0
+        if self.depth >= 50:
+            block = partial(block, stride_on_first=self.stride == "v1")
+        x = self.conv(self.width, (7, 7), strides=2, padding=3, name="stem_conv")(x)
+        x = nn.relu(self.norm(name="stem_norm")(x, train))
+        # after a ReLU nothing is below zero, so padding with -inf and padding with 0 are the same
+        x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        out = {}
+        for stage, blocks in enumerate(BLOCKS[self.depth]):
+            for i in range(blocks):
+                x = block(
+                    filters=self.width * 2**stage,
+                    stride=2 if stage > 0 and i == 0 else 1,
+                    conv=self.conv,
+                    norm=self.norm,
+                    name=f"stage{stage + 1}_block{i + 1}",
+                )(x, train)
+            out[f"c{stage + 2}"] = x
+        return out

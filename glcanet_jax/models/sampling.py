@@ -1,0 +1,95 @@
+"""Resizing and sampling at cell centres: fine cell ``j`` reads coarse position ``j * s_fine / s_coarse``, clamped, bilinear.
+
+Half-pixel resizing would put a stride-32 map 8 px off a stride-16 one (DESIGN section 2, "Geometry").
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from glcanet_jax import geometry
+
+
+def _double(x: Array, axis: int) -> Array:
+    """Twice as many cells along an axis: every cell, and the mean of it and its successor (the last one clamped)."""
+    last = x.shape[axis] - 1
+    successor = jnp.concatenate(
+        [jax.lax.slice_in_dim(x, 1, None, axis=axis), jax.lax.slice_in_dim(x, last, None, axis=axis)], axis
+    )
+    doubled = jnp.stack([x, 0.5 * (x + successor)], axis=axis + 1)
+    return doubled.reshape(*x.shape[:axis], 2 * x.shape[axis], *x.shape[axis + 1 :])
+
+
+def upsample(x: Float[Array, "*b h w c"], size: tuple[int, int]) -> Float[Array, "*b H W c"]:
+    """Bring a map to a grid of cells 2, 4, 8... times as fine; exact on linear ramps away from the clamp.
+
+    Raises:
+        ValueError: ``size`` is not that of a finer grid of the same image.
+    """
+    for axis, wanted in ((x.ndim - 3, size[0]), (x.ndim - 2, size[1])):
+        start = x.shape[axis]
+        while x.shape[axis] < wanted:  # halving again and again equals one bilinear step: the pieces are linear
+            x = jax.lax.slice_in_dim(
+                _double(x, axis), 0, min(2 * x.shape[axis], _next(x.shape[axis], wanted)), axis=axis
+            )
+        if x.shape[axis] != wanted:
+            raise ValueError(f"cannot bring {start} cells to {wanted}: not a finer grid of the same image")
+    return x
+
+
+def _next(count: int, wanted: int) -> int:
+    """Cells of the next finer grid on the way to ``wanted``: ``wanted`` halved, rounding up, until it is within a doubling."""
+    while wanted > 2 * count:
+        wanted = -(-wanted // 2)
+    return wanted
+
+
+def logits_to_pixels(logits: Float[Array, "*b h w k"], size: tuple[int, int]) -> Float[Array, "*b H W k"]:
+    """Stride-4 logits at every pixel, in float32."""
+    return upsample(logits.astype(jnp.float32), size)
+
+
+def _lerp(x: Float[Array, "n c"], positions: Float[Array, " m"]) -> Float[Array, "m c"]:
+    """Rows of ``x`` at fractional positions, clamped."""
+    last = x.shape[0] - 1
+    positions = jnp.clip(positions, 0, last)
+    low = jnp.clip(jnp.floor(positions).astype(jnp.int32), 0, max(last - 1, 0))
+    weight = (positions - low).astype(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
+    return x[low] * (1 - weight) + x[jnp.minimum(low + 1, last)] * weight
+
+
+def sample_box(
+    maps: Float[Array, "h w c"],
+    box: Float[Array, " 4"],
+    cells: tuple[int, int],
+    stride: int,
+    patch: Float[Array, " 2"],
+    size: Float[Array, " 2"],
+) -> Float[Array, "ph pw c"]:
+    """Sample a global map at a patch's cells.
+
+    Args:
+        maps: a map of the global branch at ``stride``.
+        box: the patch's box, fractions of the context.
+        cells: rows and columns of the patch's own map at the same ``stride``.
+        patch: pixels of the patch (height, width); size: pixels of the global view.
+    """
+    for axis in (0, 1):
+        centres = geometry.cell_centres(cells[axis], stride, patch[axis])
+        fraction = box[axis] + centres * (box[axis + 2] - box[axis])
+        positions = (fraction * size[axis] - 0.5) / stride
+        maps = jnp.swapaxes(_lerp(jnp.swapaxes(maps, 0, axis), positions), 0, axis)
+    return maps
+
+
+def sample_boxes(
+    maps: Float[Array, "b h w c"],
+    boxes: Float[Array, "b n 4"],
+    cells: tuple[int, int],
+    stride: int,
+    patch: Float[Array, "b n 2"],
+    size: Float[Array, "b 2"],
+) -> Float[Array, "b n ph pw c"]:
+    """:func:`sample_box` for the ``n`` patches of each of ``b`` contexts."""
+    sample = lambda m, box, p, s: sample_box(m, box, cells, stride, p, s)  # noqa: E731
+    return jax.vmap(jax.vmap(sample, in_axes=(None, 0, 0, None)))(maps, boxes, patch, size)

@@ -1,0 +1,151 @@
+"""Pictures of a run: overlays, confusion matrices, training curves. Written whole or not at all."""
+
+import csv
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+IGNORE = 255
+GREY = 128
+
+
+def _atomic(path: Path) -> Path:
+    return path.with_name(f".{path.stem}.part{path.suffix}")
+
+
+def _save_figure(figure: Any, path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(figure)
+    figure.savefig(_atomic(path), dpi=110)
+    os.replace(_atomic(path), path)
+
+
+def save_overlay(
+    path: Path,
+    image: np.ndarray,
+    truth: np.ndarray | None,
+    prediction: np.ndarray,
+    palette: Sequence[tuple[int, int, int]],
+    class_names: Sequence[str],
+) -> None:
+    """Image, truth and prediction side by side, with a legend.
+
+    Args:
+        image: ``[h, w, 3]`` uint8, already small enough to look at; truth, prediction: ids ``[h, w]``, 255 shown grey.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    colours = np.full((256, 3), GREY, np.uint8)
+    colours[: len(palette)] = palette
+    panels = [("image", image)]
+    if truth is not None:
+        panels.append(("truth", colours[truth]))
+    panels.append(("prediction", colours[prediction]))
+    height, width = image.shape[:2]
+    if width > 1.6 * height:  # wide scenes are stacked
+        rows, columns = len(panels), 1
+    else:
+        rows, columns = 1, len(panels)
+    panel_width = min(5.5, 11 * width / height) if columns > 1 else 11
+    panel_height = panel_width * height / width
+    size = columns * panel_width + 0.2 * (columns + 1), rows * (panel_height + 0.35) + 0.55
+    figure = Figure(figsize=size, layout="constrained")
+    for axis, (title, panel) in zip(np.ravel(figure.subplots(rows, columns, squeeze=False)), panels, strict=True):
+        axis.imshow(panel, interpolation="nearest" if title != "image" else "antialiased")
+        axis.set_title(title, fontsize=11)
+        axis.set_axis_off()
+    handles = [
+        Patch(facecolor=np.array(c) / 255, edgecolor="0.3", label=n) for n, c in zip(class_names, palette, strict=True)
+    ]
+    if truth is not None and (truth == IGNORE).any():
+        handles.append(Patch(facecolor=(GREY / 255,) * 3, edgecolor="0.3", label="ignored"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 8), frameon=False, fontsize=10)
+    _save_figure(figure, Path(path))
+
+
+def save_confusion(path: Path, csv_path: Path, confusion: np.ndarray, class_names: Sequence[str]) -> None:
+    """The matrix as a picture, each row in shares of its truth, and as CSV with a header row and column."""
+    from matplotlib.figure import Figure
+
+    csv_path = Path(csv_path)
+    with _atomic(csv_path).open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["truth \\ prediction", *class_names])
+        writer.writerows([name, *row] for name, row in zip(class_names, confusion.tolist(), strict=True))
+    os.replace(_atomic(csv_path), csv_path)
+
+    share = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    k = len(class_names)
+    figure = Figure(figsize=(2.4 + 0.85 * k, 1.6 + 0.7 * k), layout="constrained")
+    axis = figure.subplots()
+    axis.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for i in range(k):
+        for j in range(k):
+            axis.text(
+                j,
+                i,
+                f"{100 * share[i, j]:.1f}",
+                ha="center",
+                va="center",
+                color="white" if share[i, j] > 0.6 else "black",
+            )
+    axis.set_xticks(range(k), class_names, rotation=30, ha="right")
+    axis.set_yticks(range(k), class_names)
+    axis.set_xlabel("prediction")
+    axis.set_ylabel("truth (rows: % of the class)")
+    _save_figure(figure, Path(path))
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Records of a run's ``log.jsonl``; a last line cut short is left out."""
+    records = []
+    for line in Path(path).read_text().splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+def _smooth(values: np.ndarray, window: int) -> np.ndarray:
+    """A centred running mean, narrower at the ends."""
+    total = np.cumsum(np.concatenate([[0.0], values]))
+    at = np.arange(len(values))
+    low, high = np.maximum(at - window // 2, 0), np.minimum(at + window // 2 + 1, len(values))
+    return (total[high] - total[low]) / (high - low)
+
+
+def save_curve(path: Path, records: Sequence[dict[str, Any]]) -> None:
+    """Loss terms over steps, and the validation mIoU where there is one."""
+    from matplotlib.figure import Figure
+
+    train = [r for r in records if r.get("kind") == "train"]
+    scored = [r for r in records if r.get("kind") == "eval" and r.get("miou") is not None]
+    figure = Figure(figsize=(8, 6.4 if scored else 4), layout="constrained")
+    axes = figure.subplots(2 if scored else 1, 1, sharex=True, squeeze=False)[:, 0]
+    names = sorted({k for r in train for k in r if k == "loss" or k.startswith("loss/")})
+    for name in names:
+        steps, values = zip(*[(r["step"], r[name]) for r in train if name in r], strict=True)
+        values = np.maximum(np.asarray(values, float), 1e-12)
+        label = "total" if name == "loss" else name.removeprefix("loss/")
+        (line,) = axes[0].plot(
+            steps, _smooth(values, max(1, len(values) // 20)), label=label, lw=2.2 if name == "loss" else 1.2
+        )
+        axes[0].plot(steps, values, color=line.get_color(), alpha=0.2, lw=0.8)
+    axes[0].set_yscale("log")
+    axes[0].set_ylabel("loss")
+    if names:
+        axes[0].legend(frameon=False, ncols=len(names), fontsize=9)
+    if scored:
+        axes[1].plot([r["step"] for r in scored], [100 * r["miou"] for r in scored], "o-", color="tab:green")
+        axes[1].set_ylabel("validation mIoU (%)")
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    axes[-1].set_xlabel("step")
+    _save_figure(figure, Path(path))

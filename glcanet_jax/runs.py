@@ -1,0 +1,176 @@
+"""A run from its configuration to weights, scores and pictures: what ``train``, ``eval`` and the experiments share."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from glcanet_jax import config as configs
+from glcanet_jax import models, report, weights
+from glcanet_jax.config import Config
+from glcanet_jax.data import open_dataset
+from glcanet_jax.errors import UserError
+from glcanet_jax.evaluation import Predictor, count_patches, evaluate
+from glcanet_jax.progress import Progress
+
+
+def enable_compilation_cache() -> None:
+    """Keep compiled programs between runs, unless the user has said where or no."""
+    if jax.config.jax_compilation_cache_dir is None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "glcanet_jax" / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+
+
+def open_data(data: configs.DataConfig) -> Any:
+    """The dataset of a configuration."""
+    options = {}
+    if data.train_scenes or data.val_scenes:
+        options = {"train": data.train_scenes, "val": data.val_scenes}
+    if data.tfds_dir is not None:
+        from glcanet_jax.data.builders import open_tfds
+
+        return open_tfds(data.dataset, data.dir, data.tfds_dir, **options)
+    return open_dataset(data.dataset, data.dir, **options)
+
+
+def build_model(config: Config, num_classes: int) -> Any:
+    """The network of a configuration."""
+    options = dataclasses.asdict(config.model)
+    name = options.pop("network")
+    if options["lem_norm"] == "auto" and config.loader.batch_size * config.loader.patches_per_context < 4:
+        options["lem_norm"] = "group"  # batch statistics of under four patches are noise
+    return models.build(name, num_classes, **options)
+
+
+def resolve(config: Config, dataset: Any) -> Config:
+    """The configuration with everything that it leaves to the data filled in."""
+    normalisation, model, data = config.normalisation, config.model, config.data
+    if normalisation.scale is None:
+        normalisation = dataclasses.replace(normalisation, scale=dataset.scale)
+    if data.val_split is None and dataset.validation_split is not None:
+        data = dataclasses.replace(data, val_split=dataset.validation_split)
+    if config.backbone is not None:
+        loaded = load_backbone(config)
+        if loaded.depth != model.depth or loaded.stride != model.stride:
+            print(f"backbone weights: {loaded.source}: ResNet-{loaded.depth} {loaded.stride}")
+            model = dataclasses.replace(model, depth=loaded.depth, stride=loaded.stride)
+    return dataclasses.replace(config, normalisation=normalisation, model=model, data=data)
+
+
+def load_backbone(config: Config) -> weights.TorchvisionWeights:
+    path = weights.fetch_hub(config.backbone) if config.backbone.startswith("hf:") else config.backbone
+    return weights.load_torchvision(path)
+
+
+def initial_variables(config: Config, model: Any, bands: int) -> dict[str, Any]:
+    """Fresh variables, the backbones' from a file if the configuration names one."""
+    variables = models.init(model, jax.random.key(config.train.seed), bands)
+    if config.backbone is None:
+        return variables
+    loaded = load_backbone(config)
+    for root in ("global", "local"):
+        if "resnet" not in variables["params"][root]:
+            continue  # a shared backbone lives in the global branch
+        stats = variables.get("batch_stats", {}).get(root, {}).get("resnet", {})
+        template = {"params": variables["params"][root]["resnet"], "batch_stats": stats}
+        new = weights.backbone_variables(loaded, template, bands)
+        variables["params"][root]["resnet"] = new["params"]
+        if stats:
+            variables["batch_stats"][root]["resnet"] = new["batch_stats"]
+    return variables
+
+
+def save(path: Path, config: Config, dataset: Any, variables: Any) -> None:
+    """One file that rebuilds the model."""
+    table = dataset.classes
+    classes = {"names": list(table.names), "palette": [list(c) for c in table.palette], "dataset": dataset.name}
+    variables = jax.tree.map(np.asarray, variables)
+    weights.save_weights(path, variables, configs.to_dict(config), classes, dataclasses.asdict(config.normalisation))
+
+
+def find_weights(path: str | Path) -> Path:
+    """A weights file, or that of a run: the best by validation if there is one, else the last."""
+    path = Path(path)
+    if path.is_dir():
+        for name in ("best.safetensors", "last.safetensors"):
+            if (path / name).exists():
+                return path / name
+        raise UserError(
+            f"{path} holds no best.safetensors or last.safetensors; give a weights file, or a finished run's folder"
+        )
+    if not path.exists():
+        raise UserError(f"there is no weights file or run at {path}; train one, or give another path")
+    return path
+
+
+def load_predictor(path: str | Path, batch: int = 6) -> tuple[Predictor, Config, dict[str, Any]]:
+    """A network rebuilt from a weights file alone, its configuration and its classes."""
+    stored = weights.load_weights(find_weights(path))
+    config = configs.from_dict(stored.config)
+    model = build_model(config, len(stored.classes["names"]))
+    return Predictor(model, stored.variables, config.views, stored.normalisation, batch), config, stored.classes
+
+
+def evaluate_split(
+    predictor: Predictor, config: Config, dataset: Any, split: str, out: Path, weights_path: Path
+) -> dict[str, Any]:
+    """Score a split and write ``metrics.json``, the confusion matrix and an overlay of every scene; returns the metrics.
+
+    Raises:
+        UserError: the dataset's classes are not those of the weights, or a scene has other bands.
+    """
+    scenes = dataset.scenes(split)
+    if not scenes:
+        raise UserError(f"split {split!r} of {dataset.name} holds no scenes; choose another with --split")
+    if len(dataset.classes.names) != predictor.num_classes:
+        raise UserError(
+            f"the weights know {predictor.num_classes} classes, {dataset.name} has {len(dataset.classes.names)}; "
+            "give weights trained on this dataset"
+        )
+    with Progress(count_patches(scenes, predictor.views), f"evaluating {split}", "patches") as progress:
+        settings = {**configs.to_dict(config), "split": split, "weights": str(weights_path), "evaluated": dataset.name}
+        result, pictures = evaluate(predictor, scenes, dataset, settings, progress.advance, thumbnails=True)
+    out.mkdir(parents=True, exist_ok=True)
+    names, palette = dataset.classes.names, dataset.classes.palette
+    write_json(out / "metrics.json", result)
+    report.save_confusion(out / "confusion.png", out / "confusion.csv", np.asarray(result["confusion"]), names)
+    for name, picture in pictures.items():
+        report.save_overlay(
+            out / f"overlay_{name}.png", picture.image, picture.truth, picture.prediction, palette, names
+        )
+    return result
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Written whole or not at all."""
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+def open_run(config: Config) -> Path:
+    """The run's folder, with its configuration; the same command finds its own run again.
+
+    Raises:
+        UserError: the folder holds a run of another configuration, or something else.
+    """
+    out = Path(config.out)
+    ours = configs.to_dict(config)
+    if (out / "config.json").exists():
+        theirs = json.loads((out / "config.json").read_text())
+        changed = configs.differences(ours, theirs)
+        if changed:
+            raise UserError(
+                f"{out} holds a run of another configuration ({'; '.join(changed[:4])}{' ...' if len(changed) > 4 else ''}); "
+                "give another --out, or the same options to go on with it"
+            )
+        return out
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists and is no run of ours; give another --out, or an empty folder")
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "config.json", ours)
+    return out

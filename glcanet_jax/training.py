@@ -1,0 +1,171 @@
+"""The functional core of training: state, loss, one jitted step. The loop around it is :mod:`glcanet_jax.loop`."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float
+
+from glcanet_jax import losses, optim
+from glcanet_jax.models import functions
+
+Batch = dict[str, Array]
+Metrics = dict[str, Array]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that a step changes."""
+
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    step: Array  # int32: steps done
+    key: Array  # never changes; a step's randomness is fold_in(key, step)
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def create_state(variables: dict[str, Any], tx: optax.GradientTransformation, key: Array) -> TrainState:
+    """A state at step zero."""
+    params = variables["params"]
+    return TrainState(params, variables.get("batch_stats", {}), jax.jit(tx.init)(params), jnp.zeros((), jnp.int32), key)
+
+
+def normalise(image: Array, mean: tuple[float, ...], std: tuple[float, ...], scale: float) -> Float[Array, "*b h w c"]:
+    """``(x / scale - mean) / std`` in float32; mean and std are repeated cyclically for further bands."""
+    bands = image.shape[-1]
+    per_band = [
+        np.resize(np.asarray(v, np.float32), bands).reshape(*(1,) * (image.ndim - 1), bands) for v in (mean, std)
+    ]
+    return (image.astype(jnp.float32) / scale - per_band[0]) / per_band[1]
+
+
+def jitter_colour(key: Array, image: Array, patches: Array, strength: float) -> tuple[Array, Array]:
+    """Brightness, contrast and the gain of each band changed by up to ``strength``, alike in both views of a context.
+
+    Args:
+        image: ``[b, h, w, c]`` from 0 to 1; patches: ``[b, n, h, w, c]``.
+    """
+    b, c = image.shape[0], image.shape[-1]
+    keys = jax.random.split(key, 3)
+    draw = lambda k, width: jax.random.uniform(k, (b, width), minval=-strength, maxval=strength)  # noqa: E731
+    gain = (1 + draw(keys[0], 1)) * (1 + 0.5 * draw(keys[1], c))
+    contrast = (1 + draw(keys[2], 1))[:, None, None]
+    mean = image.mean(axis=(1, 2), keepdims=True)  # of the context, for its patches too
+
+    def change(x: Array, mean: Array, contrast: Array, gain: Array) -> Array:
+        return jnp.clip(((x - mean) * contrast + mean) * gain, 0.0, 1.0)
+
+    return (
+        change(image, mean, contrast, gain[:, None, None]),
+        change(patches, mean[:, None], contrast[:, None], gain[:, None, None, None]),
+    )
+
+
+def loss_terms(config: Any, logits: Array, out: dict[str, Array], batch: Batch) -> dict[str, Array]:
+    """The weighted terms of the loss (DESIGN section 3); absent outputs have no term."""
+    weights = jnp.asarray(config.class_weights, jnp.float32) if config.class_weights else None
+    focal = partial(losses.focal, gamma=config.gamma, class_weights=weights)
+    patch_labels = jnp.where(batch["valid"][..., None, None], batch["patch_labels"], losses.IGNORE)
+    patch_labels = losses.at_logits(patch_labels)
+    terms = {}
+    if logits is not None:
+        terms["fused"] = config.fused * focal(logits, patch_labels)
+    if "local/logits" in out:
+        terms["local"] = config.local * focal(out["local/logits"], patch_labels)
+    if "global/logits" in out:
+        terms["global"] = config.glob * focal(out["global/logits"], losses.at_logits(batch["global_labels"]))
+    if "local/x" in out and config.regulariser:
+        term = losses.regulariser(out["local/x"], out["global/x_at_box"], batch["valid"])
+        terms["regulariser"] = config.regulariser * term
+    return terms
+
+
+def forward(model: nn.Module, phase: str, params: Any, batch_stats: Any, inputs: tuple[Array, Array, Array]):
+    """A training pass of a phase: ``(logits, out), new batch statistics``.
+
+    ``global`` runs the global branch alone; ``rest`` holds it frozen: stop-gradient, BatchNorm in inference mode, running
+    statistics untouched.
+    """
+    image, patches, boxes = inputs
+    fns = functions(model)
+    variables = {"params": params, "batch_stats": batch_stats}
+    if phase == "joint":
+        return fns.apply(variables, image, patches, boxes, train=True)
+    if phase == "global":
+        context, stats = fns.encode_global(variables, image, train=True)
+        return (None, {"global/logits": context["logits"]}), batch_stats | stats
+    context = jax.lax.stop_gradient(fns.encode_global(variables, image))
+    features, stats = fns.encode_local(variables, patches, train=True)
+    merged = batch_stats | stats
+    (logits, out), fused = fns.fuse({"params": params, "batch_stats": merged}, context, features, boxes, train=True)
+    merged = merged | fused
+    if "global" in batch_stats:
+        merged["global"] = batch_stats["global"]
+    return (logits, out), merged
+
+
+def make_train_step(
+    model: nn.Module, tx: optax.GradientTransformation, config: Any, scale: float, phase: optim.Phase
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """``train_step(state, batch) -> (state, metrics)``, jitted, the state donated.
+
+    Args:
+        config: a :class:`glcanet_jax.config.Config`; scale: full scale of the images' values.
+        phase: which roots are trained, and how the forward pass runs.
+    """
+
+    def loss_fn(params: Any, batch_stats: Any, batch: Batch, key: Array):
+        unit = dict(mean=(0.0,), std=(1.0,), scale=scale)
+        image, patches = normalise(batch["global_image"], **unit), normalise(batch["patches"], **unit)
+        if config.train.colour_jitter:
+            image, patches = jitter_colour(key, image, patches, config.train.colour_jitter)
+        mean, std = config.normalisation.mean, config.normalisation.std
+        inputs = normalise(image, mean, std, 1.0), normalise(patches, mean, std, 1.0), batch["boxes"]
+        (logits, out), batch_stats = forward(model, phase.name, params, batch_stats, inputs)
+        terms = loss_terms(config.loss, logits, out, batch)
+        return sum(terms.values()), (terms, batch_stats)
+
+    def gradients(state: TrainState, batch: Batch):
+        key = jax.random.fold_in(state.key, state.step)
+        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        parts = config.train.accumulation
+        if parts == 1:
+            (loss, (terms, stats)), grads = grad_fn(state.params, state.batch_stats, batch, key)
+            return loss, terms, stats, grads
+
+        def add(carry, part):
+            stats, total = carry
+            (loss, (terms, stats)), grads = grad_fn(state.params, stats, part[0], part[1])
+            return (stats, jax.tree.map(jnp.add, total, (loss, terms, grads))), None
+
+        split = jax.tree.map(lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]), batch)
+        first = jax.tree.map(lambda x: x[0], split)
+        shapes = jax.eval_shape(grad_fn, state.params, state.batch_stats, first, key)
+        (loss, (terms, _)), grads = shapes
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (loss, terms, grads))
+        (stats, total), _ = jax.lax.scan(add, (state.batch_stats, zeros), (split, jax.random.split(key, parts)))
+        loss, terms, grads = jax.tree.map(lambda x: x / parts, total)
+        return loss, terms, stats, grads
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        loss, terms, stats, grads = gradients(state, batch)
+        updates, opt_state = optim.update(tx, grads, state.opt_state, state.params, phase.roots)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {"loss": loss} | {f"loss/{k}": v for k, v in terms.items()}
+        for root in phase.roots:
+            metrics[f"grad_norm/{root}"] = optax.global_norm(grads[root])
+            metrics[f"update_norm/{root}"] = optax.global_norm(updates[root])
+            metrics[f"param_norm/{root}"] = optax.global_norm(params[root])
+        return state.replace(params=params, batch_stats=stats, opt_state=opt_state, step=state.step + 1), metrics
+
+    return jax.jit(train_step, donate_argnums=0)
