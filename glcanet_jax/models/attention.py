@@ -5,6 +5,7 @@ Tokens are the cells of a feature map. A 2-D sine code of each token's place in 
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -20,7 +21,7 @@ def attend(
     q: Float[Array, "b t h d"],
     k: Float[Array, "b s h d"],
     v: Float[Array, "b s h d"],
-    mask: Bool[Array, "b #t s"] | None = None,
+    mask: Bool[Array, "b #t #s"] | None = None,
     chunk_scores: int = CHUNK_SCORES,
 ) -> Float[Array, "b t h d"]:
     """Exact scaled dot-product attention; a query that may see nothing gets zero.
@@ -79,7 +80,7 @@ def position_code(y: Float[Array, "*b h"], x: Float[Array, "*b w"], channels: in
 
 def visibility(
     mode: str,
-    local: tuple[Float[Array, "b n h"], Float[Array, "b n w"]],
+    local: tuple[Float[Array, "b n h"], Float[Array, "b n w"]] | None,
     asked: tuple[Float[Array, "b H"], Float[Array, "b W"]],
     boxes: Float[Array, "b n 4"],
     patch: Float[Array, "b n 2"],
@@ -91,7 +92,8 @@ def visibility(
 
     ``footprint``: global tokens whose centres lie in the box grown on each edge by ``margin`` of its side, and always
     the one nearest to the box's centre; one row serves all tokens of a patch. ``window``: global tokens within
-    ``radius`` scene pixels of the local token's own centre. Centres are fractions of the context.
+    ``radius`` scene pixels of the local token's own centre. Centres are fractions of the context;
+    ``local`` may be None where the mode is not ``window``.
     """
     if mode == "none":
         return None
@@ -130,7 +132,7 @@ class SelfAttention(nn.Module):
     """``SA(x) = x + attention(x, x) W_O``; W_O starts at zero, so that the module starts as the identity."""
 
     heads: int = 1
-    dtype: jnp.dtype = jnp.float32
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t d"], code: Float[Array, "#b t d"] | None) -> Float[Array, "b t d"]:
@@ -153,7 +155,7 @@ class CrossAttention(nn.Module):
     residual: str = "query"
     value_init: Callable = nn.initializers.lecun_normal()
     out_init: Callable = nn.initializers.zeros
-    dtype: jnp.dtype = jnp.float32
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(

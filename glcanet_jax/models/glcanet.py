@@ -6,6 +6,7 @@ three. Letters: ``b`` contexts, ``n`` patches of each, ``h w`` pixels or cells, 
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -43,7 +44,7 @@ class Branch(nn.Module):
     backbone: Callable[..., nn.Module] | None
     conv: Callable
     heads: int
-    dtype: jnp.dtype
+    dtype: Any
     self_attention: bool
     enhancement: Callable[..., nn.Module] | None = None
     smooth: Callable[..., nn.Module] = Smooth
@@ -88,7 +89,7 @@ class Fusion(nn.Module):
     heads: int
     residual: str
     levels: tuple[int, ...]
-    dtype: jnp.dtype
+    dtype: Any
     share: bool = False  # GLNet's sharing of C2..C5
 
     def setup(self):

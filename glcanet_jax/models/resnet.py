@@ -6,6 +6,7 @@ stride 2 and shift it.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ class BatchNorm(nn.BatchNorm):
 class FrozenBatchNorm(nn.Module):
     """BatchNorm with fixed statistics, scale and bias, as a pretrained backbone on small batches wants it."""
 
-    dtype: jnp.dtype = jnp.float32
+    dtype: Any = jnp.float32
     epsilon: float = 1e-5
 
     @nn.compact
@@ -46,7 +47,7 @@ class FrozenBatchNorm(nn.Module):
 class GroupNorm(nn.Module):
     """Group normalisation (Wu and He, 2018) in 8 groups, or the most that divide the channels; in float32."""
 
-    dtype: jnp.dtype = jnp.float32
+    dtype: Any = jnp.float32
     groups: int = 8
     scale_init: Callable = nn.initializers.ones
 
@@ -60,7 +61,7 @@ class GroupNorm(nn.Module):
         return (y * scale[None, None, None] + bias[None, None, None]).astype(self.dtype)
 
 
-def norm_layer(mode: str, dtype: jnp.dtype = jnp.float32) -> Callable[..., nn.Module]:
+def norm_layer(mode: str, dtype: Any = jnp.float32) -> Callable[..., nn.Module]:
     """``batch`` (statistics of the batch in training), ``frozen`` (running ones, fixed affine) or ``group``."""
     if mode == "batch":
         return partial(BatchNorm, momentum=0.9, epsilon=1e-5, dtype=dtype)

@@ -1,0 +1,33 @@
+"""Four CPU devices, strict ranks, a compilation cache, and the fixtures that many tests share."""
+
+import os
+import tempfile
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+os.environ["XLA_FLAGS"] += (
+    " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # compile, not run, takes the time
+)
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", tempfile.gettempdir())) / "glcanet_jax_tests"
+jax.config.update("jax_compilation_cache_dir", str(CACHE / "xla"))
+
+
+@pytest.fixture
+def key():
+    return jax.random.key(0)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real scenes and weights that the project does not ship."""
+    folder = Path(os.environ.get("GLCANET_SHARED", Path(__file__).parents[2] / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"no shared data at {folder} (GLCANET_SHARED names another place)")
+    return folder

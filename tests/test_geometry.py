@@ -1,0 +1,92 @@
+"""Grids, weights and walks: GLNet's table, and properties on drawn sizes."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from glcanet_jax import geometry
+from glcanet_jax.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("length", "patch", "count", "starts"),
+    [
+        (2448, 500, 6, [0, 390, 779, 1169, 1558, 1948]),
+        (2448, 508, 6, [0, 388, 776, 1164, 1552, 1940]),
+        (2448, 536, 5, None),
+        (6000, 500, 14, None),
+        (5000, 500, 11, None),
+        (2494, 500, 6, None),
+        (2064, 500, 5, None),
+        (500, 500, 1, [0]),
+        (300, 500, 1, [0]),
+    ],
+)
+def test_grids_of_glnet(length, patch, count, starts):
+    got = geometry.patch_starts(length, patch, 50)
+    assert len(got) == count
+    if starts is not None:
+        assert got.tolist() == starts
+
+
+sizes = st.tuples(st.integers(1, 3000), st.integers(32, 400)).flatmap(
+    lambda lp: st.tuples(st.just(lp[0]), st.just(lp[1]), st.integers(0, lp[1] - 1))
+)
+
+
+@given(sizes)
+@settings(max_examples=150, deadline=None)
+def test_blend_weights_sum_to_one(size):
+    length, patch, overlap = size
+    starts = geometry.patch_starts(length, patch, overlap)
+    if length > patch:
+        assert starts[0] == 0 and starts[-1] == length - patch
+        assert (patch - np.diff(starts) >= overlap - 1).all()  # rounding moves a start by half a pixel at most
+    weights = geometry.blend_weights(starts, patch, length)
+    total = np.zeros(max(length, patch))
+    for start, weight in zip(starts, weights, strict=True):
+        assert (weight >= 0).all()
+        total[start : start + patch] += weight
+    np.testing.assert_allclose(total[:length], 1, atol=1e-6)
+    assert weights[0][0] == pytest.approx(1) and weights[-1][min(length, patch) - 1] == pytest.approx(1)
+
+
+@given(st.integers(1, 5000), st.integers(1, 5000), st.integers(32, 300), st.integers(0, 900))
+@settings(max_examples=150, deadline=None)
+def test_every_patch_lies_in_its_context(height, width, patch, more):
+    views = geometry.Views(context_size=patch + more, global_size=64, patch_size=patch, overlap=min(16, patch - 1))
+    walk = geometry.walk_scene(height, width, views)
+    for axis, length in ((walk.rows, height), (walk.columns, width)):
+        contexts = axis.context_starts[axis.owner]
+        assert (axis.patch_starts >= contexts).all()
+        assert (axis.patch_starts + patch <= contexts + axis.context).all()
+        assert axis.context <= max(length, patch)
+    spans = [(start, stop) for _, start, stop in walk.finished_rows()]
+    assert spans[0][0] == 0 and spans[-1][1] == max(height, patch)
+    assert all(a[1] == b[0] for a, b in zip(spans, spans[1:], strict=False))
+
+
+def test_a_2448_scene_is_one_context_of_36_patches():
+    walk = geometry.walk_scene(2448, 2448, geometry.Views())
+    assert len(walk) == 36 and len(walk.rows.context_starts) == 1
+    walk = geometry.walk_scene(6000, 6000, geometry.Views())
+    assert len(walk) == 196 and len(walk.rows.context_starts) == 3
+    surround = 306
+    for k, start in enumerate(walk.rows.patch_starts):
+        context = walk.rows.context_starts[walk.rows.owner[k]]
+        centre = start + 250
+        assert context == 0 or centre - context >= surround
+        assert context + 2448 == 6000 or context + 2448 - centre >= surround
+
+
+def test_boxes():
+    np.testing.assert_allclose(
+        geometry.box_of((110, 220, 50, 40), (100, 200, 100, 200)), [0.1, 0.1, 0.6, 0.3], atol=1e-7
+    )
+
+
+@pytest.mark.parametrize("options", [{"overlap": 500}, {"context_size": 100}, {"patch_size": 8, "overlap": 2}])
+def test_views_refuse_nonsense(options):
+    with pytest.raises(UserError, match="must be"):
+        geometry.Views(**options)
