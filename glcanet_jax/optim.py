@@ -70,7 +70,7 @@ def optimiser(config: Any, spans: tuple[Phase, ...]) -> optax.GradientTransforma
 
     transforms = {root: root_optimiser(rate) for root, rate in rates(config, spans).items()}
     return optax.multi_transform(
-        transforms, lambda params: {root: jax.tree.map(lambda _: root, p) for root, p in params.items()}
+        transforms, lambda params: {root: jax.tree.map(lambda _, root=root: root, p) for root, p in params.items()}
     )
 
 

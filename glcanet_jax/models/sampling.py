@@ -49,7 +49,7 @@ def logits_to_pixels(logits: Float[Array, "*b h w k"], size: tuple[int, int]) ->
     return upsample(logits.astype(jnp.float32), size)
 
 
-def _lerp(x: Float[Array, "n *c"], positions: Float[Array, " m"]) -> Float[Array, "m *c"]:
+def _lerp(x: Float[Array, "n ..."], positions: Float[Array, " m"]) -> Float[Array, "m ..."]:
     """Rows of ``x`` at fractional positions, clamped."""
     last = x.shape[0] - 1
     positions = jnp.clip(positions, 0, last)
