@@ -26,7 +26,7 @@ def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, num_classes: int
     return np.bincount(truth * num_classes + prediction, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
-def _ratio(a: float, b: float) -> float | None:
+def _ratio(a: int, b: int) -> float | None:
     return float(a / b) if b else None
 
 
