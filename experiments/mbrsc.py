@@ -22,12 +22,12 @@ def _on_mbrsc(config: Config, name: str) -> Config:
 CPU = Config(
     views=Views(context_size=1254, global_size=256, patch_size=256, overlap=32),
     loader=LoaderConfig(batch_size=2, patches_per_context=4, rare_class_fraction=0.4, scale_jitter=(0.6, 1.5)),
-    model=ModelConfig(norm="frozen"),
+    model=ModelConfig(norm="frozen", fpn_channels=128),
     loss=LossConfig(gamma=2.0),
     optimiser=OptimiserConfig(
         global_rate=1e-4, local_rate=1e-4, fusion_rate=3e-4, clip=1.0, warmup_steps=20, weight_decay=0.0
     ),
-    train=TrainConfig(steps=400, colour_jitter=0.3, log_every=5, checkpoint_every=50),
+    train=TrainConfig(steps=560, colour_jitter=0.3, log_every=5, checkpoint_every=50),
 )
 
 PRESETS = {

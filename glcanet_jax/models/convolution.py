@@ -1,8 +1,9 @@
 """Convolutions that train on a CPU.
 
-XLA's CPU backend computes the gradient of a kernel as a convolution with a window as large as the image, 5 to 15 times
+XLA's CPU backend computes the gradient of a kernel as a convolution with a window as large as the image, up to 15 times
 slower than the forward pass. Here it is ``kh * kw`` matrix products of strided slices, behind a custom VJP; the forward
-pass and the gradient of the input are XLA's own, and other backends are left alone.
+pass and the gradient of the input are XLA's own, except that a 1x1 convolution is one product throughout. Other backends
+are left alone. ``experiments.conv_speed`` measures.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-MIN_CHANNELS = 64  # under it (the stem) XLA's own kernel gradient is the faster one, unless the kernel is 1x1
+BAND = (
+    4096  # output cells of one band of rows: of 1, 2, 4 thousand and whole images the fastest over ResNet-50's shapes
+)
 
 
 def choose(fast: bool | None = None) -> Callable[..., jax.Array]:
@@ -37,7 +40,7 @@ def conv_general_dilated(
     preferred_element_type: Any = None,
     **rest: Any,
 ) -> jax.Array:
-    """``lax.conv_general_dilated`` with a kernel gradient made for CPUs, where the case allows (NHWC, HWIO, no groups)."""
+    """``lax.conv_general_dilated`` made for training on CPUs, where the case allows (NHWC, HWIO, no groups)."""
     numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
     layout = (
         numbers == lax.conv_dimension_numbers(lhs.shape, rhs.shape, ("NHWC", "HWIO", "NHWC"))
@@ -49,8 +52,7 @@ def conv_general_dilated(
         and all(d == 1 for d in lhs_dilation or (1,))
         and preferred_element_type is None
     )
-    worth = lhs.ndim == 4 and (rhs.shape[:2] == (1, 1) or rhs.shape[2] >= MIN_CHANNELS)
-    if not (layout and plain and worth):
+    if not (layout and plain):
         return lax.conv_general_dilated(
             lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers,
             feature_group_count, batch_group_count, precision, preferred_element_type, **rest,
@@ -60,7 +62,17 @@ def conv_general_dilated(
     if isinstance(padding, str):
         window = [(k - 1) * d + 1 for k, d in zip(rhs.shape[:2], dilation, strict=True)]
         padding = lax.padtype_to_pads(lhs.shape[1:3], window, strides, padding)
-    return _conv(lhs, rhs, strides, tuple(tuple(p) for p in padding), dilation, precision)
+    padding = tuple(tuple(p) for p in padding)
+    if rhs.shape[:2] == (1, 1) and padding == ((0, 0), (0, 0)):
+        return _pointwise(lhs, rhs[0, 0], strides, precision)
+    return _conv(lhs, rhs, strides, padding, dilation, precision)
+
+
+def _pointwise(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], precision: Any) -> jax.Array:
+    """A 1x1 convolution as one product, whose gradients are products, too."""
+    x = x[:, :: strides[0], :: strides[1]]
+    y = jnp.matmul(x.reshape(-1, x.shape[-1]), kernel, precision=precision)
+    return y.reshape(*x.shape[:3], kernel.shape[-1])
 
 
 def _stock(lhs, rhs, strides, padding, dilation, precision):
@@ -104,25 +116,62 @@ def kernel_gradient(
     dilation: tuple[int, int],
 ) -> jax.Array:
     """Gradient of the kernel ``[kh, kw, cin, cout]``: at each of its places, the input seen there times the cotangent."""
-    kh, kw, cin, cout = shape
-    _, oh, ow, _ = cotangent.shape
-    # negative padding crops; lax.pad does both
-    config = ((0, 0, 0), (*padding[0], 0), (*padding[1], 0), (0, 0, 0))
+    config = ((0, 0, 0), (*padding[0], 0), (*padding[1], 0), (0, 0, 0))  # negative padding crops; lax.pad does both
     x = lax.pad(lhs, jnp.zeros((), lhs.dtype), config)
-    accumulate = jnp.promote_types(cotangent.dtype, jnp.float32)
-    flat = cotangent.reshape(-1, cout)
-    places = []
-    for i in range(kh):
-        for j in range(kw):
-            top, left = i * dilation[0], j * dilation[1]
-            seen = x[
-                :,
-                top : top + (oh - 1) * strides[0] + 1 : strides[0],
-                left : left + (ow - 1) * strides[1] + 1 : strides[1],
-            ]
-            places.append(
-                lax.dot_general(
-                    seen.reshape(-1, cin), flat, (((0,), (0,)), ((), ())), preferred_element_type=accumulate
-                )
-            )
-    return jnp.stack(places).reshape(kh, kw, cin, cout)
+    kh, kw, cin, cout = shape
+    if strides == (1, 1) and kh * kw > 1 and 4 * cout <= cin:
+        return _by_outputs(x, cotangent, shape, dilation)
+    return _by_rows(x, cotangent, shape, strides, dilation)
+
+
+def _by_outputs(x: jax.Array, cotangent: jax.Array, shape: tuple, dilation: tuple[int, int]) -> jax.Array:
+    """For few outputs (class heads): shift the small cotangent about instead of the large input, then one product."""
+    kh, kw, cin, cout = shape
+    low = [(i * dilation[0], j * dilation[1]) for i in range(kh) for j in range(kw)]
+    spare = (x.shape[1] - cotangent.shape[1], x.shape[2] - cotangent.shape[2])
+    zero = jnp.zeros((), cotangent.dtype)
+    shifted = [
+        lax.pad(cotangent, zero, ((0, 0, 0), (i, spare[0] - i, 0), (j, spare[1] - j, 0), (0, 0, 0))) for i, j in low
+    ]
+    product = _contract(x.reshape(-1, cin), jnp.concatenate(shifted, axis=-1).reshape(-1, kh * kw * cout))
+    return product.reshape(cin, kh, kw, cout).transpose(1, 2, 0, 3)
+
+
+def _by_rows(
+    x: jax.Array, cotangent: jax.Array, shape: tuple, strides: tuple[int, int], dilation: tuple[int, int]
+) -> jax.Array:
+    """``kh * kw`` products of strided slices, over bands of rows of one image after another: the slices stay in the cache."""
+    kh, kw, cin, cout = shape
+    b, oh, ow, _ = cotangent.shape
+    bands = -(-oh // max(1, BAND // ow))
+    rows = -(-oh // bands)
+    reach = (rows - 1) * strides[0] + 1  # input rows between a band's first and last row of outputs
+    tall = (bands * rows - 1) * strides[0] + (kh - 1) * dilation[0] + 1
+    cotangent = jnp.pad(cotangent, ((0, 0), (0, bands * rows - oh), (0, 0), (0, 0)))
+    x = jnp.pad(x, ((0, 0), (0, max(0, tall - x.shape[1])), (0, 0), (0, 0)))
+
+    def band(index: jax.Array) -> jax.Array:
+        image, first = index // bands, index % bands * rows
+        flat = lax.dynamic_slice(cotangent, (image, first, 0, 0), (1, rows, ow, cout)).reshape(-1, cout)
+        size = (1, reach + (kh - 1) * dilation[0], x.shape[2], cin)
+        seen = lax.dynamic_slice(x, (image, first * strides[0], 0, 0), size)
+        places = []
+        for i in range(kh):
+            for j in range(kw):
+                top, left = i * dilation[0], j * dilation[1]
+                part = seen[:, top : top + reach : strides[0], left : left + (ow - 1) * strides[1] + 1 : strides[1]]
+                places.append(_contract(part.reshape(-1, cin), flat))
+        return jnp.stack(places)
+
+    accumulator = jnp.zeros((kh * kw, cin, cout), _accumulate(cotangent.dtype))
+    total, _ = lax.scan(lambda sum_, i: (sum_ + band(i), None), accumulator, jnp.arange(b * bands))
+    return total.reshape(shape)
+
+
+def _accumulate(dtype: Any) -> Any:
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def _contract(x: jax.Array, y: jax.Array) -> jax.Array:
+    """``x^T y``, summed in float32 at least."""
+    return lax.dot_general(x, y, (((0,), (0,)), ((), ())), preferred_element_type=_accumulate(y.dtype))

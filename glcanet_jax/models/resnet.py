@@ -5,7 +5,7 @@ stride 2 and shift it.
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import flax.linen as nn
@@ -59,6 +59,19 @@ class GroupNorm(nn.Module):
         groups = max(g for g in range(1, self.groups + 1) if channels % g == 0)
         y = nn.GroupNorm(num_groups=groups, epsilon=1e-5, use_bias=False, use_scale=False, dtype=jnp.float32)(x)
         return (y * scale[None, None, None] + bias[None, None, None]).astype(self.dtype)
+
+
+def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+    """Largest of 3x3 at stride 2, padding 1, of values that are nowhere below zero.
+
+    As maxima of strided slices: XLA's own window has a gradient three times slower on CPUs.
+    """
+    for axis in (1, 2):
+        out = (x.shape[axis] + 1) // 2
+        x = jnp.pad(x, [(int(a == axis), int(a == axis)) for a in range(4)])  # 0 is as good as -inf here
+        shifted = (lax.slice_in_dim(x, i, i + 2 * out - 1, stride=2, axis=axis) for i in range(3))
+        x = reduce(jnp.maximum, shifted)
+    return x
 
 
 def norm_layer(mode: str, dtype: Any = jnp.float32) -> Callable[..., nn.Module]:
@@ -133,8 +146,7 @@ class ResNet(nn.Module):
             block = partial(block, stride_on_first=self.stride == "v1")
         x = self.conv(self.width, (7, 7), strides=2, padding=3, name="stem_conv")(x)
         x = nn.relu(self.norm(name="stem_norm")(x, train))
-        # after a ReLU nothing is below zero, so padding with -inf and padding with 0 are the same
-        x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        x = max_pool(x)
         out = {}
         for stage, blocks in enumerate(BLOCKS[self.depth]):
             for i in range(blocks):
