@@ -29,7 +29,7 @@ class DataConfig:
     train_split: str = "train"
     val_split: str | None = None  # chooses the best checkpoint; None: the dataset's own, if any
     train_scenes: tuple[str, ...] = ()  # MBRSC: scenes to train on instead of the split's
-    val_scenes: tuple[str, ...] = ()
+    val_scenes: tuple[str, ...] = ()  # MBRSC: scenes that choose the best checkpoint
     tfds_dir: str | None = None  # read a prepared tfds build from here (made at first use) instead of the plain files
 
 

@@ -31,8 +31,12 @@ def open_data(data: configs.DataConfig) -> Any:
     if data.train_scenes or data.val_scenes:
         options = {"train": data.train_scenes, "val": data.val_scenes}
     if data.tfds_dir is not None:
-        from glcanet_jax.data.builders import open_tfds
-
+        try:
+            from glcanet_jax.data.builders import open_tfds
+        except ImportError as error:
+            raise UserError(
+                f"--data.tfds-dir needs tensorflow-datasets ({error}); pip install -r requirements.txt, or leave it out"
+            ) from error
         return open_tfds(data.dataset, data.dir, data.tfds_dir, **options)
     return open_dataset(data.dataset, data.dir, **options)
 

@@ -21,7 +21,7 @@ def names() -> tuple[str, ...]:
 
 
 def open_dataset(name: str, data_dir: str | Path | None = None, **options: Any) -> Dataset:
-    """A dataset by name; ``train=`` and ``val=`` scene names override MBRSC's splits.
+    """A dataset by name; ``train=`` and ``val=`` scene names change MBRSC's splits.
 
     Raises:
         UserError: no such dataset, or an option that it does not take.

@@ -19,6 +19,7 @@ HOW = (
     "scene's width, height, split and parts (image, mask, x, y, w, h), as the bundled glcanet_jax/data/sample/scenes.json"
 )
 OVERLAPS = (("tile4", "tile8"),)  # scenes of MBRSC that show the same ground (about 3.3 Mpx)
+FOLD = "fold"  # the split that the user's choice of validation scenes makes
 SAMPLE = Path(__file__).parent / "sample"
 
 
@@ -81,10 +82,35 @@ def _scene(root: Path, name: str, entry: dict[str, Any], table: ClassTable) -> G
         ) from error
 
 
-def open_mbrsc(data_dir: str | Path | None, train: tuple[str, ...] = (), val: tuple[str, ...] = ()) -> Dataset:
-    """The scenes of ``scenes.json`` by its splits, or by the names given for ``train`` and ``val``.
+def assign(split_of: dict[str, str], train: tuple[str, ...], val: tuple[str, ...], source: Path) -> dict[str, str]:
+    """The split of every scene after the user's choice: ``train`` replaces that split, ``val`` becomes the split "fold".
 
-    Without override nothing chooses checkpoints: MBRSC's ``val`` (tile2) is what is reported. ``eval_crop_xyxy`` of a
+    So a fold can choose a checkpoint without touching what is reported. Scenes that leave ``train`` are left out.
+
+    Raises:
+        UserError: a name is unknown or in both, or scenes of the same ground are put into different splits.
+    """
+    unknown = [n for n in (*train, *val) if n not in split_of]
+    if unknown:
+        raise UserError(f"{source} has no scene {', '.join(unknown)}; it has {', '.join(split_of)}")
+    both = sorted(set(train) & set(val))
+    if both:
+        raise UserError(f"{', '.join(both)} is in both train and val; a scene belongs to one")
+    if train:
+        split_of = {n: s for n, s in split_of.items() if s != "train"} | dict.fromkeys(train, "train")
+    split_of = split_of | dict.fromkeys(val, FOLD)
+    for a, b in OVERLAPS:
+        if split_of.get(a, split_of.get(b)) != split_of.get(b, split_of.get(a)):
+            raise UserError(
+                f"{a} ({split_of[a]}) and {b} ({split_of[b]}) show the same ground; put both into one split, or leave one out"
+            )
+    return split_of
+
+
+def open_mbrsc(data_dir: str | Path | None, train: tuple[str, ...] = (), val: tuple[str, ...] = ()) -> Dataset:
+    """The scenes of ``scenes.json`` by its splits, changed by :func:`assign`.
+
+    Without ``val`` nothing chooses checkpoints: MBRSC's split "val" (tile2) is what is reported. ``eval_crop_xyxy`` of a
     scene makes its labels outside the crop ignored.
 
     Raises:
@@ -98,29 +124,11 @@ def open_mbrsc(data_dir: str | Path | None, train: tuple[str, ...] = (), val: tu
     content = read_json(path)
     table = class_table(content, path)
     entries = content.get("scenes", {})
-    split_of = {name: entry.get("split", "all") for name, entry in entries.items()}
-    if train or val:
-        unknown = [n for n in (*train, *val) if n not in entries]
-        if unknown:
-            raise UserError(f"{path} has no scene {', '.join(unknown)}; it has {', '.join(entries)}")
-        if set(train) & set(val):
-            raise UserError(
-                f"{', '.join(sorted(set(train) & set(val)))} is in both train and val; a scene belongs to one"
-            )
-        split_of = (
-            dict.fromkeys(train, "train") | dict.fromkeys(val, "val")
-            if train
-            else {**{n: s for n, s in split_of.items() if n not in val}, **dict.fromkeys(val, "val")}
-        )
-    for a, b in OVERLAPS:
-        if split_of.get(a, split_of.get(b)) != split_of.get(b, split_of.get(a)):
-            raise UserError(
-                f"{a} ({split_of[a]}) and {b} ({split_of[b]}) show the same ground; put both into one split, or leave one out"
-            )
+    split_of = assign({name: entry.get("split", "all") for name, entry in entries.items()}, train, val, path)
     splits: dict[str, tuple[GridScene, ...]] = {}
     for name, split in split_of.items():
         splits[split] = (*splits.get(split, ()), _scene(root, name, entries[name], table))
-    return Dataset("mbrsc", table, splits, protocols(table), root, "val" if val else None)
+    return Dataset("mbrsc", table, splits, protocols(table), root, FOLD if val else None)
 
 
 def open_sample(data_dir: str | Path | None = None) -> Dataset:

@@ -38,10 +38,8 @@ class ClassTable:
     def _table(self) -> np.ndarray:
         """Id of every 24-bit colour, 254 for those that are no class."""
         table = np.full(2**24, 254, np.uint8)
-        for colour in self.ignore_colours:
-            table[_code(np.array(colour))] = IGNORE
-        for index, colour in enumerate(self.palette):
-            table[_code(np.array(colour))] = index
+        table[_code(np.array(self.ignore_colours).reshape(-1, 3))] = IGNORE
+        table[_code(np.array(self.palette))] = np.arange(len(self.palette))
         return table
 
     def _ids(self, rgb: np.ndarray) -> np.ndarray:
@@ -308,6 +306,7 @@ class GridScene:
     width: int
     parts: tuple[tuple[Any, int, int], ...]
     crop: tuple[int, int, int, int] | None = None  # left, top, right, bottom; labels outside are ignored
+    dtype: str = "uint8"  # of the image
 
     @property
     def bands(self) -> int:
@@ -331,7 +330,7 @@ class GridScene:
     ) -> np.ndarray:
         rows, columns = window(self, top, left, height, width)
         shape = (rows.stop - rows.start, columns.stop - columns.start, self.bands)
-        return self._assemble(np.zeros(shape, np.uint8), rows, columns, "read_image")
+        return self._assemble(np.zeros(shape, self.dtype), rows, columns, "read_image")
 
     def read_labels(
         self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None

@@ -1,0 +1,323 @@
+"""``tfds`` builders of the datasets, built and read without TensorFlow (array_record files).
+
+All three store the same thing: a record is a rectangular **part** of a scene, so that whatever its size a scene can be
+read by window. DeepGlobe's images are one part each, as the JPEG files they are; masks become class ids once, at build
+time. :func:`open_tfds` gives the same scenes as the plain files, pixel for pixel.
+"""
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from glcanet_jax.data.deepglobe import open_deepglobe
+from glcanet_jax.data.folder import open_folder
+from glcanet_jax.data.mbrsc import FOLD, assign, open_mbrsc
+from glcanet_jax.data.scenes import CACHE, ClassTable, Dataset, FileScene, GridScene, Protocol, window
+from glcanet_jax.errors import UserError
+
+PART = 2448  # pixels a side, at most, of the parts that scenes without parts of their own are cut into
+PICTURE_BANDS = (1, 3, 4)  # what a PNG holds; other images are stored as compressed arrays
+
+
+@dataclasses.dataclass(kw_only=True)
+class PartsConfig(tfds.core.BuilderConfig):
+    """What the features of a build depend on."""
+
+    bands: int = 3
+    dtype: str = "uint8"
+
+    @property
+    def picture(self) -> bool:
+        return self.dtype == "uint8" and self.bands in PICTURE_BANDS
+
+
+class PartsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Common to the three builders; they say where scenes come from."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "manual_dir is the dataset's own folder; see glcanet_jax.data"
+
+    @staticmethod
+    def open(manual_dir: Path) -> Dataset:
+        """The dataset from its plain files."""
+        raise NotImplementedError
+
+    @property
+    def _parts_config(self) -> PartsConfig:
+        return self.builder_config or PartsConfig(name="rgb")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        config = self._parts_config
+        image = (
+            tfds.features.Image(shape=(None, None, config.bands))
+            if config.picture
+            else tfds.features.Tensor(
+                shape=(None, None, config.bands), dtype=np.dtype(config.dtype).type, encoding="zlib"
+            )
+        )
+        features = {
+            "image": image,
+            "labels": tfds.features.Image(shape=(None, None, 1)),  # class ids, 255 to ignore
+            "scene": tfds.features.Text(),
+            "top": tfds.features.Scalar(np.int64),  # of the part in its scene, pixels
+            "left": tfds.features.Scalar(np.int64),
+        }
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict(features),
+            metadata=tfds.core.MetadataDict(),
+            disable_shuffling=True,  # the index in the metadata tells parts by their place
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+        dataset = self.open(Path(dl_manager.manual_dir))
+        scenes = {split: members for split, members in dataset.splits.items() if members}
+        self.info.metadata.update(
+            scale=dataset.scale,
+            validation_split=dataset.validation_split,
+            classes=dataclasses.asdict(dataset.classes),
+            protocols=[dataclasses.asdict(p) for p in dataset.protocols],
+            manual_dir=str(dl_manager.manual_dir),
+            fingerprint=fingerprint(dataset),
+            index={split: [_describe(scene) for scene in members] for split, members in scenes.items()},
+        )
+        return {_stored_name(split): self._generate_examples(members) for split, members in scenes.items()}
+
+    def _generate_examples(self, scenes: tuple[Any, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
+        from PIL import Image
+
+        key = 0
+        for scene in scenes:
+            for part, top, left in _parts(scene):
+                labels = part.read_labels() if part.labelled else np.full((part.height, part.width), 255, np.uint8)
+                image = _stored_file(part, self._parts_config.bands) if self._parts_config.picture else None
+                if image is None:
+                    image = part.read_image()
+                    if self._parts_config.picture:
+                        image = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+                yield (
+                    key,
+                    {
+                        "image": image,
+                        "labels": Image.fromarray(labels),
+                        "scene": scene.name,
+                        "top": top,
+                        "left": left,
+                    },
+                )
+                key += 1
+
+
+class DeepGlobe(PartsBuilder):
+    """DeepGlobe land cover, with the official splits."""
+
+    name = "deepglobe"
+    open = staticmethod(open_deepglobe)
+
+
+class Mbrsc(PartsBuilder):
+    """MBRSC Dubai, or any folder with a ``scenes.json`` of its form."""
+
+    name = "mbrsc"
+    open = staticmethod(open_mbrsc)
+
+
+class Folder(PartsBuilder):
+    """The user's own scenes; give a ``PartsConfig`` with their bands and type."""
+
+    name = "folder"
+    open = staticmethod(open_folder)
+
+
+BUILDERS = {"deepglobe": DeepGlobe, "mbrsc": Mbrsc, "folder": Folder}
+
+
+def _stored_name(split: str) -> str:
+    """A split's name as tfds takes it: word characters, and not its keyword "all"."""
+    name = re.sub(r"\W", "_", split)
+    return "all_scenes" if name == "all" else name
+
+
+def _parts(scene: Any) -> tuple[tuple[Any, int, int], ...]:
+    """A scene's own parts, or squares of at most ``PART`` px of it."""
+    if isinstance(scene, GridScene):
+        return scene.parts
+    if scene.height <= PART and scene.width <= PART:
+        return ((scene, 0, 0),)
+    from glcanet_jax.data.scenes import WindowScene
+
+    return tuple(
+        (
+            WindowScene(scene.name, scene, top, left, min(PART, scene.height - top), min(PART, scene.width - left)),
+            top,
+            left,
+        )
+        for top in range(0, scene.height, PART)
+        for left in range(0, scene.width, PART)
+    )
+
+
+def _stored_file(part: Any, bands: int) -> Path | None:
+    """The part's file, if its bytes can be stored as they are: a JPEG or PNG that decodes to what we would read."""
+    if not isinstance(part, FileScene) or part.image.suffix.lower() not in (".jpg", ".jpeg", ".png"):
+        return None
+    from PIL import Image
+
+    with Image.open(part.image) as image:
+        return part.image if {"L": 1, "RGB": 3, "RGBA": 4}.get(image.mode) == bands else None
+
+
+def _describe(scene: Any) -> dict[str, Any]:
+    """What must be known of a scene without reading its records."""
+    return {
+        "name": scene.name,
+        "height": scene.height,
+        "width": scene.width,
+        "labelled": scene.labelled,
+        "crop": scene.crop if isinstance(scene, GridScene) else None,
+        "parts": [[top, left, part.height, part.width] for part, top, left in _parts(scene)],
+    }
+
+
+def _files(scene: Any) -> Iterator[Path]:
+    if isinstance(scene, GridScene):
+        for part, _, _ in scene.parts:
+            yield from _files(part)
+    else:
+        yield from (path for path in (scene.image, scene.mask) if path is not None)
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """Changes when a file of the dataset, its splits or its classes do."""
+    seen = [repr((dataset.classes, dataset.protocols))]
+    for split, scenes in dataset.splits.items():
+        for scene in scenes:
+            seen.append(f"{split} {scene.name} {getattr(scene, 'crop', None)}")
+            seen += [f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in _files(scene)]
+    return hashlib.sha256("\n".join(seen).encode()).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RecordScene:
+    """A part of a scene in a tfds data source; a record is decoded once and kept for a while."""
+
+    name: str
+    source: Any
+    index: int
+    key: str  # of the build and split, for the cache
+    height: int
+    width: int
+    bands: int
+    labelled: bool
+
+    def _record(self, what: str) -> np.ndarray:
+        return CACHE.get((self.key, self.index, what), lambda: np.asarray(self.source[self.index][what]))
+
+    def read_image(
+        self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
+    ) -> np.ndarray:
+        return self._record("image")[window(self, top, left, height, width)]
+
+    def read_labels(
+        self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
+    ) -> np.ndarray:
+        return self._record("labels")[..., 0][window(self, top, left, height, width)]
+
+
+def _config_for(name: str, dataset: Dataset) -> PartsConfig | None:
+    if name != "folder":
+        return None
+    scene = next(scene for members in dataset.splits.values() for scene in members)
+    bands, dtype = scene.bands, scene.read_image(0, 0, 1, 1).dtype.name
+    other = {s.name: s.bands for members in dataset.splits.values() for s in members if s.bands != bands}
+    if other:
+        raise UserError(f"scenes of {dataset.root} differ in bands ({bands} and {other}); a build holds one kind")
+    return PartsConfig(name=f"{bands}x{dtype}", bands=bands, dtype=dtype)
+
+
+def prepare(name: str, data_dir: str | Path | None, tfds_dir: str | Path) -> tfds.core.DatasetBuilder:
+    """The build of a dataset under ``tfds_dir``, made from the plain files in ``data_dir`` if it is not there yet.
+
+    Without the plain files a build that is there is taken as it is.
+
+    Raises:
+        UserError: no such builder, or the build was made from other files than those in ``data_dir``.
+        DatasetMissing: there is neither a build nor the plain files.
+    """
+    if name not in BUILDERS:
+        raise UserError(f"{name} has no tfds builder; there are {', '.join(BUILDERS)}")
+    cls, root = BUILDERS[name], Path(tfds_dir)
+    made = sorted((root / name).glob(f"**/{cls.VERSION}/dataset_info.json"))
+    if made and (data_dir is None or not Path(data_dir).is_dir()):
+        return tfds.builder_from_directory(made[0].parent)
+    dataset = cls.open(Path(data_dir) if data_dir is not None else None)
+    builder = cls(data_dir=root, config=_config_for(name, dataset), file_format="array_record")
+    if builder.is_prepared():
+        if builder.info.metadata["fingerprint"] != fingerprint(dataset):
+            raise UserError(
+                f"the build in {builder.data_path} was made from other files than those in {dataset.root}; "
+                "delete it, or give another --data.tfds-dir"
+            )
+        return builder
+    config = tfds.download.DownloadConfig(manual_dir=dataset.root)
+    builder.download_and_prepare(download_config=config, file_format="array_record")
+    return builder
+
+
+def open_tfds(
+    name: str,
+    data_dir: str | Path | None,
+    tfds_dir: str | Path,
+    train: tuple[str, ...] = (),
+    val: tuple[str, ...] = (),
+) -> Dataset:
+    """A dataset read from its tfds build, which is made at first use; equal to :func:`glcanet_jax.data.open_dataset`.
+
+    Raises:
+        UserError, DatasetMissing: as :func:`prepare`.
+    """
+    if (train or val) and name != "mbrsc":
+        raise UserError(f"{name} takes no choice of scenes; it is for mbrsc alone")
+    builder = prepare(name, data_dir, tfds_dir)
+    metadata, split_of, scenes = builder.info.metadata, {}, {}
+    image = builder.info.features["image"]
+    for split, members in metadata["index"].items():
+        source, first = builder.as_data_source(split=_stored_name(split)), 0
+        for entry in members:
+            parts = []
+            for top, left, height, width in entry["parts"]:
+                shape = (height, width, image.shape[-1], entry["labelled"])
+                part = RecordScene(f"{entry['name']}/{first}", source, first, f"{builder.data_path}/{split}", *shape)
+                parts.append((part, top, left))
+                first += 1
+            crop = tuple(entry["crop"]) if entry["crop"] else None
+            scenes[entry["name"]] = GridScene(
+                entry["name"], entry["height"], entry["width"], tuple(parts), crop, np.dtype(image.np_dtype).name
+            )
+            split_of[entry["name"]] = split
+    if name == "mbrsc":
+        split_of = assign(split_of, train, val, Path(builder.data_path))
+    splits: dict[str, tuple[Any, ...]] = {split: () for split in metadata["index"]}
+    for scene, split in split_of.items():
+        splits[split] = (*splits.get(split, ()), scenes[scene])
+    table = {k: _tuples(v) for k, v in metadata["classes"].items()}
+    return Dataset(
+        name,
+        ClassTable(**table),
+        splits,
+        tuple(Protocol(**{k: _tuples(v) for k, v in p.items()}) for p in metadata["protocols"]),
+        Path(metadata["manual_dir"]),
+        FOLD if val else metadata["validation_split"],
+        metadata["scale"],
+    )
+
+
+def _tuples(value: Any) -> Any:
+    """Lists that JSON made of tuples, back."""
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value

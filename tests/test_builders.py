@@ -1,0 +1,105 @@
+"""The tfds builds give the scenes of the plain files, pixel for pixel, without TensorFlow."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from glcanet_jax.data import DatasetMissing, deepglobe, open_dataset
+from glcanet_jax.data.mbrsc import SAMPLE
+from glcanet_jax.errors import UserError
+
+builders = pytest.importorskip("glcanet_jax.data.builders", reason="tensorflow-datasets is not installed")
+
+
+def write_deepglobe(root, count=3):
+    """A few scenes of every split, in the archive's layout."""
+    rng = np.random.default_rng(0)
+    (root / "train").mkdir(parents=True)
+    for split in deepglobe.SPLITS:
+        for identifier in deepglobe.split_ids(split)[:count]:
+            image = rng.integers(0, 256, (40, 56, 3), np.uint8)
+            Image.fromarray(image).save(root / "train" / f"{identifier}_sat.jpg")
+            ids = rng.integers(0, 7, (40, 56))
+            Image.fromarray(deepglobe.CLASSES.decode(ids)).save(root / "train" / f"{identifier}_mask.png")
+
+
+def write_folder(root, dtype, bands):
+    rasterio = pytest.importorskip("rasterio")
+    rng = np.random.default_rng(1)
+    (root / "images").mkdir(parents=True)
+    (root / "masks").mkdir()
+    classes = [{"id": i, "name": n, "rgb": c} for i, n, c in ((0, "roof", "#ff0000"), (1, "other", "#00ff00"))]
+    (root / "classes.json").write_text(json.dumps({"classes": classes}))
+    (root / "splits.json").write_text(json.dumps({"train": ["a"], "all": ["b"]}))
+    for stem, (height, width) in {"a": (30, 50), "b": (70, 41)}.items():
+        image = rng.integers(0, np.iinfo(dtype).max, (bands, height, width), dtype)
+        at = rasterio.Affine(0.5, 0, 100, 0, -0.5, 200)
+        options = {"driver": "GTiff", "height": height, "width": width, "count": bands, "dtype": dtype, "transform": at}
+        with rasterio.open(root / "images" / f"{stem}.tif", "w", **options) as file:
+            file.write(image)
+        Image.fromarray(rng.integers(0, 2, (height, width), np.uint8)).save(root / "masks" / f"{stem}.png")
+
+
+def assert_same(plain, built):
+    assert (built.classes, built.protocols, built.scale) == (plain.classes, plain.protocols, plain.scale)
+    assert built.validation_split == plain.validation_split
+    assert {s: [x.name for x in m] for s, m in built.splits.items()} == {
+        s: [x.name for x in m] for s, m in plain.splits.items()
+    }
+    for split, scenes in plain.splits.items():
+        for a, b in zip(scenes, built.splits[split], strict=True):
+            assert (a.height, a.width, a.bands, a.labelled) == (b.height, b.width, b.bands, b.labelled)
+            np.testing.assert_array_equal(a.read_image(), b.read_image(), strict=True)
+            np.testing.assert_array_equal(a.read_labels(), b.read_labels(), strict=True)
+            top, left = a.height // 3, a.width // 4  # a window across parts
+            at = (top, left, a.height // 2, a.width // 2)
+            np.testing.assert_array_equal(a.read_image(*at), b.read_image(*at))
+            np.testing.assert_array_equal(a.read_labels(*at), b.read_labels(*at))
+
+
+def test_deepglobe(tmp_path):
+    write_deepglobe(tmp_path / "files")
+    plain = open_dataset("deepglobe", tmp_path / "files")
+    built = builders.open_tfds("deepglobe", tmp_path / "files", tmp_path / "tfds")
+    assert_same(plain, built)
+    assert "tensorflow" not in sys.modules
+    # a build stands alone
+    assert_same(plain, builders.open_tfds("deepglobe", None, tmp_path / "tfds"))
+
+
+def test_mbrsc_from_any_scenes_file(tmp_path, monkeypatch):
+    """The bundled scene's ``scenes.json`` calls its only split "all", a name that tfds keeps for itself."""
+    assert_same(open_dataset("mbrsc", SAMPLE), builders.open_tfds("mbrsc", SAMPLE, tmp_path))
+    chosen = builders.open_tfds("mbrsc", SAMPLE, tmp_path, train=("tile2",))
+    assert [s.name for s in chosen.scenes("train")] == ["tile2"]
+    with pytest.raises(UserError, match="no scene tile9"):
+        builders.open_tfds("mbrsc", SAMPLE, tmp_path, val=("tile9",))
+
+
+@pytest.mark.parametrize(("dtype", "bands"), [("uint8", 3), ("uint8", 4), ("uint16", 3), ("uint8", 6)])
+def test_folder(tmp_path, monkeypatch, dtype, bands):
+    monkeypatch.setattr(builders, "PART", 32)  # so that scenes are cut into parts
+    write_folder(tmp_path / "files", dtype, bands)
+    built = builders.open_tfds("folder", tmp_path / "files", tmp_path / "tfds")
+    assert_same(open_dataset("folder", tmp_path / "files"), built)
+    assert len(built.scenes("all")[0].parts) == 3 * 2
+    assert built.scenes("train")[0].read_image().dtype == dtype
+
+
+def test_a_stale_build_is_refused(tmp_path):
+    write_deepglobe(tmp_path / "files", count=1)
+    builders.open_tfds("deepglobe", tmp_path / "files", tmp_path / "tfds")
+    identifier = deepglobe.split_ids("train")[0]
+    Image.new("RGB", (56, 40)).save(tmp_path / "files" / "train" / f"{identifier}_mask.png")
+    with pytest.raises(UserError, match="made from other files"):
+        builders.open_tfds("deepglobe", tmp_path / "files", tmp_path / "tfds")
+
+
+def test_neither_build_nor_files(tmp_path):
+    with pytest.raises(DatasetMissing, match="looked at"):
+        builders.open_tfds("deepglobe", tmp_path / "none", tmp_path / "tfds")
+    with pytest.raises(UserError, match="no tfds builder"):
+        builders.open_tfds("sample", None, tmp_path)
