@@ -75,9 +75,7 @@ def evaluate(args: Eval) -> None:
     runs.enable_compilation_cache()
     path = runs.find_weights(args.weights)
     dataset = open_dataset(args.dataset, args.data_dir)
-    dataset.scenes(args.split)  # a bad split is told before the network is built
-    predictor, config, _ = runs.load_predictor(path, args.batch)
-    result = runs.evaluate_split(predictor, config, dataset, args.split, args.out, path)
+    result = runs.evaluate_split(path, dataset, args.split, args.out, args.batch)
     for name, scores in result["protocols"].items():
         print(f"\n{dataset.name} {args.split}, protocol {name}\n{metrics.format_table(scores)}")
     print(f"\nwritten to {args.out}")

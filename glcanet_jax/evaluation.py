@@ -27,6 +27,7 @@ class Predictor:
     ):
         """``batch`` patches are computed at once; ``normalisation`` has ``mean``, ``std`` and ``scale``."""
         self.views, self.batch, self.num_classes = views, batch, model.num_classes
+        self.bands = variables["params"]["global"]["resnet"]["stem_conv"]["kernel"].shape[2]
         self._variables = jax.device_put(variables)
         self._fns = functions(model)
         fns, patch = self._fns, (views.patch_size, views.patch_size)

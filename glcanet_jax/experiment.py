@@ -14,10 +14,9 @@ def run(config: Config, split: str) -> dict[str, Any]:
     out = loop.train(config)
     report.save_curve(out / "curve.png", report.read_log(out / "log.jsonl"))
     path = runs.find_weights(out)
-    predictor, saved, _ = runs.load_predictor(path, config.eval_batch)
     dataset = runs.open_data(config.data)
     folder = out / f"eval-{split}"
-    result = runs.evaluate_split(predictor, saved, dataset, split, folder, path)
+    result = runs.evaluate_split(path, dataset, split, folder, config.eval_batch)
     for name, scores in result["protocols"].items():
         print(f"\n{dataset.name}, split {split}, protocol {name}, weights {path.name}\n{metrics.format_table(scores)}")
         protocol = next(p for p in dataset.protocols if p.name == name)

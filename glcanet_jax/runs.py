@@ -119,22 +119,31 @@ def load_predictor(path: str | Path, batch: int = 6) -> tuple[Predictor, Config,
     return Predictor(model, stored.variables, config.views, stored.normalisation, batch), config, stored.classes
 
 
-def evaluate_split(
-    predictor: Predictor, config: Config, dataset: Any, split: str, out: Path, weights_path: Path
-) -> dict[str, Any]:
+def check_fit(dataset: Any, scenes: Any, predictor: Predictor, class_names: list[str], split: str) -> None:
+    """Raises UserError if weights cannot be scored on these scenes."""
+    if not scenes:
+        raise UserError(f"split {split!r} of {dataset.name} holds no scenes; choose another with --split")
+    if list(dataset.classes.names) != class_names:
+        raise UserError(
+            f"the weights know the classes {', '.join(class_names)}; {dataset.name} has {', '.join(dataset.classes.names)}; "
+            "give weights trained on these classes"
+        )
+    for scene in scenes:
+        if scene.bands != predictor.bands:
+            raise UserError(
+                f"scene {scene.name} has {scene.bands} bands, the weights take {predictor.bands}; give scenes of the same bands"
+            )
+
+
+def evaluate_split(weights_path: Path, dataset: Any, split: str, out: Path, batch: int | None = None) -> dict[str, Any]:
     """Score a split and write ``metrics.json``, the confusion matrix and an overlay of every scene; returns the metrics.
 
     Raises:
-        UserError: the dataset's classes are not those of the weights, or a scene has other bands.
+        UserError: the dataset's classes are not those of the weights, or a scene has other bands or no labels.
     """
-    scenes = dataset.scenes(split)
-    if not scenes:
-        raise UserError(f"split {split!r} of {dataset.name} holds no scenes; choose another with --split")
-    if len(dataset.classes.names) != predictor.num_classes:
-        raise UserError(
-            f"the weights know {predictor.num_classes} classes, {dataset.name} has {len(dataset.classes.names)}; "
-            "give weights trained on this dataset"
-        )
+    scenes = dataset.scenes(split)  # a bad split is told before the network is built
+    predictor, config, classes = load_predictor(weights_path, batch or 6)
+    check_fit(dataset, scenes, predictor, classes["names"], split)
     with Progress(count_patches(scenes, predictor.views), f"evaluating {split}", "patches") as progress:
         settings = {**configs.to_dict(config), "split": split, "weights": str(weights_path), "evaluated": dataset.name}
         result, pictures = evaluate(predictor, scenes, dataset, settings, progress.advance, thumbnails=True)

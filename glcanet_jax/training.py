@@ -71,7 +71,7 @@ def jitter_colour(key: Array, image: Array, patches: Array, strength: float) -> 
     )
 
 
-def loss_terms(config: Any, logits: Array, out: dict[str, Array], batch: Batch) -> dict[str, Array]:
+def loss_terms(config: Any, logits: Array | None, out: dict[str, Array], batch: Batch) -> dict[str, Array]:
     """The weighted terms of the loss (DESIGN section 3); absent outputs have no term."""
     weights = jnp.asarray(config.class_weights, jnp.float32) if config.class_weights else None
     focal = partial(losses.focal, gamma=config.gamma, class_weights=weights)
@@ -163,9 +163,9 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": loss} | {f"loss/{k}": v for k, v in terms.items()}
         for root in phase.roots:
-            metrics[f"grad_norm/{root}"] = optax.global_norm(grads[root])
-            metrics[f"update_norm/{root}"] = optax.global_norm(updates[root])
-            metrics[f"param_norm/{root}"] = optax.global_norm(params[root])
+            metrics[f"grad_norm/{root}"] = optax.tree.norm(grads[root])
+            metrics[f"update_norm/{root}"] = optax.tree.norm(updates[root])
+            metrics[f"param_norm/{root}"] = optax.tree.norm(params[root])
         return state.replace(params=params, batch_stats=stats, opt_state=opt_state, step=state.step + 1), metrics
 
     return jax.jit(train_step, donate_argnums=0)

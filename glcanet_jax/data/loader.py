@@ -11,6 +11,8 @@ from glcanet_jax import geometry
 from glcanet_jax.data import views as data_views
 from glcanet_jax.errors import UserError
 
+ENDLESS = 2**48  # contexts; grain's own endless repetition overflows in batches of one
+
 
 @dataclass(frozen=True)
 class LoaderConfig:
@@ -143,7 +145,7 @@ class TrainLoader:
             grain.MapDataset.source(self._index)
             .seed(config.seed)
             .shuffle()
-            .repeat()
+            .repeat(ENDLESS // len(self._index))
             .random_map(example)
             .batch(config.batch_size)
         )

@@ -1,0 +1,246 @@
+"""The real commands, as a user types them: what they print, what they leave behind, how they fail."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+ROOT = Path(__file__).parents[1]
+SMALL = [
+    "--model.depth", "18", "--model.width", "8", "--model.fpn-channels", "16", "--views.context-size", "256",
+    "--views.global-size", "64", "--views.patch-size", "64", "--views.overlap", "8", "--loader.batch-size", "2",
+    "--loader.patches-per-context", "2", "--train.log-every", "1", "--train.tensorboard", "False",
+]  # fmt: skip
+
+
+def environment():
+    from conftest import CACHE
+
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}  # one device, as users have
+    return env | {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(CACHE), "COLUMNS": "200"}
+
+
+def run(*args, cwd=ROOT):
+    command = [sys.executable, "-m", *map(str, args)]
+    return subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=500)
+
+
+def assert_told(result, *parts):
+    """One clear message, exit code 2, no traceback."""
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    for part in parts:
+        assert part in result.stderr + result.stdout
+
+
+def own_scenes(root, count=2):
+    """A folder of small RGB scenes with masks of colours."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for kind in ("images", "masks"):
+            (root / split / kind).mkdir(parents=True)
+        for i in range(count):
+            ids = np.kron(rng.integers(0, 2, (5, 6)), np.ones((30, 30), int))
+            colours = np.array([[255, 0, 0], [0, 0, 255]], np.uint8)[ids]
+            noise = rng.integers(0, 40, colours.shape, np.uint8)
+            Image.fromarray(np.clip(colours // 2 + noise, 0, 255).astype(np.uint8)).save(
+                root / split / "images" / f"s{i}.png"
+            )
+            Image.fromarray(colours).save(root / split / "masks" / f"s{i}.png")
+    classes = [{"id": 0, "name": "roof", "rgb": "#ff0000"}, {"id": 1, "name": "lake", "rgb": "#0000ff"}]
+    (root / "classes.json").write_text(json.dumps({"classes": classes}))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Own scenes, trained on by command."""
+    root = tmp_path_factory.mktemp("folder")
+    own_scenes(root / "data")
+    result = run(
+        "glcanet_jax", "train", "--data.dataset", "folder", "--data.dir", root / "data", "--out", root / "run",
+        "--train.steps", "4", *SMALL,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    return root
+
+
+def test_train_writes_a_run(trained):
+    run_folder = trained / "run"
+    assert {"config.json", "log.jsonl", "checkpoints", "last.safetensors"} <= {p.name for p in run_folder.iterdir()}
+    records = [json.loads(line) for line in (run_folder / "log.jsonl").read_text().splitlines()]
+    steps = [r for r in records if r["kind"] == "train"]
+    assert [r["step"] for r in steps] == [1, 2, 3, 4]
+    wanted = {
+        "loss", "loss/fused", "loss/local", "loss/global", "loss/regulariser", "grad_norm/local", "param_norm/fusion",
+        "update_norm/global", "lr/global", "seconds_per_step", "images_per_second", "data_wait", "memory/host_peak_mb",
+    }  # fmt: skip
+    assert wanted <= set(steps[0]) and all(np.isfinite(r["loss"]) for r in steps)
+
+
+def test_eval_of_a_run(trained, tmp_path):
+    result = run(
+        "glcanet_jax", "eval", "--dataset", "folder", "--data-dir", trained / "data", "--split", "test",
+        "--weights", trained / "run", "--out", tmp_path / "scores",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    scores = json.loads((tmp_path / "scores" / "metrics.json").read_text())
+    assert np.sum(scores["confusion"]) == 2 * 150 * 180 and set(scores["scenes"]) == {"s0", "s1"}
+    assert set(scores["protocols"]["all"]["classes"]) == {"roof", "lake"}
+    assert "mIoU" in result.stdout and "roof" in result.stdout
+    assert Image.open(tmp_path / "scores" / "overlay_s0.png").width > 300
+
+
+def test_the_same_folder_with_other_options_is_refused(trained):
+    before = (trained / "run" / "last.safetensors").read_bytes()
+    result = run(
+        "glcanet_jax", "train", "--data.dataset", "folder", "--data.dir", trained / "data", "--out", trained / "run",
+        "--train.steps", "5", *SMALL,
+    )  # fmt: skip
+    assert_told(result, "another configuration", "train.steps: 5 against 4")
+    assert (trained / "run" / "last.safetensors").read_bytes() == before
+
+
+def test_eval_tells_what_does_not_fit(trained, tmp_path):
+    common = ("glcanet_jax", "eval", "--weights", trained / "run", "--out", tmp_path / "out")
+    assert_told(run(*common, "--dataset", "sample"), "the weights know the classes roof, lake")
+    assert_told(
+        run(*common, "--dataset", "folder", "--data-dir", trained / "data", "--split", "tset"),
+        "perhaps you meant 'test'",
+    )
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "junk.safetensors").write_bytes(b"junk")
+    junk = ("glcanet_jax", "eval", "--out", tmp_path / "out", "--dataset", "sample", "--weights")
+    assert_told(run(*junk, tmp_path / "junk.safetensors"), "junk.safetensors")
+    assert_told(run(*junk, tmp_path / "none"), "there is no weights file or run at")
+
+
+def test_check(trained, tmp_path):
+    good = run("glcanet_jax", "check", "--dataset", "folder", "--data-dir", trained / "data")
+    assert good.returncode == 0, good.stderr
+    own_scenes(tmp_path)
+    (tmp_path / "train" / "images" / "s0.png").write_bytes(b"no image")
+    Image.new("RGB", (5, 5), (255, 0, 0)).save(tmp_path / "train" / "masks" / "s1.png")
+    Image.new("RGB", (180, 150), (1, 2, 3)).save(tmp_path / "test" / "masks" / "s0.png")
+    (tmp_path / "test" / "masks" / "s1.png").unlink()
+    bad = run("glcanet_jax", "check", "--dataset", "folder", "--data-dir", tmp_path)
+    assert bad.returncode != 0 and "Traceback" not in bad.stderr
+    told = bad.stdout + bad.stderr
+    assert "s0.png cannot be read as an image" in told
+    assert "5 x 5 pixels, its image 150 x 180" in told
+    assert "(1, 2, 3) on 27000 pixels from row 0 column 0" in told
+    assert "s1" in told and "mask" in told
+
+
+def test_info():
+    result = run("glcanet_jax", "info", "--model", "glcanet", "--scene", "2448x2448", "--json")
+    told = json.loads(result.stdout)
+    assert told["patches"] == 36 and told["contexts"] == 1
+    assert told["parameters"]["total"] == sum(told["parameters"][k] for k in ("global", "local", "fusion")) == 58473749
+    assert told["gflop"]["scene"] == pytest.approx(told["gflop"]["context"] + 36 * told["gflop"]["patch"], rel=1e-3)
+    assert "parameters total" in run("glcanet_jax", "info").stdout
+    assert_told(run("glcanet_jax", "info", "--scene", "big"), "it must be HEIGHTxWIDTH")
+    assert_told(run("glcanet_jax", "info", "--model", "glcanett"), "perhaps you meant 'glcanet'")
+
+
+def test_a_missing_dataset_is_explained(tmp_path):
+    for name in ("deepglobe", "mbrsc", "folder"):
+        result = run("glcanet_jax", "check", "--dataset", name, "--data-dir", tmp_path / "none")
+        assert_told(
+            result, f"looked at: {tmp_path / 'none'}", "found:", "expected:", "get it:", "experiments.deepglobe sample"
+        )
+
+
+def test_deepglobe_without_data_runs_the_sample(tmp_path):
+    """It says what is missing and goes on with the bundled scene: here told to do next to nothing with it."""
+    code = (
+        "import sys, dataclasses; import experiments.deepglobe as e; s = e.SAMPLE;"
+        "e.SAMPLE = dataclasses.replace(s, out=sys.argv.pop(), train=dataclasses.replace(s.train, steps=1),"
+        " model=dataclasses.replace(s.model, width=8, fpn_channels=16));"
+        "from glcanet_jax import cli; cli.run(e.main)"
+    )
+    args = [sys.executable, "-c", code, "--data.dir", str(tmp_path / "none"), str(tmp_path / "run")]
+    result = subprocess.run(args, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=500)
+    assert result.returncode == 0, result.stderr
+    for part in (
+        "deepglobe was not found",
+        str(tmp_path / "none"),
+        "_sat.jpg",
+        "register at",
+        "running the bundled sample",
+    ):
+        assert part in result.stdout
+    for name in ("curve.png", "eval-test/metrics.json", "eval-test/confusion.png", "last.safetensors"):
+        assert str(tmp_path / "run" / name) in result.stdout and (tmp_path / "run" / name).is_file()
+    assert "mIoU" in result.stdout and list((tmp_path / "run" / "eval-test").glob("overlay_*.png"))
+
+
+def test_an_unknown_option_is_told():
+    result = run("experiments.mbrsc", "tiny", "--train.stepz", "3")
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert "--train.steps" in result.stderr  # perhaps you meant
+
+
+# ------------------------------------------------------------------------------------------------------ kill and resume
+def train_command(data, out, steps):
+    return [
+        sys.executable, "-m", "glcanet_jax", "train", "--data.dataset", "folder", "--data.dir", str(data), "--out", str(out),
+        "--train.steps", str(steps), "--train.checkpoint-every", "3", "--train.colour-jitter", "0.2", *SMALL,
+    ]  # fmt: skip
+
+
+def kill_when(process, ready, limit=300):
+    """SIGKILL as soon as ``ready()``; the run must not end before."""
+    end = time.monotonic() + limit
+    while not ready():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
+def last_step(out):
+    log = out / "log.jsonl"
+    lines = log.read_text().splitlines() if log.exists() else []
+    steps = [json.loads(line)["step"] for line in lines if line.endswith("}")]
+    return steps[-1] if steps else 0
+
+
+def test_killed_three_times_ends_with_the_same_bits(trained, tmp_path):
+    """At a random step before any checkpoint, between two, and while the next is written."""
+    rng = np.random.default_rng()
+    steps, outs = 16, (tmp_path / "whole", tmp_path / "killed")
+    quiet = {"cwd": ROOT, "env": environment(), "stdout": subprocess.DEVNULL, "text": True}
+    whole = subprocess.run(
+        train_command(trained / "data", outs[0], steps), **quiet, stderr=subprocess.PIPE, timeout=500
+    )
+    assert whole.returncode == 0, whole.stderr
+    moments = [int(rng.integers(1, 3)), int(rng.integers(4, 9)), 12]
+    checkpoints = outs[1] / "checkpoints" / "last"
+    for moment in moments:
+        process = subprocess.Popen(train_command(trained / "data", outs[1], steps), **quiet, stderr=subprocess.DEVNULL)
+        kill_when(
+            process,
+            lambda moment=moment: last_step(outs[1]) >= moment or (moment == 12 and any(checkpoints.glob("12*"))),
+        )
+        assert not (outs[1] / "last.safetensors").exists()
+    ended = subprocess.run(
+        train_command(trained / "data", outs[1], steps), **quiet, stderr=subprocess.PIPE, timeout=500
+    )
+    assert ended.returncode == 0, f"killed at {moments}: {ended.stderr}"
+    a, b = (load_file(out / "last.safetensors") for out in outs)
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=f"{name}, killed at {moments}")
+    losses = [
+        [(r["step"], r["loss"]) for r in map(json.loads, (out / "log.jsonl").open()) if "loss" in r] for out in outs
+    ]
+    assert losses[0] == losses[1] and [s for s, _ in losses[1]] == list(range(1, steps + 1))

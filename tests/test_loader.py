@@ -1,0 +1,219 @@
+"""Patch and global pairs: the same whatever the threads, resumed exactly, and showing what the boxes say."""
+
+import dataclasses
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from glcanet_jax.data import views as data_views
+from glcanet_jax.data.loader import LoaderConfig, TrainLoader, make_example
+from glcanet_jax.data.scenes import ArrayScene
+from glcanet_jax.errors import UserError
+from glcanet_jax.geometry import Views
+
+VIEWS = Views(context_size=160, global_size=40, patch_size=64, overlap=8)
+
+
+def ramp_scene(height=300, width=420, name="ramp"):
+    """Pixels that say where they are: row and column in two bands; labels in squares of 20 px."""
+    rows, columns = np.mgrid[:height, :width]
+    image = np.stack([rows, columns, rows * 0], -1).astype(np.uint16)
+    return ArrayScene(name, image, ((rows // 20 + columns // 20) % 5).astype(np.uint8))
+
+
+def noise_scene(height=200, width=240, seed=0, classes=4):
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, (height, width, 3), np.uint8)
+    return ArrayScene(f"noise{seed}", image, rng.integers(0, classes, (height, width), np.uint8))
+
+
+SCENES = noise_scene(seed=0), noise_scene(180, 330, seed=1), noise_scene(50, 70, seed=2)
+
+
+def take(count, config, scenes=SCENES, state=None):
+    batches = iter(TrainLoader(scenes, VIEWS, config, 4))
+    if state is not None:
+        batches.set_state(state)
+    return [next(batches) for _ in range(count)], batches.get_state()
+
+
+def equal(a, b):
+    return all(x.keys() == y.keys() and all(np.array_equal(x[k], y[k]) for k in x) for x, y in zip(a, b, strict=True))
+
+
+CONFIG = LoaderConfig(batch_size=2, patches_per_context=3, rare_class_fraction=0.3, scale_jitter=(0.8, 1.25), seed=7)
+
+
+def test_threads_and_prefetching_change_nothing():
+    expected, _ = take(6, dataclasses.replace(CONFIG, threads=1, prefetch=1))
+    for threads, prefetch in ((2, 2), (8, 16)):
+        assert equal(take(6, dataclasses.replace(CONFIG, threads=threads, prefetch=prefetch))[0], expected)
+    assert not equal(take(6, dataclasses.replace(CONFIG, seed=8))[0], expected)
+
+
+@pytest.mark.parametrize("stop", [1, 4])
+def test_resumes_where_it_was(stop):
+    whole, _ = take(7, CONFIG)
+    _, state = take(stop, CONFIG)
+    rest, _ = take(7 - stop, CONFIG, state=state)
+    assert equal(whole[stop:], rest)
+
+
+def test_shapes_and_types():
+    (batch,), _ = take(1, CONFIG)
+    shapes = {k: v.shape for k, v in batch.items()}
+    assert shapes == {
+        "global_image": (2, 40, 40, 3), "global_labels": (2, 40, 40), "patches": (2, 3, 64, 64, 3),
+        "patch_labels": (2, 3, 64, 64), "boxes": (2, 3, 4), "valid": (2, 3), "scene": (2,), "context": (2, 4),
+    }  # fmt: skip
+    assert batch["patches"].dtype == batch["global_image"].dtype == np.uint8 and batch["boxes"].dtype == np.float32
+
+
+def test_an_epoch_sees_every_scene_in_proportion():
+    loader = TrainLoader((ramp_scene(), noise_scene(160, 160)), VIEWS, LoaderConfig(batch_size=1), 4)
+    assert loader.steps_per_epoch == 5 + 1  # ceil(300 * 420 / 160**2) contexts of the one, one of the other
+    batches = iter(loader)
+    assert Counter(int(next(batches)["scene"][0]) for _ in range(12)) == {0: 10, 1: 2}
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("jitter", [(1.0, 1.0), (0.7, 1.5)])
+def test_boxes_say_where_patches_lie(seed, jitter):
+    """Whatever the flips and turns: the ramp in the global view at the box is the ramp in the patch."""
+    config = LoaderConfig(patches_per_context=4, scale_jitter=jitter)
+    example = make_example(ramp_scene(), 0, VIEWS, config, np.random.default_rng(seed))
+    side = VIEWS.global_size
+    for patch, labels, (top, left, bottom, right) in zip(
+        example["patches"], example["patch_labels"], example["boxes"], strict=True
+    ):
+        assert 0 <= top < bottom <= 1 + 1e-6 and 0 <= left < right <= 1 + 1e-6
+        # the patch's centre, read off both views; a pixel of the global view is 4 to 6 pixels of the scene
+        y, x = (top + bottom) / 2 * side - 0.5, (left + right) / 2 * side - 0.5
+        (y0, fy), (x0, fx) = (divmod(v, 1) for v in (y, x))
+        corner = example["global_image"][int(y0) : int(y0) + 2, int(x0) : int(x0) + 2, :2].astype(float)
+        seen = np.tensordot([1 - fx, fx], np.tensordot([1 - fy, fy], corner, (0, 0)), (0, 0))
+        centre = patch[31:33, 31:33, :2].astype(float).mean((0, 1))
+        np.testing.assert_allclose(seen, centre, atol=1.5)
+        # labels belong to the pixels beside them, away from the squares' edges
+        rows, columns = patch[..., 0].astype(int), patch[..., 1].astype(int)
+        inner = (np.minimum(rows % 20, columns % 20) > 2) & (np.maximum(rows % 20, columns % 20) < 17)
+        assert inner.sum() > 500
+        np.testing.assert_array_equal(labels[inner], ((rows // 20 + columns // 20) % 5)[inner])
+
+
+def test_all_eight_views_occur():
+    """And without flips only the scene as it is."""
+
+    def orientations(config):
+        seen = set()
+        for seed in range(60):
+            patch = make_example(ramp_scene(), 0, VIEWS, config, np.random.default_rng(seed))["patches"][0].astype(int)
+            down, right = patch[1, 0, :2] - patch[0, 0, :2], patch[0, 1, :2] - patch[0, 0, :2]
+            seen.add((*np.sign(down), *np.sign(right)))
+        return seen
+
+    assert len(orientations(LoaderConfig())) == 8
+    assert orientations(LoaderConfig(flips=False)) == {(1, 0, 0, 1)}
+
+
+def test_patches_are_the_scenes_own_pixels():
+    """Without jitter nothing is resampled."""
+    scene = noise_scene()
+    example = make_example(scene, 0, VIEWS, LoaderConfig(flips=False, patches_per_context=2), np.random.default_rng(3))
+    top, left, height, width = example["context"].tolist()
+    for patch, labels, box in zip(example["patches"], example["patch_labels"], example["boxes"], strict=True):
+        y, x = round(top + box[0] * height), round(left + box[1] * width)
+        np.testing.assert_array_equal(patch, scene.image[y : y + 64, x : x + 64])
+        np.testing.assert_array_equal(labels, scene.labels[y : y + 64, x : x + 64])
+    np.testing.assert_array_equal(
+        example["global_image"], data_views.global_view(scene.read_image(top, left, height, width), 40)
+    )
+
+
+def test_positions_on_the_grid():
+    """As the paper has them: overlapping by the overlap, to the end of the context; too few are marked."""
+    config = LoaderConfig(positions="grid", patches_per_context=12, flips=False)
+    example = make_example(noise_scene(160, 160), 0, VIEWS, config, np.random.default_rng(0))
+    corners = {(round(b[0] * 160), round(b[1] * 160)) for b in example["boxes"]}
+    starts = (0, 48, 96)
+    assert corners == {(y, x) for y in starts for x in starts}
+    np.testing.assert_array_equal(example["valid"], np.arange(12) < 9)
+
+
+def test_scenes_under_a_patch_are_reflected_and_ignored():
+    scene = noise_scene(50, 70, seed=2)
+    example = make_example(scene, 0, VIEWS, LoaderConfig(flips=False), np.random.default_rng(0))
+    patch, labels = example["patches"][0], example["patch_labels"][0]
+    np.testing.assert_array_equal(patch[50:], patch[36:50][::-1])
+    assert (labels[50:] == 255).all() and (labels[:50] < 4).all()
+
+
+class Counting(ArrayScene):
+    """Counts its reads."""
+
+    reads = 0
+
+    def read_image(self, *window):
+        type(self).reads += 1
+        return super().read_image(*window)
+
+
+@pytest.mark.parametrize("n", [1, 6])
+def test_a_context_is_read_once_for_its_patches(n):
+    made = noise_scene()
+    scene, Counting.reads = Counting("counting", made.image, made.labels), 0
+    make_example(scene, 0, VIEWS, LoaderConfig(patches_per_context=n), np.random.default_rng(0))
+    assert Counting.reads == 1
+
+
+def test_rare_classes_are_looked_for():
+    labels = np.zeros((160, 160), np.uint8)
+    labels[8:24, 8:24] = 3
+    scene = ArrayScene("rare", np.zeros((160, 160, 3), np.uint8), labels)
+
+    def share(fraction):
+        config = LoaderConfig(patches_per_context=100, rare_class_fraction=fraction)
+        return np.mean(
+            [(p == 3).any() for p in make_example(scene, 0, VIEWS, config, np.random.default_rng(0))["patch_labels"]]
+        )
+
+    assert share(1.0) > share(0.0) + 0.15
+
+
+def test_bad_settings_are_told():
+    for bad in ({"batch_size": 0}, {"scale_jitter": (2.0, 1.0)}, {"rare_class_fraction": 1.5}):
+        with pytest.raises(UserError, match=f"loader.{next(iter(bad))} is"):
+            LoaderConfig(**bad)
+    with pytest.raises(UserError, match="no scenes to train on"):
+        TrainLoader((), VIEWS, LoaderConfig(), 4)
+
+
+# ------------------------------------------------------------------------------------------------------ the global view
+def test_the_global_view_keeps_the_mean_and_does_not_alias():
+    board = (np.indices((400, 400)).sum(0) % 2 * 255).astype(np.uint8)[..., None].repeat(3, -1)
+    shrunk = data_views.global_view(board, 50)
+    np.testing.assert_allclose(shrunk, 127.5, atol=2)
+    noise = noise_scene(500, 300).image
+    np.testing.assert_allclose(data_views.global_view(noise, 50).mean((0, 1)), noise.mean((0, 1)), atol=1.0)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.integers(80, 300), st.integers(80, 300), st.sampled_from([np.uint8, np.uint16, np.float32]), st.integers(1, 5)
+)
+def test_a_ramp_stays_a_ramp(height, width, dtype, bands):
+    """Per axis, at the centres of pixels, away from the border; in every type and number of bands."""
+    rows = np.rint(np.linspace(20, 220, height))[:, None, None] * np.ones((1, width, bands))
+    shrunk = data_views.global_view(rows.astype(dtype), 40)
+    assert shrunk.shape == (40, 40, bands) and shrunk.dtype == dtype
+    centres = (np.arange(40) + 0.5) * height / 40 - 0.5
+    expected = 20 + 200 * centres / (height - 1)
+    np.testing.assert_allclose(shrunk[3:-3, 20, 0], expected[3:-3], atol=1.1)
+
+
+def test_labels_are_never_mixed():
+    labels = np.repeat(np.array([[0, 255, 3, 1]], np.uint8), 8, 0).repeat(25, 1)
+    assert set(np.unique(data_views.global_labels(labels, 30))) == {0, 1, 3, 255}

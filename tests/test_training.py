@@ -1,0 +1,243 @@
+"""One training step: who learns, how fast, from what; and the same on several devices."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from experiments.presets import TINY
+from glcanet_jax import loop, models, optim, training
+from glcanet_jax.config import LossConfig, OptimiserConfig
+from glcanet_jax.errors import UserError
+
+SIDE, CLASSES = 48, 4
+RATES = OptimiserConfig(global_rate=1e-4, local_rate=2e-5, fusion_rate=3e-5, schedule="constant")
+
+
+def make_batch(b=4, n=2, seed=0):
+    rng = np.random.default_rng(seed)
+    corner = rng.uniform(0, 0.5, (b, n, 2))
+    return {
+        "global_image": rng.integers(0, 256, (b, SIDE, SIDE, 3), np.uint8),
+        "global_labels": rng.integers(0, CLASSES, (b, SIDE, SIDE), np.uint8),
+        "patches": rng.integers(0, 256, (b, n, SIDE, SIDE, 3), np.uint8),
+        "patch_labels": rng.integers(0, CLASSES, (b, n, SIDE, SIDE), np.uint8),
+        "boxes": np.concatenate([corner, corner + 0.4], -1).astype(np.float32),
+        "valid": np.ones((b, n), bool),
+    }
+
+
+def configured(train=None, **parts):
+    return dataclasses.replace(TINY, optimiser=RATES, train=dataclasses.replace(TINY.train, **(train or {})), **parts)
+
+
+def start(config, key=0, **options):
+    model = models.build("glcanet", CLASSES, **{"depth": 18, "width": 8, "fpn_channels": 16, **options})
+    variables = models.init(model, jax.random.key(key), 3)
+    spans = optim.phases(config.train.schedule, 10, config.train.global_steps)
+    tx = optim.optimiser(config.optimiser, spans)
+    return model, tx, spans, training.create_state(variables, tx, jax.random.key(1))
+
+
+def copy(tree):
+    return jax.tree.map(np.array, tree)
+
+
+def moved(before, after):
+    """Largest change of a tree of arrays."""
+    return max(np.abs(a - b).max() for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True))
+
+
+def same(a, b):
+    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+@pytest.fixture(scope="module")
+def joint():
+    """One joint step with BatchNorm: the state before, after, and the metrics."""
+    config = configured()
+    model, tx, spans, state = start(config)
+    before = copy({"params": state.params, "stats": state.batch_stats})
+    step = training.make_train_step(model, tx, config, 255.0, spans[0])
+    state, metrics = step(state, make_batch())
+    return before, state, metrics
+
+
+def test_every_root_moves_at_its_own_rate(joint):
+    """Adam's first step is the rate, whatever the gradient: the sharpest check of who is labelled what."""
+    before, state, metrics = joint
+    for root, rate in {"global": 1e-4, "local": 2e-5, "fusion": 3e-5}.items():
+        assert moved(before["params"][root], copy(state.params[root])) == pytest.approx(rate, rel=1e-2)
+        assert metrics[f"grad_norm/{root}"] > 0 and metrics[f"update_norm/{root}"] > 0
+    assert int(state.step) == 1
+    total = sum(v for k, v in metrics.items() if k.startswith("loss/"))
+    np.testing.assert_allclose(metrics["loss"], total, rtol=1e-6)
+    assert {"loss/fused", "loss/local", "loss/global", "loss/regulariser"} <= set(metrics)
+
+
+def test_running_statistics_follow(joint):
+    before, state, _ = joint
+    assert moved(before["stats"]["global"], copy(state.batch_stats["global"])) > 0
+    assert moved(before["stats"]["local"], copy(state.batch_stats["local"])) > 0
+
+
+def test_staged_trains_one_after_the_other():
+    config = configured({"schedule": "staged", "global_steps": 1})
+    model, tx, spans, state = start(config)
+    assert [(p.name, p.start, p.stop) for p in spans] == [("global", 0, 1), ("rest", 1, 10)]
+    begin = copy({"params": state.params, "stats": state.batch_stats})
+    state, metrics = training.make_train_step(model, tx, config, 255.0, spans[0])(state, make_batch())
+    middle = copy({"params": state.params, "stats": state.batch_stats})
+    assert moved(begin["params"]["global"], middle["params"]["global"]) == pytest.approx(1e-4, rel=1e-2)
+    for root in ("local", "fusion"):
+        assert same(begin["params"][root], middle["params"][root])
+    assert same(begin["stats"]["local"], middle["stats"]["local"])
+    assert set(k for k in metrics if k.startswith("loss/")) == {"loss/global"}
+    state, _ = training.make_train_step(model, tx, config, 255.0, spans[1])(state, make_batch(seed=1))
+    end = copy({"params": state.params, "stats": state.batch_stats})
+    assert same(middle["params"]["global"], end["params"]["global"])
+    assert same(middle["stats"]["global"], end["stats"]["global"])
+    assert moved(middle["params"]["local"], end["params"]["local"]) == pytest.approx(2e-5, rel=1e-2)
+    assert moved(middle["params"]["fusion"], end["params"]["fusion"]) == pytest.approx(3e-5, rel=1e-2)
+    assert moved(middle["stats"]["local"], end["stats"]["local"]) > 0
+
+
+@pytest.fixture(scope="module")
+def frozen():
+    """Loss and gradient-scaled update of one step with frozen norms: the measure for what must change nothing."""
+    return one_step(configured(), norm="frozen")
+
+
+def one_step(config, batch=None, **options):
+    """Parameters after one step of plain gradient descent, for differences to be gradients and not Adam's signs."""
+    model, _, spans, state = start(config, **options)
+    labels = {root: root for root in state.params}
+    tx = optax.multi_transform({root: optax.sgd(1.0) for root in labels}, labels)
+    state = training.create_state(state.variables, tx, jax.random.key(1))
+    before = copy(state.variables)
+    step = training.make_train_step(model, tx, config, 255.0, spans[0])
+    state, metrics = step(state, batch or make_batch())
+    return before, copy(state.variables), copy(metrics)
+
+
+def close(a, b, tolerance=1e-5):
+    scale = max(1.0, max(np.abs(x).max() for x in jax.tree.leaves(a)))
+    assert moved(a, b) <= tolerance * scale
+
+
+def test_frozen_norms_stay(frozen):
+    before, after, _ = frozen
+    for root in ("global", "local"):
+        assert same(before["batch_stats"][root]["resnet"], after["batch_stats"][root]["resnet"])
+        stem = before["params"][root]["resnet"]["stem_norm"], after["params"][root]["resnet"]["stem_norm"]
+        assert same(*stem)
+        assert moved(before["params"][root]["resnet"]["stem_conv"], after["params"][root]["resnet"]["stem_conv"]) > 0
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_accumulation_adds_up(frozen, parts):
+    """Norms that do not see the batch: the parts of a batch give the step of the whole."""
+    _, whole, metrics = frozen
+    _, after, accumulated = one_step(configured({"accumulation": parts}), norm="frozen")
+    close(whole["params"], after["params"])
+    np.testing.assert_allclose(accumulated["loss"], metrics["loss"], rtol=1e-5)
+
+
+def test_rematerialisation_changes_nothing(frozen):
+    _, plain, metrics = frozen
+    _, after, again = one_step(configured(), norm="frozen", remat=True)
+    close(plain["params"], after["params"])
+    np.testing.assert_allclose(again["loss"], metrics["loss"], rtol=1e-6)
+
+
+def test_bfloat16_computes_and_keeps_float32(frozen):
+    _, plain, metrics = frozen
+    _, after, low = one_step(configured(), norm="frozen", dtype="bfloat16")
+    assert {x.dtype for x in jax.tree.leaves(after)} == {np.dtype("float32")}
+    assert low["loss"].dtype == np.float32
+    np.testing.assert_allclose(low["loss"], metrics["loss"], rtol=0.05)
+    assert moved(plain["params"], after["params"]) > 1e-7  # it did compute otherwise
+
+
+def test_invalid_patches_do_not_count():
+    """Whatever is in a patch that is not valid."""
+    batch, other = make_batch(), make_batch()
+    batch["valid"][:, 1] = other["valid"][:, 1] = False
+    other["patch_labels"][:, 1] = 0
+    other["patches"][:, 1] = 7
+    config = configured()
+    _, a, first = one_step(config, batch, norm="group")
+    _, b, second = one_step(config, other, norm="group")
+    close(a["params"], b["params"], 1e-6)
+    np.testing.assert_allclose(first["loss"], second["loss"], rtol=1e-6)
+
+
+def test_four_devices_are_as_one():
+    """Batch of 8, batch statistics and all, through the loop's own mesh."""
+    config = configured(loss=LossConfig(gamma=2.0))
+    batch, results = make_batch(b=8, n=1), {}
+    for count in (1, 4):
+        model, tx, spans, state = start(config)
+        mesh = loop.make_mesh(8, count)
+        assert mesh.size == count
+        state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+        step = training.make_train_step(model, tx, config, 255.0, spans[0])
+        losses = []
+        for _ in range(2):
+            state, metrics = step(state, loop.place_batch(batch, mesh))
+            losses.append(float(metrics["loss"]))
+        results[count] = losses, copy(state.variables)
+    np.testing.assert_allclose(results[4][0], results[1][0], atol=1e-5)
+    assert moved(results[4][1]["params"], results[1][1]["params"]) <= 1e-5
+    assert moved(results[4][1]["batch_stats"], results[1][1]["batch_stats"]) <= 1e-4
+
+
+def test_devices_that_do_not_fit():
+    assert loop.make_mesh(6, None).size == 3  # of four, the most that divide six contexts
+    with pytest.raises(UserError, match="6 contexts a batch must divide by it"):
+        loop.make_mesh(6, 4)
+
+
+def test_the_first_loss_that_is_not_finite_stops():
+    """Naming its step, its terms and its scenes; one step late at most."""
+    scene = dataclasses.make_dataclass("S", ["name"])
+    monitor = loop.Monitor([scene("north"), scene("south")])
+    batch = {"scene": np.array([1, 0]), "context": np.array([[0, 0, 5, 5], [7, 8, 5, 5]])}
+    monitor.watch(1, {"loss": jnp.float32(1.0)}, batch)
+    monitor.watch(2, {"loss": jnp.float32(np.nan), "loss/local": jnp.float32(np.inf)}, batch)
+    with pytest.raises(
+        UserError, match=r"step 2: loss, loss/local; .*south at \(0, 0, 5, 5\), north at \(7, 8, 5, 5\)"
+    ):
+        monitor.watch(3, {"loss": jnp.float32(1.0)}, batch)
+
+
+@pytest.mark.parametrize("schedule", ["poly", "cosine", "constant"])
+def test_schedules(schedule):
+    config = OptimiserConfig(global_rate=1e-3, schedule=schedule, warmup_steps=4)
+    rate = optim.rates(config, optim.phases("joint", 24, None))["global"]
+    values = np.array([float(rate(i)) for i in range(24)])
+    assert values[0] < values[1] < values[2] < values[3] <= 1e-3 * (1 + 1e-6)
+    left = 1 - np.arange(20) / 20
+    expected = {"poly": left**0.9, "cosine": 0.5 * (1 + np.cos(np.pi * (1 - left))), "constant": np.ones(20)}[schedule]
+    np.testing.assert_allclose(values[4:], 1e-3 * expected, rtol=1e-4, atol=1e-9)
+
+
+def test_clipping_and_weight_decay():
+    """The norm of a root's gradient is bounded; decay pulls coupled, as an addition to the gradient."""
+    params = {root: {"w": jnp.full((4,), 2.0)} for root in ("global", "local", "fusion")}
+    grads = jax.tree.map(lambda x: 100 * jnp.ones_like(x), params)
+    spans = optim.phases("joint", 10, None)
+    roots = spans[0].roots
+    for clip, norm in ((1.0, 1.0), (None, 200.0)):
+        tx = optim.optimiser(OptimiserConfig(clip=clip), spans)
+        _, state = optim.update(tx, grads, tx.init(params), params, roots)
+        first_moment = optax.tree_utils.tree_get(state.inner_states["local"], "mu")
+        np.testing.assert_allclose(optax.tree.norm(first_moment), (1 - 0.9) * norm, rtol=1e-5)
+    none = jax.tree.map(jnp.zeros_like, params)
+    tx = optim.optimiser(OptimiserConfig(weight_decay=0.1, schedule="constant"), spans)
+    updates, _ = optim.update(tx, none, tx.init(params), params, roots)
+    np.testing.assert_allclose(updates["local"]["w"], -2e-5, rtol=1e-3)  # Adam of the decay alone
