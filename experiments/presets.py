@@ -27,7 +27,7 @@ FAST = Config(
 TINY = Config(
     views=Views(context_size=256, global_size=64, patch_size=64, overlap=8),
     loader=LoaderConfig(batch_size=4, patches_per_context=2),
-    model=ModelConfig(depth=18, width=8, fpn_channels=16),
+    model=ModelConfig(depth=10, width=8, fpn_channels=16),
     optimiser=OptimiserConfig(global_rate=1e-3, local_rate=1e-3, fusion_rate=1e-3),
     train=TrainConfig(steps=8, log_every=2, eval_every=8, checkpoint_every=4),
     eval_batch=32,

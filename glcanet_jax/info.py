@@ -38,7 +38,9 @@ def count_flops(jaxpr: Any) -> float:
             total += 2.0 * equation.outvars[0].aval.size * math.prod(kernel) / kernel[outputs]
         else:
             turns = parameters["length"] if name == "scan" else 1
-            inner = [count_flops(j) for j in jax.tree.leaves(list(parameters.values()), is_leaf=_is_jaxpr) if _is_jaxpr(j)]
+            inner = [
+                count_flops(j) for j in jax.tree.leaves(list(parameters.values()), is_leaf=_is_jaxpr) if _is_jaxpr(j)
+            ]
             total += turns * (max(inner, default=0.0) if name == "cond" else sum(inner))
     return total
 

@@ -1,6 +1,7 @@
 """The training loop: from a configuration to a finished run, going on where a killed one stopped."""
 
 import collections
+import contextlib
 import json
 import math
 import resource
@@ -54,7 +55,7 @@ class Log:
             self._board.close()
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: str) -> int | float:
     try:
         return json.loads(line)["step"]
     except (ValueError, KeyError):
@@ -198,7 +199,7 @@ def train(config: Config) -> Path:
     # ------------------------------------------------------------------ the steps
     monitor = Monitor(scenes)
     rates = optim.rates(config.optimiser, spans)
-    with Progress(steps, "training", "steps", start) as progress:
+    with contextlib.closing(log), Progress(steps, "training", "steps", start) as progress:
         for phase in spans:
             if start >= phase.stop:
                 continue
@@ -233,7 +234,6 @@ def train(config: Config) -> Path:
         runs.save(out / "best.safetensors", config, dataset, best_variables)
     runs.save(out / "last.safetensors", config, dataset, state.variables)
     checkpoints.close()
-    log.close()
     return out
 
 

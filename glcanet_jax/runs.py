@@ -116,7 +116,8 @@ def load_predictor(path: str | Path, batch: int = 6) -> tuple[Predictor, Config,
     stored = weights.load_weights(find_weights(path))
     config = configs.from_dict(stored.config)
     model = build_model(config, len(stored.classes["names"]))
-    return Predictor(model, stored.variables, config.views, stored.normalisation, batch), config, stored.classes
+    normalisation = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.normalisation.items()}
+    return Predictor(model, stored.variables, config.views, normalisation, batch), config, stored.classes
 
 
 def check_fit(dataset: Any, scenes: Any, predictor: Predictor, class_names: list[str], split: str) -> None:

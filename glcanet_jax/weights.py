@@ -200,7 +200,7 @@ def _depth(arrays: dict[str, np.ndarray], path: Path) -> int:
     key = tuple(map(len, blocks)), any(".conv3." in k for k in arrays)
     if key not in DEPTH_OF:
         raise UserError(
-            f"{path} is no ResNet-18, 34, 50 or 101 in torchvision's layout: it has {len(arrays)} arrays "
+            f"{path} is no ResNet-10, 18, 34, 50 or 101 in torchvision's layout: it has {len(arrays)} arrays "
             f"({', '.join(sorted(arrays)[:3])} ...), wanted are conv1.weight, bn1.weight, layer1.0.conv1.weight ..."
         )
     return DEPTH_OF[key]
@@ -327,6 +327,7 @@ def save_weights(
     }
     temporary = path.with_name(path.name + ".part")
     save_file(arrays, temporary, metadata)
+    temporary.chmod(0o644)  # safetensors makes files that only their owner can read
     os.replace(temporary, path)
 
 

@@ -2,20 +2,17 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.numpy import load_file
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
-    "--model.depth", "18", "--model.width", "8", "--model.fpn-channels", "16", "--views.context-size", "256",
+    "--model.depth", "10", "--model.width", "8", "--model.fpn-channels", "16", "--views.context-size", "256",
     "--views.global-size", "64", "--views.patch-size", "64", "--views.overlap", "8", "--loader.batch-size", "2",
     "--loader.patches-per-context", "2", "--train.log-every", "1", "--train.tensorboard", "False",
 ]  # fmt: skip
@@ -94,7 +91,7 @@ def test_eval_of_a_run(trained, tmp_path):
     scores = json.loads((tmp_path / "scores" / "metrics.json").read_text())
     assert np.sum(scores["confusion"]) == 2 * 150 * 180 and set(scores["scenes"]) == {"s0", "s1"}
     assert set(scores["protocols"]["all"]["classes"]) == {"roof", "lake"}
-    assert "mIoU" in result.stdout and "roof" in result.stdout
+    assert "overall accuracy" in result.stdout and "roof" in result.stdout
     assert Image.open(tmp_path / "scores" / "overlay_s0.png").width > 300
 
 
@@ -163,7 +160,8 @@ def test_deepglobe_without_data_runs_the_sample(tmp_path):
     code = (
         "import sys, dataclasses; import experiments.deepglobe as e; s = e.SAMPLE;"
         "e.SAMPLE = dataclasses.replace(s, out=sys.argv.pop(), train=dataclasses.replace(s.train, steps=1),"
-        " model=dataclasses.replace(s.model, width=8, fpn_channels=16));"
+        " model=dataclasses.replace(s.model, depth=10, width=8, fpn_channels=16),"
+        " views=dataclasses.replace(s.views, global_size=64, patch_size=128), eval_batch=16);"
         "from glcanet_jax import cli; cli.run(e.main)"
     )
     args = [sys.executable, "-c", code, "--data.dir", str(tmp_path / "none"), str(tmp_path / "run")]
@@ -186,61 +184,3 @@ def test_an_unknown_option_is_told():
     result = run("experiments.mbrsc", "tiny", "--train.stepz", "3")
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert "--train.steps" in result.stderr  # perhaps you meant
-
-
-# ------------------------------------------------------------------------------------------------------ kill and resume
-def train_command(data, out, steps):
-    return [
-        sys.executable, "-m", "glcanet_jax", "train", "--data.dataset", "folder", "--data.dir", str(data), "--out", str(out),
-        "--train.steps", str(steps), "--train.checkpoint-every", "3", "--train.colour-jitter", "0.2", *SMALL,
-    ]  # fmt: skip
-
-
-def kill_when(process, ready, limit=300):
-    """SIGKILL as soon as ``ready()``; the run must not end before."""
-    end = time.monotonic() + limit
-    while not ready():
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < end
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-
-
-def last_step(out):
-    log = out / "log.jsonl"
-    lines = log.read_text().splitlines() if log.exists() else []
-    steps = [json.loads(line)["step"] for line in lines if line.endswith("}")]
-    return steps[-1] if steps else 0
-
-
-def test_killed_three_times_ends_with_the_same_bits(trained, tmp_path):
-    """At a random step before any checkpoint, between two, and while the next is written."""
-    rng = np.random.default_rng()
-    steps, outs = 16, (tmp_path / "whole", tmp_path / "killed")
-    quiet = {"cwd": ROOT, "env": environment(), "stdout": subprocess.DEVNULL, "text": True}
-    whole = subprocess.run(
-        train_command(trained / "data", outs[0], steps), **quiet, stderr=subprocess.PIPE, timeout=500
-    )
-    assert whole.returncode == 0, whole.stderr
-    moments = [int(rng.integers(1, 3)), int(rng.integers(4, 9)), 12]
-    checkpoints = outs[1] / "checkpoints" / "last"
-    for moment in moments:
-        process = subprocess.Popen(train_command(trained / "data", outs[1], steps), **quiet, stderr=subprocess.DEVNULL)
-        kill_when(
-            process,
-            lambda moment=moment: last_step(outs[1]) >= moment or (moment == 12 and any(checkpoints.glob("12*"))),
-        )
-        assert not (outs[1] / "last.safetensors").exists()
-    ended = subprocess.run(
-        train_command(trained / "data", outs[1], steps), **quiet, stderr=subprocess.PIPE, timeout=500
-    )
-    assert ended.returncode == 0, f"killed at {moments}: {ended.stderr}"
-    a, b = (load_file(out / "last.safetensors") for out in outs)
-    assert a.keys() == b.keys()
-    for name in a:
-        np.testing.assert_array_equal(a[name], b[name], err_msg=f"{name}, killed at {moments}")
-    losses = [
-        [(r["step"], r["loss"]) for r in map(json.loads, (out / "log.jsonl").open()) if "loss" in r] for out in outs
-    ]
-    assert losses[0] == losses[1] and [s for s, _ in losses[1]] == list(range(1, steps + 1))

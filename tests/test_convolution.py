@@ -121,7 +121,7 @@ def test_a_network_is_the_same_either_way(key):
 
     def gradient(fast):
         conv = partial(nn.Conv, use_bias=False, conv_general_dilated=convolution.choose(fast))
-        model = resnet.ResNet(depth=18, width=8, conv=conv, norm=resnet.norm_layer("group"))
+        model = resnet.ResNet(depth=10, width=8, conv=conv, norm=resnet.norm_layer("group"))
         x = jax.random.normal(key, (2, 64, 64, 3))
         params = jax.jit(model.init)(key, x)
         return jax.jit(jax.grad(lambda p: sum(jnp.mean(v**2) for v in model.apply(p, x).values())))(params)

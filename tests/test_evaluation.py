@@ -18,7 +18,7 @@ NORMALISATION = {"mean": NormalisationConfig().mean, "std": NormalisationConfig(
 
 
 def make_predictor(views, batch=3):
-    model = models.build("glcanet", CLASSES, depth=18, width=8, fpn_channels=16, norm="frozen")
+    model = models.build("glcanet", CLASSES, depth=10, fast_conv=False, width=8, fpn_channels=16, norm="frozen")
     variables = models.init(model, jax.random.key(0), 3)
     # heads that start near zero would make every answer alike
     variables["params"] = jax.tree.map(

@@ -1,21 +1,22 @@
 """Reads a whole dataset and lists everything that is wrong with it, at once."""
 
+import filecmp
+import itertools
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from glcanet_jax.data import deepglobe, folder, open_dataset
-from glcanet_jax.data.mbrsc import SAMPLE, class_table, read_json
+from glcanet_jax.data.mbrsc import SAMPLE, assign, class_table, entries_of, lacking, read_json, splits_of
 from glcanet_jax.data.scenes import (
-    IGNORE,
     ClassTable,
     DatasetMissing,
     decode,
     describe_colours,
     image_shape,
-    open_image,
     read_window,
 )
 from glcanet_jax.errors import UserError
@@ -37,6 +38,9 @@ def check_mask(
     if shape is not None and raw.shape[:2] != shape:
         yield f"{path}: {raw.shape[0]} x {raw.shape[1]} pixels, its image {shape[0]} x {shape[1]}; they must agree"
     if raw.shape[-1] >= 3:
+        if raw.dtype != np.uint8:
+            yield f"{path}: a mask of colours is {raw.dtype}; it must be uint8"
+            return
         unknown = table.unknown_colours(raw[..., :3])
         if ids_expected:
             fits = (
@@ -49,7 +53,7 @@ def check_mask(
             yield f"{path}: {describe_colours(unknown)}"
         return
     ids = raw[..., 0]
-    bad = (ids >= len(table.names)) & (ids != IGNORE)
+    bad = table.unknown_ids(ids)
     if bad.any():
         values, counts = np.unique(ids[bad], return_counts=True)
         row, column = np.argwhere(bad)[0]
@@ -57,28 +61,29 @@ def check_mask(
         yield f"{path}: ids that are no class: {listed}, first at row {row} column {column}; ids are 0 to {len(table.names) - 1}"
 
 
-def check_image(path: Path) -> tuple[tuple[int, int] | None, list[str]]:
-    """Height and width of an image that can be decoded whole, and what is wrong with it."""
+def check_image(path: Path, kinds: dict[str, list[str]]) -> tuple[tuple[int, int] | None, list[str]]:
+    """Height and width of an image that can be decoded whole, and what is wrong with it; ``kinds`` gets its kind."""
     try:
         if path.suffix.lower() in (".tif", ".tiff"):
             height, width, _ = image_shape(path)
             for top in range(0, height, 512):
-                read_window(path, slice(top, min(top + 512, height)), slice(0, width))
-            return (height, width), []
-        with open_image(path) as image:
-            size = image.height, image.width
-        decode(path)
-        return size, []
+                array = read_window(path, slice(top, min(top + 512, height)), slice(0, width))
+        else:
+            array = decode(path)
+            height, width = array.shape[:2]
     except UserError as error:
         return None, [str(error)]
+    kinds.setdefault(f"{array.shape[2]} bands of {array.dtype}", []).append(path.name)
+    return (height, width), []
 
 
-def check_pair(image: Path, mask: Path | None, table: ClassTable, ids_expected: bool = False) -> Iterator[str]:
-    """Problems of an image and its mask."""
-    shape, problems = check_image(image)
-    yield from problems
-    if mask is not None:
-        yield from check_mask(mask, shape, table, ids_expected)
+def check_kinds(where: str, kinds: dict[str, list[str]]) -> Iterator[str]:
+    """Images that belong together must have the same bands and type."""
+    if len(kinds) > 1:
+        listed = "; ".join(
+            f"{kind} in {', '.join(names[:3])}{' ...' * (len(names) > 3)}" for kind, names in kinds.items()
+        )
+        yield f"{where} mixes kinds of images: {listed}; convert them to one"
 
 
 def _deepglobe(root: Path) -> Iterator[str]:
@@ -98,7 +103,10 @@ def _deepglobe(root: Path) -> Iterator[str]:
     for identifier, (image, mask) in found.items():
         if mask is None and identifier in known:
             yield f"{image}: its mask {identifier}_mask.png is missing"
-        yield from check_pair(image, mask, deepglobe.CLASSES, ids_expected=image.parent.name == "Sat")
+        shape, problems = check_image(image, {})
+        yield from problems
+        if mask is not None:
+            yield from check_mask(mask, shape, deepglobe.CLASSES, ids_expected=image.parent.name == "Sat")
     for place in {image.parent for image, _ in found.values()}:
         masks = place.parent / "Label" if place.name == "Sat" else place
         for mask in sorted(masks.glob("*_mask.png")):
@@ -106,42 +114,50 @@ def _deepglobe(root: Path) -> Iterator[str]:
                 yield f"{mask}: its image is missing"
 
 
+def _layout(name: str, entry: dict[str, Any]) -> Iterator[str]:
+    """Problems of where the parts of a scene lie."""
+    width, height, parts = entry["width"], entry["height"], entry["parts"]
+    for part in parts:
+        if part["x"] < 0 or part["y"] < 0 or part["x"] + part["w"] > width or part["y"] + part["h"] > height:
+            yield f"{part['image']} lies outside its scene {name} of {width} x {height} pixels"
+    for a, b in itertools.combinations(parts, 2):
+        if all(a[at] < b[at] + b[side] and b[at] < a[at] + a[side] for at, side in (("x", "w"), ("y", "h"))):
+            yield f"{a['image']} and {b['image']} of scene {name} lie over each other"
+    covered = sum(part["w"] * part["h"] for part in parts)
+    if covered != width * height:
+        yield f"the parts of scene {name} cover {covered} pixels of {width * height}"
+    crop = entry.get("eval_crop_xyxy")
+    if crop and not (len(crop) == 4 and 0 <= crop[0] < crop[2] <= width and 0 <= crop[1] < crop[3] <= height):
+        yield f"eval_crop_xyxy of scene {name} is {crop}; it must be left, top, right, bottom inside the scene"
+
+
 def _parts(root: Path) -> Iterator[str]:
     path = root / "scenes.json"
     if not path.is_file():
         open_dataset("mbrsc", root)  # raises, with the layout
     content = read_json(path)
-    table = class_table(content, path)
+    table, entries = class_table(content, path), entries_of(content, path)
     named = set()
-    for name, entry in content.get("scenes", {}).items():
-        lacking = [k for k in ("width", "height", "parts") if k not in entry]
-        if lacking:
-            yield f"{path}: scene {name} lacks {', '.join(lacking)}"
-            continue
-        covered = 0
-        for part in entry["parts"]:
-            lacking = [k for k in ("image", "x", "y", "w", "h") if k not in part]
-            if lacking:
-                yield f"{path}: a part of scene {name} lacks {', '.join(lacking)}"
-                continue
-            image, mask = root / part["image"], root / part["mask"] if part.get("mask") else None
-            named |= {image, mask}
-            covered += part["w"] * part["h"]
-            if (
-                part["x"] < 0
-                or part["y"] < 0
-                or part["x"] + part["w"] > entry["width"]
-                or part["y"] + part["h"] > entry["height"]
-            ):
-                yield f"{image}: the part lies outside its scene {name} of {entry['width']} x {entry['height']} pixels"
-            shape, problems = check_image(image)
-            yield from problems
-            if shape is not None and shape != (part["h"], part["w"]):
-                yield f"{image}: {shape[0]} x {shape[1]} pixels, {path.name} says {part['h']} x {part['w']}"
-            if mask is not None:
-                yield from check_mask(mask, shape, table)
-        if covered != entry["width"] * entry["height"]:
-            yield f"{path}: the parts of scene {name} cover {covered} pixels of {entry['width'] * entry['height']}"
+    for name, entry in entries.items():
+        problems = lacking(name, entry)
+        yield from (f"{path}: {problem}" for problem in problems or _layout(name, entry))
+        kinds: dict[str, list[str]] = {}
+        for part in entry.get("parts") or ():
+            files = {key: root / part[key] for key in ("image", "mask") if part.get(key)}
+            named |= set(files.values())
+            shape = None
+            if "image" in files:
+                shape, problems = check_image(files["image"], kinds)
+                yield from problems
+            if shape is not None and shape != (part.get("h"), part.get("w")):
+                yield f"{files['image']}: {shape[0]} x {shape[1]} pixels, {path.name} says {part.get('h')} x {part.get('w')}"
+            if "mask" in files:
+                yield from check_mask(files["mask"], shape, table)
+        yield from check_kinds(f"{path}: scene {name}", kinds)
+    try:
+        assign(splits_of(entries), (), (), path)
+    except UserError as error:
+        yield f"{path}: {error}"
     for file in sorted(root.glob("*/images/*")) + sorted(root.glob("*/masks/*")):
         if file not in named and file.suffix.lower() in folder.SUFFIXES:
             yield f"{file}: no scene of {path.name} names it"
@@ -154,27 +170,40 @@ def _folder(root: Path) -> Iterator[str]:
     places = [root] if (root / "images").is_dir() else [p for p in sorted(root.iterdir()) if (p / "images").is_dir()]
     if not places:
         open_dataset("folder", root)
-    split_of: dict[str, str] = {}
+    found: dict[str, Path] = {}
+    kinds: dict[str, list[str]] = {}
     for place in places:
         images, masks = folder.listing(place / "images"), folder.listing(place / "masks")
+        for kind, chosen in (("images", images), ("masks", masks)):
+            for file in sorted((place / kind).iterdir()) if chosen else ():
+                if file.suffix.lower() in folder.SUFFIXES and file != chosen[file.stem]:
+                    yield f"{file}: not read, for {chosen[file.stem].name} has the same name; keep one of them"
         for stem, image in images.items():
-            if stem in split_of:
-                yield f"{image}: a scene of this name is in {split_of[stem]} too; a scene belongs to one split"
-            split_of[stem] = place.name
-            if stem not in masks:
+            if stem in found and filecmp.cmp(image, found[stem], shallow=False):
+                yield f"{image}: the same image is in {found[stem].parent.parent.name} too; a scene belongs to one split"
+            found[stem] = image
+            shape, problems = check_image(image, kinds)
+            yield from problems
+            if stem in masks:
+                yield from check_mask(masks[stem], shape, table)
+            else:
                 yield f"{image}: its mask is missing"
-            yield from check_pair(image, masks.get(stem), table)
         for stem in sorted(set(masks) - set(images)):
             yield f"{masks[stem]}: its image is missing"
+    yield from check_kinds(str(root), kinds)
     if places == [root] and (root / "splits.json").is_file():
-        lists = read_json(root / "splits.json")
+        try:
+            lists = folder.split_lists(root / "splits.json")
+        except UserError as error:
+            yield str(error)
+            return
         counts = Counter(stem for stems in lists.values() for stem in stems)
         for stem, count in counts.items():
-            if stem not in split_of:
+            if stem not in found:
                 yield f"{root / 'splits.json'}: {stem!r} is listed but has no image"
             if count > 1:
                 yield f"{root / 'splits.json'}: {stem!r} is listed {count} times; a scene belongs to one split"
-        for stem in sorted(set(split_of) - set(counts)):
+        for stem in sorted(set(found) - set(counts)):
             yield f"{root / 'splits.json'}: scene {stem!r} is in no split"
 
 

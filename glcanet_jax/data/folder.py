@@ -25,6 +25,18 @@ def listing(folder: Path) -> dict[str, Path]:
     return {p.stem: p for p in sorted(folder.iterdir()) if p.suffix.lower() in SUFFIXES} if folder.is_dir() else {}
 
 
+def split_lists(path: Path) -> dict[str, list[str]]:
+    """The names of a ``splits.json`` by split.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    lists = read_json(path)
+    if not isinstance(lists, dict) or not all(isinstance(stems, list) for stems in lists.values()):
+        raise UserError(f'{path} must hold lists of names by split, as {{"train": ["scene1"], "val": ["scene2"]}}')
+    return lists
+
+
 def pairs(root: Path) -> dict[str, dict[str, tuple[Path, Path | None]]]:
     """Image and mask of every scene, by split and stem.
 
@@ -45,7 +57,7 @@ def pairs(root: Path) -> dict[str, dict[str, tuple[Path, Path | None]]]:
     everything = found[""]
     if not (root / "splits.json").is_file():
         return {"all": everything}
-    lists = read_json(root / "splits.json")
+    lists = split_lists(root / "splits.json")
     seen: dict[str, str] = {}
     for split, stems in lists.items():
         for stem in stems:

@@ -33,6 +33,10 @@ class LoaderConfig:
         for name in ("batch_size", "patches_per_context", "threads", "prefetch"):
             if getattr(self, name) < 1:
                 raise UserError(f"loader.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.contexts_per_scene is not None and self.contexts_per_scene < 1:
+            raise UserError(f"loader.contexts_per_scene is {self.contexts_per_scene}; it must be at least 1, or None")
+        if self.seed < 0:
+            raise UserError(f"loader.seed is {self.seed}; it must be at least 0")
         low, high = self.scale_jitter
         if not 0 < low <= high:
             raise UserError(

@@ -1,6 +1,7 @@
 """MBRSC Dubai, and any folder with a ``scenes.json`` of its form: scenes put together from parts, split scene by scene."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,15 @@ SAMPLE = Path(__file__).parent / "sample"
 
 
 def _colour(text: str) -> tuple[int, int, int]:
-    return tuple(bytes.fromhex(text.lstrip("#")))  # type: ignore[return-value]
+    red, green, blue = bytes.fromhex(text.lstrip("#"))
+    return red, green, blue
 
 
-def class_table(head: dict[str, Any], path: Path) -> ClassTable:
+def class_table(head: Any, path: Path) -> ClassTable:
     """The classes of a ``scenes.json`` or ``classes.json``.
 
     Raises:
-        UserError: the file lacks what it must have, or its ids are not 0, 1, 2...
+        UserError: the file lacks what it must have, its ids are not 0, 1, 2..., or a colour means two things.
     """
     try:
         classes = sorted(head["classes"], key=lambda c: c["id"])
@@ -48,6 +50,11 @@ def class_table(head: dict[str, Any], path: Path) -> ClassTable:
         ) from error
     if ids != list(range(len(ids))) or not ids:
         raise UserError(f"{path} has class ids {ids}; they must be 0, 1, 2 and so on")
+    twice = [c for c, n in Counter((*table.palette, *set(table.ignore_colours))).items() if n > 1]
+    if twice:
+        raise UserError(
+            f"{path} gives {', '.join(map(str, twice))} more than one meaning; every class needs its own rgb"
+        )
     return table
 
 
@@ -64,22 +71,48 @@ def protocols(table: ClassTable) -> tuple[Protocol, ...]:
     return (Protocol("all", tuple(range(len(table.names)))),)
 
 
-def _scene(root: Path, name: str, entry: dict[str, Any], table: ClassTable) -> GridScene:
-    try:
-        parts = tuple(
-            (
-                FileScene(f"{name}/{i + 1}", root / p["image"], root / p["mask"] if p.get("mask") else None, table),
-                p["y"],
-                p["x"],
-            )
-            for i, p in enumerate(entry["parts"])
-        )
-        crop = entry.get("eval_crop_xyxy")
-        return GridScene(name, entry["height"], entry["width"], parts, tuple(crop) if crop else None)
-    except KeyError as error:
+def entries_of(content: dict[str, Any], path: Path) -> dict[str, dict[str, Any]]:
+    """The scenes of a ``scenes.json`` by name.
+
+    Raises:
+        UserError: there are none.
+    """
+    entries = content.get("scenes")
+    if not entries or not isinstance(entries, dict) or not all(isinstance(e, dict) for e in entries.values()):
         raise UserError(
-            f"scene {name} in {root / 'scenes.json'} lacks {error}; see the bundled sample's scenes.json"
-        ) from error
+            f'{path} has no scenes; it must hold {{"scenes": {{"NAME": {{...}}}}}}, as the bundled sample\'s'
+        )
+    return entries
+
+
+def splits_of(entries: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """The split of every scene as the file has it."""
+    return {name: str(entry.get("split", "all")) for name, entry in entries.items()}
+
+
+def lacking(name: str, entry: dict[str, Any]) -> list[str]:
+    """What a scene's entry and its parts lack, or do not hold as whole numbers."""
+    absent = lambda of, *keys: [k for k in keys if not isinstance(of.get(k), int)]  # noqa: E731
+    found = {f"scene {name}": absent(entry, "width", "height") + ["parts"] * (not entry.get("parts"))}
+    for i, part in enumerate(entry.get("parts") or ()):
+        found[f"part {i + 1} of scene {name}"] = ["image"] * ("image" not in part) + absent(part, "x", "y", "w", "h")
+    return [f"{where} has no valid {', '.join(keys)}" for where, keys in found.items() if keys]
+
+
+def _scene(root: Path, name: str, entry: dict[str, Any], table: ClassTable) -> GridScene:
+    problems = lacking(name, entry)
+    if problems:
+        raise UserError(f"{root / 'scenes.json'}: {'; '.join(problems)}; see the bundled sample's scenes.json")
+    parts = tuple(
+        (
+            FileScene(f"{name}/{i + 1}", root / p["image"], root / p["mask"] if p.get("mask") else None, table),
+            p["y"],
+            p["x"],
+        )
+        for i, p in enumerate(entry["parts"])
+    )
+    crop = entry.get("eval_crop_xyxy")
+    return GridScene(name, entry["height"], entry["width"], parts, tuple(crop) if crop else None)
 
 
 def assign(split_of: dict[str, str], train: tuple[str, ...], val: tuple[str, ...], source: Path) -> dict[str, str]:
@@ -123,8 +156,8 @@ def open_mbrsc(data_dir: str | Path | None, train: tuple[str, ...] = (), val: tu
         raise DatasetMissing("mbrsc", root, TREE, HOW)
     content = read_json(path)
     table = class_table(content, path)
-    entries = content.get("scenes", {})
-    split_of = assign({name: entry.get("split", "all") for name, entry in entries.items()}, train, val, path)
+    entries = entries_of(content, path)
+    split_of = assign(splits_of(entries), train, val, path)
     splits: dict[str, tuple[GridScene, ...]] = {}
     for name, split in split_of.items():
         splits[split] = (*splits.get(split, ()), _scene(root, name, entries[name], table))

@@ -72,6 +72,10 @@ class ClassTable:
             )
         return ids
 
+    def unknown_ids(self, ids: np.ndarray) -> np.ndarray:
+        """Where a mask of ids has neither a class nor 255."""
+        return ~np.isin(ids, [*range(len(self.names)), IGNORE])
+
     def decode(self, ids: np.ndarray) -> np.ndarray:
         """Colours ``[h, w, 3]`` of ids, grey where ignored."""
         colours = np.full((256, 3), 128, np.uint8)
@@ -246,9 +250,11 @@ def to_ids(raw: np.ndarray, classes: ClassTable, path: Path) -> np.ndarray:
     """
     try:
         if raw.shape[-1] >= 3:
+            if raw.dtype != np.uint8:
+                raise UserError(f"a mask of colours is {raw.dtype}; it must be uint8")
             return classes.encode(raw[..., :3])
         ids = raw[..., 0]
-        bad = np.unique(ids[(ids >= len(classes.names)) & (ids != IGNORE)])
+        bad = np.unique(ids[classes.unknown_ids(ids)])
         if bad.size:
             raise UserError(
                 f"a mask has ids {bad[:5].tolist()}; ids must be 0 to {len(classes.names) - 1}, or 255 to ignore"
@@ -286,15 +292,23 @@ class FileScene:
     def read_labels(
         self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
     ) -> np.ndarray:
+        if self.mask is None:
+            raise UserError(
+                f"{self.image} has no mask; add one, or leave the scene out of what is trained or scored on"
+            )
         at = window(self, top, left, height, width)
         if _is_tiff(self.mask):
+            self._same_size(image_shape(self.mask)[:2])
             return to_ids(read_window(self.mask, *at), self.classes, self.mask)
         ids = CACHE.get((str(self.mask), self.classes), lambda: to_ids(decode(self.mask), self.classes, self.mask))
-        if ids.shape != (self.height, self.width):
-            raise UserError(
-                f"{self.mask} has {ids.shape[0]} x {ids.shape[1]} pixels, its image {self.height} x {self.width}; they must agree"
-            )
+        self._same_size(ids.shape)
         return ids[at]
+
+    def _same_size(self, shape: tuple[int, int]) -> None:
+        if shape != (self.height, self.width):
+            raise UserError(
+                f"{self.mask} has {shape[0]} x {shape[1]} pixels, its image {self.height} x {self.width}; they must agree"
+            )
 
 
 @dataclass(frozen=True)
@@ -322,6 +336,11 @@ class GridScene:
             start, stop = max(columns.start, left), min(columns.stop, left + part.width)
             if first < last and start < stop:
                 piece = getattr(part, read)(first - top, start - left, last - first, stop - start)
+                if (piece.dtype, piece.shape[2:]) != (out.dtype, out.shape[2:]):
+                    raise UserError(
+                        f"part {part.name} holds {piece.shape[2]} bands of {piece.dtype}, scene {self.name} "
+                        f"{out.shape[2]} of {out.dtype}; convert the parts"
+                    )
                 out[first - rows.start : last - rows.start, start - columns.start : stop - columns.start] = piece
         return out
 
@@ -446,6 +465,8 @@ class DatasetMissing(UserError):
 
     def __init__(self, name: str, path: Path, tree: str, how: str):
         found = "nothing: the folder does not exist"
+        if path.exists() and not path.is_dir():
+            found = "a file, where a folder should be"
         if path.is_dir():
             entries = sorted(p.name + "/" * p.is_dir() for p in path.iterdir())
             found = (

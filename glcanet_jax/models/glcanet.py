@@ -117,7 +117,7 @@ class GLCANet(nn.Module):
     """The network of the paper; every option is a field. Returns ``(logits, out)``, ``out`` holding every named stage."""
 
     num_classes: int
-    depth: int = 50  # of the ResNets: 18, 34, 50 or 101
+    depth: int = 50  # of the ResNets: 10, 18, 34, 50 or 101
     width: int = 64  # filters of their stems
     stride: str = "v1.5"  # where a bottleneck strides; v1 for weights trained so
     fpn_channels: int = 256

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 STRIDES = (4, 8, 16, 32)  # of C2..C5
 
 
@@ -128,7 +128,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """ResNet-18, 34, 50 or 101 without its classifier; any number of input bands."""
+    """ResNet-10, 18, 34, 50 or 101 without its classifier; any number of input bands."""
 
     depth: int = 50
     width: int = 64  # filters of the stem; every stage scales with it
