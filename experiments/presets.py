@@ -43,7 +43,7 @@ SAMPLE = Config(
     model=ModelConfig(depth=18, width=16, fpn_channels=64),
     loss=LossConfig(gamma=2.0),
     optimiser=OptimiserConfig(global_rate=2e-3, local_rate=2e-3, fusion_rate=2e-3, clip=1.0, warmup_steps=20),
-    train=TrainConfig(steps=100, colour_jitter=0.2, log_every=5, checkpoint_every=25),
+    train=TrainConfig(steps=70, colour_jitter=0.2, log_every=5, checkpoint_every=35),
     eval_batch=8,
     out="runs/sample",
 )

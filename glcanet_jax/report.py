@@ -54,7 +54,8 @@ def save_overlay(
         rows, columns = 1, len(panels)
     panel_width = min(5.5, 11 * width / height) if columns > 1 else 11
     panel_height = panel_width * height / width
-    size = columns * panel_width + 0.2 * (columns + 1), rows * (panel_height + 0.35) + 0.55
+    # narrow scenes leave the legend its room
+    size = max(columns * panel_width + 0.2 * (columns + 1), 10), rows * (panel_height + 0.35) + 0.55
     figure = Figure(figsize=size, layout="constrained")
     for axis, (title, panel) in zip(np.ravel(figure.subplots(rows, columns, squeeze=False)), panels, strict=True):
         axis.imshow(panel, interpolation="nearest" if title != "image" else "antialiased")

@@ -89,6 +89,18 @@ def test_folder(tmp_path, monkeypatch, dtype, bands):
     assert built.scenes("train")[0].read_image().dtype == dtype
 
 
+def test_folders_that_share_names(tmp_path):
+    """``train/images/a.tif`` and ``test/images/a.tif`` are two scenes."""
+    for split in ("train", "test"):
+        write_folder(tmp_path / "files" / split, "uint8", 3)
+        (tmp_path / "files" / split / "classes.json").rename(tmp_path / "files" / "classes.json")
+        (tmp_path / "files" / split / "splits.json").unlink()
+        Image.new("L", (50, 30), split == "test").save(tmp_path / "files" / split / "masks" / "a.png")
+    plain = open_dataset("folder", tmp_path / "files")
+    assert {s: len(m) for s, m in plain.splits.items()} == {"train": 2, "test": 2}
+    assert_same(plain, builders.open_tfds("folder", tmp_path / "files", tmp_path / "tfds"))
+
+
 def test_a_stale_build_is_refused(tmp_path):
     write_deepglobe(tmp_path / "files", count=1)
     builders.open_tfds("deepglobe", tmp_path / "files", tmp_path / "tfds")

@@ -517,7 +517,7 @@ def test_images_of_two_kinds_are_refused(tmp_path):
         ("a.tif", np.full((20, 30), 0.5, np.float32), r"a mask has ids \[0.5\]"),
         ("a.png", np.full((20, 30, 3), 7, np.uint8), r"1 colours that are no class: \(7, 7, 7\) on 600 pixels"),
         ("a.tif", np.full((20, 30, 3), 7, np.uint8), r"1 colours that are no class: \(7, 7, 7\) on 81 pixels"),
-        ("a.tif", np.full((20, 30, 3), 255, np.uint16), "a mask of colours is uint16; it must be uint8"),
+        ("a.tif", np.full((20, 30, 3), 300, np.uint16), "a mask of colours is uint16; it must be uint8"),
         ("a.png", None, "a.png has no mask"),
     ],
 )

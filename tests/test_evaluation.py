@@ -2,23 +2,25 @@
 
 import csv
 import json
+import tracemalloc
 
 import jax
 import numpy as np
 import pytest
 
 from glcanet_jax import evaluation, geometry, metrics, models, runs
-from glcanet_jax.config import NormalisationConfig
+from glcanet_jax.config import Config, ModelConfig, NormalisationConfig
 from glcanet_jax.data.scenes import ArrayScene, ClassTable, Dataset, Protocol
 from glcanet_jax.data.views import global_view
 from glcanet_jax.models.sampling import logits_to_pixels
 
 CLASSES = 3
+SMALL = dict(depth=10, fast_conv=False, width=8, fpn_channels=16, norm="frozen")
 NORMALISATION = {"mean": NormalisationConfig().mean, "std": NormalisationConfig().std, "scale": 255.0}
 
 
 def make_predictor(views, batch=3):
-    model = models.build("glcanet", CLASSES, depth=10, fast_conv=False, width=8, fpn_channels=16, norm="frozen")
+    model = models.build("glcanet", CLASSES, **SMALL)
     variables = models.init(model, jax.random.key(0), 3)
     # heads that start near zero would make every answer alike
     variables["params"] = jax.tree.map(
@@ -48,8 +50,25 @@ def blended(predictor, scene):
     return np.concatenate([x for _, x in rows])
 
 
+def ramp(start, length, patch):
+    """Distance of each pixel to the nearer end of a patch that another patch can lie beyond."""
+    return np.array(
+        [
+            min(
+                x + 0.5 if start > 0 else np.inf,
+                patch - x - 0.5 if start + patch < length else np.inf,
+                patch,
+            )
+            for x in range(patch)
+        ]
+    )
+
+
 def dense_reference(model, variables, scene, views):
-    """Every patch by itself, through the composed network, weighted by explicit ramps and divided by their sum."""
+    """Every patch by itself, through the composed network, weighted by explicit ramps and divided by their sum.
+
+    Where patches and contexts lie is the walk's, which has tests of its own.
+    """
     walk = geometry.walk_scene(scene.height, scene.width, views)
     pad = [(0, max(0, views.patch_size - side)) for side in scene.image.shape[:2]]
     image = np.pad(scene.image, (*pad, (0, 0)), mode="symmetric")
@@ -69,11 +88,10 @@ def dense_reference(model, variables, scene, views):
             box[2:] = box[:2] + np.array([views.patch_size / height, views.patch_size / width], np.float32)
             logits, _ = apply(variables, seen[None], patch[None, None], box[None, None])
             logits = np.asarray(logits_to_pixels(logits, (views.patch_size,) * 2), np.float64)[0, 0]
-            weight = walk.rows.weights[i][:, None].astype(np.float64) * walk.columns.weights[j][None]
+            weight = ramp(top, image.shape[0], views.patch_size)[:, None] * ramp(left, image.shape[1], views.patch_size)
             total[top : top + views.patch_size, left : left + views.patch_size] += weight[..., None] * logits
             weights[top : top + views.patch_size, left : left + views.patch_size] += weight
-    np.testing.assert_allclose(weights, 1, atol=1e-5)
-    return total[: scene.height, : scene.width]
+    return (total / weights[..., None])[: scene.height, : scene.width]
 
 
 @pytest.mark.parametrize("size", [(150, 210), (64, 64), (40, 100), (97, 65)], ids=str)
@@ -95,26 +113,38 @@ def test_batches_do_not_matter(predictor):
     np.testing.assert_allclose(blended(predict, scene), blended(one, scene), atol=1e-4)
 
 
-class Counting(ArrayScene):
-    """Remembers the largest window that was read."""
+class Endless:
+    """A scene made as it is read, so that the scene itself weighs nothing; remembers the largest window."""
 
-    largest = 0
+    name, width, bands, labelled, largest = "endless", 70, 3, False, 0
+
+    def __init__(self, height):
+        self.height = height
 
     def read_image(self, top=0, left=0, height=None, width=None):
-        window = super().read_image(top, left, height, width)
-        type(self).largest = max(self.largest, window.shape[0] * window.shape[1])
-        return window
+        self.largest = max(self.largest, height * width)
+        return np.random.default_rng(top).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def peak_of(predictor, height):
+    """Most bytes that numpy held, and that JAX held beyond what it did before."""
+    scene, before = Endless(height), sum(x.nbytes for x in jax.live_arrays())
+    live = 0
+    tracemalloc.start()
+    for _, logits in evaluation.predict_rows(predictor, scene):
+        assert len(logits) <= VIEWS.patch_size
+        live = max(live, sum(x.nbytes for x in jax.live_arrays()) - before)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert scene.largest <= VIEWS.context_size**2
+    return peak, live
 
 
 def test_memory_does_not_grow_with_height(predictor):
-    """Rows come out while lower ones are unread; no window is larger than a context, no block taller than a patch."""
-    made = scene_of(600, 70)
-    Counting.largest = 0
-    scene = Counting("tall", made.image, made.labels)
-    for _, logits in evaluation.predict_rows(predictor[0], scene):
-        assert len(logits) <= VIEWS.patch_size
-    surround = VIEWS.context_size // 8
-    assert Counting.largest <= (VIEWS.context_size + 2 * max(surround, VIEWS.patch_size // 2)) * 70
+    """Ten times the height: the same strip of logits, the same contexts, and no window larger than a context."""
+    blended(predictor[0], scene_of(150, 70))  # compiled before anything is counted
+    (low, few), (high, more) = peak_of(predictor[0], 150), peak_of(predictor[0], 1500)
+    assert 0 < high < 1.5 * low and 0 < more < 1.5 * few
 
 
 def dataset_of(*scenes, names=("a", "b", "c"), protocols=None):
@@ -150,9 +180,35 @@ def test_scores_of_scenes(predictor):
             assert row["iou"] == pytest.approx(ious[-1]) and row["support"] == matrix[c].sum()
         assert scores["miou"] == pytest.approx(np.mean(ious))
         assert scores["oa"] == pytest.approx(np.trace(matrix) / matrix.sum())
+    np.testing.assert_array_equal(pictures["made"].prediction, blended(predictor[0], scenes[0]).argmax(-1))
     np.testing.assert_array_equal(pictures["made"].truth, scenes[0].labels)
     np.testing.assert_array_equal(pictures["made"].image, scenes[0].image)
     json.dumps(result)
+
+
+def test_a_class_that_is_nowhere_is_left_out_of_means(predictor):
+    """Not in the truth, and never answered: no score, and no part of the mean."""
+    scene = scene_of(64, 70)
+    protocol = Protocol("two", (0, 1, 2), predict=(0, 1))
+    scene.labels[scene.labels == 2] = 255
+    result, _ = evaluation.evaluate(predictor[0], (scene,), dataset_of(scene, protocols=(protocol,)), {})
+    scores = json.loads(json.dumps(result))["protocols"]["two"]
+    assert scores["classes"]["c"] == {"iou": None, "f1": None, "precision": None, "recall": None, "support": 0}
+    assert scores["miou"] == pytest.approx(np.mean([scores["classes"][c]["iou"] for c in "ab"]))
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (np.full((2, 2, 4), 7, np.uint8), 7),  # the first three bands
+        (np.full((2, 2, 1), 9, np.uint8), 9),  # one band thrice
+        (np.full((2, 2, 5), 65535, np.uint16), 255),
+    ],
+)
+def test_other_bands_can_be_looked_at(image, expected):
+    seen = evaluation.as_rgb(image)
+    assert seen.dtype == np.uint8
+    np.testing.assert_array_equal(seen, np.full((2, 2, 3), expected))
 
 
 def test_a_thumbnail_of_a_huge_scene_is_small():
@@ -167,23 +223,19 @@ def test_a_thumbnail_of_a_huge_scene_is_small():
 
 # ---------------------------------------------------------------------------------------------------- files of a split
 @pytest.fixture(scope="module")
-def weights_file(tmp_path_factory):
-    """Weights of an untrained network, saved as a run saves them."""
-    import dataclasses
-
-    from experiments.presets import TINY
-
-    config = dataclasses.replace(TINY, views=VIEWS, normalisation=NormalisationConfig(scale=255.0))
+def weights_file(predictor, tmp_path_factory):
+    """The network, saved as a run saves it."""
+    config = Config(views=VIEWS, model=ModelConfig(**SMALL), normalisation=NormalisationConfig(scale=255.0))
     path = tmp_path_factory.mktemp("weights") / "w.safetensors"
-    model = runs.build_model(config, CLASSES)
-    runs.save(path, config, dataset_of(), models.init(model, jax.random.key(0), 3))
+    runs.save(path, config, dataset_of(), predictor[2])
     return path
 
 
 def test_a_split_is_scored_into_files(weights_file, tmp_path):
     scene = scene_of(100, 120)
-    result = runs.evaluate_split(weights_file, dataset_of(scene), "test", tmp_path / "out")
+    result = runs.evaluate_split(weights_file, dataset_of(scene), "test", tmp_path / "out", 3)
     written = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert set(written) == {"protocols", "confusion", "scenes", "config"}
     assert written["protocols"] == result["protocols"] and written["config"]["split"] == "test"
     with (tmp_path / "out" / "confusion.csv").open() as file:
         rows = list(csv.reader(file))
@@ -197,7 +249,7 @@ def test_a_split_is_scored_into_files(weights_file, tmp_path):
 
 def metrics_of(path, scene):
     """The same from the weights file alone."""
-    predictor, _, classes = runs.load_predictor(path)
+    predictor, _, classes = runs.load_predictor(path, 3)
     assert classes["names"] == ["a", "b", "c"]
     accumulator = metrics.ConfusionAccumulator(3, (Protocol("all", (0, 1, 2)),))
     accumulator.add("made", scene.labels, blended(predictor, scene))

@@ -43,6 +43,15 @@ def test_focal_of_hopeless_and_certain_pixels():
     assert np.isfinite(jax.grad(losses.focal)(logits, labels, 0.5)).all()
 
 
+def test_focal_of_bfloat16_is_float32():
+    """As exact as the logits that it is given."""
+    logits = jax.random.normal(jax.random.key(0), (50, 4), jnp.bfloat16)
+    labels = jnp.arange(50) % 4
+    loss = losses.focal(logits, labels)
+    assert loss.dtype == jnp.float32
+    np.testing.assert_allclose(loss, focal_by_hand(np.asarray(logits, np.float32), np.asarray(labels), 6.0), rtol=1e-5)
+
+
 def test_nothing_to_learn_from():
     loss, gradient = jax.value_and_grad(losses.focal)(jnp.ones((2, 3, 3, 4)), jnp.full((2, 3, 3), 255))
     assert loss == 0 and not gradient.any()

@@ -12,6 +12,11 @@ from glcanet_jax import report
 PALETTE, NAMES = ((250, 20, 20), (20, 20, 250)), ("roof", "lake")
 
 
+def read(path):
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
 def share_of(picture, colour, tolerance=3):
     return (np.abs(picture.astype(int) - colour).max(-1) <= tolerance).mean()
 
@@ -23,7 +28,7 @@ def test_overlay_shows_image_truth_and_prediction(tmp_path, size):
     truth[: size[0] // 2] = 255
     image = np.full((*size, 3), (10, 200, 10), np.uint8)
     report.save_overlay(tmp_path / "o.png", image, truth, np.zeros(size, np.uint8), PALETTE, NAMES)
-    picture = np.asarray(Image.open(tmp_path / "o.png").convert("RGB"))
+    picture = read(tmp_path / "o.png")
     green, red, blue, grey = (share_of(picture, c) for c in ((10, 200, 10), *PALETTE, (128, 128, 128)))
     assert green > 0.1 and red == pytest.approx(green, rel=0.1)
     assert blue == pytest.approx(green / 2, rel=0.15) and grey == pytest.approx(green / 2, rel=0.15)
@@ -31,21 +36,58 @@ def test_overlay_shows_image_truth_and_prediction(tmp_path, size):
     assert [p.name for p in tmp_path.iterdir()] == ["o.png"]
 
 
+def box_of(picture, colour):
+    """Top, left, bottom and right of the largest run of rows that hold a colour: of a panel, not of the legend."""
+    hits = np.abs(picture.astype(int) - colour).max(-1) <= 3
+    rows = np.flatnonzero(hits.sum(1) > 0.1 * picture.shape[1])
+    columns = np.flatnonzero(hits[rows].any(0))
+    return np.array([rows[0], columns[0], rows[-1] + 1, columns[-1] + 1])
+
+
+def test_overlay_shows_classes_where_they_are(tmp_path):
+    """A prediction of four quarters, roof at the top left and the bottom right."""
+    prediction = np.kron(np.array([[0, 1], [1, 0]], np.uint8), np.ones((30, 40), np.uint8))
+    grey = np.full((60, 80), 255, np.uint8)
+    report.save_overlay(tmp_path / "o.png", np.zeros((60, 80, 3), np.uint8), grey, prediction, PALETTE, NAMES)
+    picture = read(tmp_path / "o.png")
+    image, truth, red, blue = (box_of(picture, c) for c in ((0, 0, 0), (128, 128, 128), *PALETTE))
+    assert image[3] < truth[1] and truth[3] < red[1]  # from left to right
+    np.testing.assert_allclose(red, blue, atol=2)
+    top, left, bottom, right = red
+    for row, column, name in ((0.25, 0.25, 0), (0.25, 0.75, 1), (0.75, 0.25, 1), (0.75, 0.75, 0)):
+        at = picture[int(top + row * (bottom - top)), int(left + column * (right - left))]
+        np.testing.assert_allclose(at, PALETTE[name], atol=3)
+
+
+def test_a_narrow_scene_keeps_its_legend(tmp_path):
+    """1 600 x 40 pixels: a picture no taller than others, wide enough for the names."""
+    size = (1600, 40)
+    ids = np.zeros(size, np.uint8)
+    report.save_overlay(tmp_path / "o.png", np.zeros((*size, 3), np.uint8), ids, ids, PALETTE, NAMES)
+    picture = read(tmp_path / "o.png")
+    assert max(picture.shape) < 2000
+    assert share_of(picture, PALETTE[1]) * picture[..., 0].size > 100  # blue is in the legend alone
+    below = picture[-60:].min(-1)
+    assert (below[:, [0, -1]] == 255).all() and (below < 128).any()  # nothing is cut at the sides
+
+
 def test_overlay_without_truth(tmp_path):
     image = np.zeros((40, 40, 3), np.uint8)
     report.save_overlay(tmp_path / "o.png", image, None, np.ones((40, 40), np.uint8), PALETTE, NAMES)
-    picture = np.asarray(Image.open(tmp_path / "o.png").convert("RGB"))
+    picture = read(tmp_path / "o.png")
     assert share_of(picture, PALETTE[1]) == pytest.approx(share_of(picture, (0, 0, 0)), rel=0.2)
 
 
 def test_confusion_as_table_and_picture(tmp_path):
-    matrix = np.array([[90, 10], [0, 0]])
+    matrix = np.array([[10, 90], [0, 0]])
     report.save_confusion(tmp_path / "c.png", tmp_path / "c.csv", matrix, NAMES)
     with (tmp_path / "c.csv").open() as file:
         rows = list(csv.reader(file))
-    assert rows == [["truth \\ prediction", *NAMES], ["roof", "90", "10"], ["lake", "0", "0"]]
-    picture = np.asarray(Image.open(tmp_path / "c.png").convert("L"))
-    assert picture.min() < 60 and picture.std() > 20  # a dark cell on light ones
+    assert rows == [["truth \\ prediction", *NAMES], ["roof", "10", "90"], ["lake", "0", "0"]]
+    picture = read(tmp_path / "c.png").mean(-1)
+    rows, columns = np.nonzero((picture > 20) & (picture < 120))  # the dark cell: a true roof taken for a lake
+    assert len(rows) > 0.05 * picture.size
+    assert rows.mean() < picture.shape[0] / 2 and columns.mean() > picture.shape[1] / 2
 
 
 def test_curve_of_a_log(tmp_path):
@@ -59,7 +101,7 @@ def test_curve_of_a_log(tmp_path):
     assert report.read_log(log) == records + scores
     report.save_curve(tmp_path / "plain.png", records)
     report.save_curve(tmp_path / "scored.png", report.read_log(log))
-    plain, scored = (Image.open(tmp_path / f"{n}.png") for n in ("plain", "scored"))
-    assert scored.height > 1.3 * plain.height  # a panel of scores below the losses
-    assert share_of(np.asarray(scored.convert("RGB")), (44, 160, 44), 40) > 0
+    plain, scored = read(tmp_path / "plain.png"), read(tmp_path / "scored.png")
+    assert len(scored) > 1.3 * len(plain)  # a panel of scores below the losses
+    assert share_of(scored, (44, 160, 44), 40) > 0
     report.save_curve(tmp_path / "empty.png", [])

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import flatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments.presets import TINY
@@ -60,18 +61,24 @@ def same(a, b):
 
 @pytest.fixture(scope="module")
 def joint():
-    """One joint step with BatchNorm: the state before, after, and the metrics."""
+    """One joint step with BatchNorm: the state before, after, the metrics, and the arrays that were donated."""
     config = configured()
     model, tx, spans, state = start(config)
     before = copy({"params": state.params, "stats": state.batch_stats})
     step = training.make_train_step(model, tx, config, 255.0, spans[0])
+    given = jax.tree.leaves((state.params, state.batch_stats, state.opt_state))
     state, metrics = step(state, make_batch())
-    return before, state, metrics
+    return before, state, metrics, given
+
+
+def test_the_state_is_donated(joint):
+    """Parameters and moments are there once, not twice."""
+    assert all(x.is_deleted() for x in joint[-1])
 
 
 def test_every_root_moves_at_its_own_rate(joint):
     """Adam's first step is the rate, whatever the gradient: the sharpest check of who is labelled what."""
-    before, state, metrics = joint
+    before, state, metrics, _ = joint
     for root, rate in {"global": 1e-4, "local": 2e-5, "fusion": 3e-5}.items():
         assert moved(before["params"][root], copy(state.params[root])) == pytest.approx(rate, rel=1e-2)
         assert metrics[f"grad_norm/{root}"] > 0 and metrics[f"update_norm/{root}"] > 0
@@ -82,7 +89,7 @@ def test_every_root_moves_at_its_own_rate(joint):
 
 
 def test_running_statistics_follow(joint):
-    before, state, _ = joint
+    before, state, *_ = joint
     assert moved(before["stats"]["global"], copy(state.batch_stats["global"])) > 0
     assert moved(before["stats"]["local"], copy(state.batch_stats["local"])) > 0
 
@@ -144,9 +151,11 @@ def test_frozen_norms_stay(frozen):
     before, (after, _) = frozen
     for root in ("global", "local"):
         assert same(before["batch_stats"][root]["resnet"], after["batch_stats"][root]["resnet"])
-        stem = before["params"][root]["resnet"]["stem_norm"], after["params"][root]["resnet"]["stem_norm"]
-        assert same(*stem)
-        assert moved(before["params"][root]["resnet"]["stem_conv"], after["params"][root]["resnet"]["stem_conv"]) > 0
+        old, new = (flatten_dict(v["params"][root]["resnet"]) for v in (before, after))
+        norms = [path for path in old if any("norm" in part for part in path)]
+        assert len(norms) >= 2 * 9  # scale and bias of a ResNet-10's stem and blocks
+        assert all(np.array_equal(old[path], new[path]) for path in norms)
+        assert all((old[path] != new[path]).any() for path in old if path not in norms)
 
 
 def test_accumulation_adds_up(frozen):
@@ -171,6 +180,20 @@ def test_bfloat16_computes_and_keeps_float32(frozen):
     assert low["loss"].dtype == np.float32
     np.testing.assert_allclose(low["loss"], metrics["loss"], rtol=0.05)
     assert moved(plain["params"], after["params"]) > 1e-7  # it did compute otherwise
+
+
+def test_bfloat16_batch_norm_keeps_float32():
+    """Running statistics, moments and metrics too."""
+    config = configured()
+    model, tx, spans, state = start(config, dtype="bfloat16")
+    step = training.make_train_step(model, tx, config, 255.0, spans[0])
+
+    def parts(state, batch):
+        after, metrics = step(state, batch)
+        return after.params, after.batch_stats, [x for x in jax.tree.leaves(after.opt_state) if x.ndim], metrics
+
+    for part in jax.eval_shape(parts, state, make_batch()):
+        assert {x.dtype for x in jax.tree.leaves(part)} == {np.dtype("float32")}
 
 
 def test_invalid_patches_do_not_count():
@@ -231,6 +254,32 @@ def test_schedules(schedule):
     left = 1 - np.arange(20) / 20
     expected = {"poly": left**0.9, "cosine": 0.5 * (1 + np.cos(np.pi * (1 - left))), "constant": np.ones(20)}[schedule]
     np.testing.assert_allclose(values[4:], 1e-3 * expected, rtol=1e-4, atol=1e-9)
+
+
+def test_phases():
+    assert [tuple(p) for p in optim.phases("joint", 10, 4)] == [("global", 0, 4), ("joint", 4, 10)]
+    assert [tuple(p) for p in optim.phases("staged", 170, None)] == [("global", 0, 120), ("rest", 120, 170)]
+    assert [tuple(p) for p in optim.phases("joint", 10, None)] == [("joint", 0, 10)]
+    with pytest.raises(UserError, match="train.global_steps is 11; it must lie between 0 and the 10 steps"):
+        optim.phases("staged", 10, 11)
+
+
+def test_a_frozen_root_keeps_its_moments_and_its_place_in_the_schedule():
+    config = OptimiserConfig(local_rate=1e-3)
+    spans = optim.phases("staged", 10, 6)
+    params = {root: {"w": jnp.ones(3)} for root in optim.ROOTS}
+    tx = optim.optimiser(config, spans)
+    state = tx.init(params)
+    for _ in range(3):
+        updates, new = optim.update(tx, params, state, params, spans[0].roots)
+        assert not updates["local"]["w"].any() and not updates["fusion"]["w"].any() and updates["global"]["w"].all()
+        for root in ("local", "fusion"):
+            assert same(new.inner_states[root], state.inner_states[root])
+        assert not same(new.inner_states["global"], state.inner_states["global"])
+        state = new
+    updates, _ = optim.update(tx, params, state, params, spans[1].roots)
+    np.testing.assert_allclose(updates["local"]["w"], -1e-3, rtol=1e-3)  # a first step at the full rate
+    assert float(optim.rates(config, spans)["local"](4)) == 0  # all of its schedule in the four steps that train it
 
 
 def test_clipping_and_weight_decay():

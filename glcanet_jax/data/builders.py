@@ -285,10 +285,10 @@ def open_tfds(
     if (train or val) and name != "mbrsc":
         raise UserError(f"{name} takes no choice of scenes; it is for mbrsc alone")
     builder = prepare(name, data_dir, tfds_dir)
-    metadata, split_of, scenes = builder.info.metadata, {}, {}
+    metadata, splits = builder.info.metadata, {}
     image = builder.info.features["image"]
     for split, members in metadata["index"].items():
-        source, first = builder.as_data_source(split=_stored_name(split)), 0
+        source, first, scenes = builder.as_data_source(split=_stored_name(split)), 0, []
         for entry in members:
             parts = []
             for top, left, height, width in entry["parts"]:
@@ -297,15 +297,13 @@ def open_tfds(
                 parts.append((part, top, left))
                 first += 1
             crop = tuple(entry["crop"]) if entry["crop"] else None
-            scenes[entry["name"]] = GridScene(
-                entry["name"], entry["height"], entry["width"], tuple(parts), crop, np.dtype(image.np_dtype).name
-            )
-            split_of[entry["name"]] = split
-    if name == "mbrsc":
-        split_of = assign(split_of, train, val, Path(builder.data_path))
-    splits: dict[str, tuple[Any, ...]] = {split: () for split in metadata["index"]}
-    for scene, split in split_of.items():
-        splits[split] = (*splits.get(split, ()), scenes[scene])
+            kind = np.dtype(image.np_dtype).name
+            scenes.append(GridScene(entry["name"], entry["height"], entry["width"], tuple(parts), crop, kind))
+        splits[split] = tuple(scenes)
+    if name == "mbrsc":  # whose scenes have names of their own
+        scenes = {scene.name: (split, scene) for split, members in splits.items() for scene in members}
+        chosen = assign({scene: split for scene, (split, _) in scenes.items()}, train, val, Path(builder.data_path))
+        splits = {split: tuple(scenes[n][1] for n, s in chosen.items() if s == split) for split in chosen.values()}
     table = {k: _tuples(v) for k, v in metadata["classes"].items()}
     return Dataset(
         name,
