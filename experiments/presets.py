@@ -4,10 +4,12 @@ from glcanet_jax.config import Config, DataConfig, LossConfig, ModelConfig, Opti
 from glcanet_jax.data.loader import LoaderConfig
 from glcanet_jax.geometry import Views
 
-# 500-px views, whole scenes as contexts, one random patch per context, Adam at 1e-4 and 2e-5, focal loss of gamma 6
+# 500-px views, whole scenes as contexts, one patch of the grid per context, no position code, Adam at 1e-4 and 2e-5, focal
+# loss of gamma 6; GLNet's 120 epochs
 PAPER = Config(
     views=Views(context_size=None, global_size=500, patch_size=500, overlap=50),
     loader=LoaderConfig(batch_size=6, patches_per_context=1, positions="grid"),
+    model=ModelConfig(position=None),
     train=TrainConfig(epochs=120),
 )
 

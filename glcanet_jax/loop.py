@@ -156,19 +156,24 @@ def train(config: Config) -> Path:
         raise UserError(
             f"train.accumulation is {config.train.accumulation}; it must divide the {config.loader.batch_size} contexts of a batch"
         )
-    out = runs.open_run(config)
+    if config.model.share_backbone and config.train.schedule == "staged":
+        raise UserError(
+            "model.share_backbone and train.schedule staged do not go together: what both branches share cannot be trained "
+            "for one and frozen for the other; use --train.schedule joint"
+        )
     num_classes = len(dataset.classes.names)
     loader = TrainLoader(scenes, config.views, config.loader, num_classes)
+    model = runs.build_model(config, num_classes)
+    mesh = make_mesh(config.loader.batch_size, config.train.devices)
+    out = runs.open_run(config)  # last, so that a refused configuration leaves nothing behind
     steps = config.train.steps or config.train.epochs * loader.steps_per_epoch
     eval_every, checkpoint_every = _intervals(config, loader.steps_per_epoch, steps)
 
     # ------------------------------------------------------------------ the model and its state
     print(f"training on {len(scenes)} scenes for {steps} steps; everything is written to {out}")
-    model = runs.build_model(config, num_classes)
     variables = runs.initial_variables(config, model, bands.pop())
     spans = optim.phases(config.train.schedule, steps, config.train.global_steps)
     tx = optim.optimiser(config.optimiser, spans)
-    mesh = make_mesh(config.loader.batch_size, config.train.devices)
     state = create_state(variables, tx, jax.random.key(config.train.seed))
     state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
     normalisation = {k: getattr(config.normalisation, k) for k in ("mean", "std", "scale")}

@@ -163,15 +163,8 @@ def test_a_missing_dataset_is_explained(tmp_path):
         )
 
 
-def test_deepglobe_without_data_runs_the_sample(tmp_path):
-    """It says what is missing and goes on with the bundled scene: here told to do next to nothing with it."""
-    code = (
-        "import sys, dataclasses; import experiments.deepglobe as e; s = e.SAMPLE;"
-        "e.SAMPLE = dataclasses.replace(s, out=sys.argv.pop(), train=dataclasses.replace(s.train, steps=1),"
-        " model=dataclasses.replace(s.model, depth=10, width=8, fpn_channels=16, fast_conv=False),"
-        " views=dataclasses.replace(s.views, global_size=64, patch_size=128), eval_batch=16);"
-        "from glcanet_jax import cli; cli.run(e.main)"
-    )
+def deepglobe_without_data(tmp_path, prepare):
+    code = f"import sys; import experiments.deepglobe as e; {prepare}; from glcanet_jax import cli; cli.run(e.main)"
     args = [sys.executable, "-c", code, "--data.dir", str(tmp_path / "none"), str(tmp_path / "run")]
     result = subprocess.run(args, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=500)
     assert result.returncode == 0, result.stderr
@@ -183,12 +176,43 @@ def test_deepglobe_without_data_runs_the_sample(tmp_path):
         "running the bundled sample",
     ):
         assert part in result.stdout
+    return result.stdout
+
+
+def test_deepglobe_without_data_goes_on_with_the_sample(tmp_path):
+    """It says what is missing, and hands the sample's configuration to the experiment."""
+    told = deepglobe_without_data(
+        tmp_path,
+        "sys.argv.pop(); from glcanet_jax import experiment; "
+        "experiment.run = lambda config, split: print('RUN', config == e.SAMPLE, split)",
+    )
+    assert told.rstrip().endswith("RUN True test")
+
+
+@pytest.mark.slow
+def test_deepglobe_without_data_runs_the_sample(tmp_path):
+    """All of it: here told to do next to nothing with the bundled scene."""
+    told = deepglobe_without_data(
+        tmp_path,
+        "import dataclasses; s = e.SAMPLE;"
+        "e.SAMPLE = dataclasses.replace(s, out=sys.argv.pop(), train=dataclasses.replace(s.train, steps=1),"
+        " model=dataclasses.replace(s.model, depth=10, width=8, fpn_channels=16, fast_conv=False),"
+        " views=dataclasses.replace(s.views, global_size=64, patch_size=128), eval_batch=16)",
+    )
     for name in ("curve.png", "eval-test/metrics.json", "eval-test/confusion.png", "last.safetensors"):
-        assert str(tmp_path / "run" / name) in result.stdout and (tmp_path / "run" / name).is_file()
-    assert "mIoU" in result.stdout and list((tmp_path / "run" / "eval-test").glob("overlay_*.png"))
+        assert str(tmp_path / "run" / name) in told and (tmp_path / "run" / name).is_file()
+    assert "mIoU" in told and list((tmp_path / "run" / "eval-test").glob("overlay_*.png"))
 
 
 def test_an_unknown_option_is_told():
     result = run("experiments.mbrsc", "tiny", "--train.stepz", "3")
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert "--train.steps" in result.stderr  # perhaps you meant
+
+
+def test_options_that_do_not_go_together_are_told(tmp_path):
+    common = ("experiments.mbrsc", "sample", "--out", tmp_path / "run")
+    assert_told(run(*common, "--train.schedule", "staged", "--model.share-backbone", "True"), "do not go together")
+    assert_told(run(*common, "--train.accumulation", "3"), "it must divide the 4 contexts")
+    assert_told(run(*common, "--model.depth", "51"), "it must be one of 10, 18, 34, 50, 101")
+    assert not (tmp_path / "run").exists()

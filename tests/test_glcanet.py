@@ -46,7 +46,7 @@ OPTIONS = [
     {"attn_levels": (5, 4, 3, 2)},
     {"sharing": "glnet"},
     {"share_backbone": True, "norm": "frozen"},
-    {"norm": "group", "stride": "v1", "depth": 50},
+    pytest.param({"norm": "group", "stride": "v1", "depth": 50}, marks=pytest.mark.slow),
 ]
 
 
@@ -86,9 +86,9 @@ def test_starts_as_the_network_without_attention_and_lem(key, residual):
     [
         {},
         {"residual": "input"},
-        {"mask": "window", "mask_radius": 60.0},
-        {"attn_levels": (5, 4, 3, 2)},
-        {"sharing": "glnet"},
+        pytest.param({"mask": "window", "mask_radius": 60.0}, marks=pytest.mark.slow),
+        pytest.param({"attn_levels": (5, 4, 3, 2)}, marks=pytest.mark.slow),
+        pytest.param({"sharing": "glnet"}, marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -28,25 +28,28 @@ ROOT = Path(__file__).parents[1]
 
 
 class Half(nn.Module):
-    """A branch of one convolution with batch statistics: ``(x, logits)`` at stride 4."""
+    """A branch of one convolution and a norm: ``(x, logits)`` at stride 4."""
 
     num_classes: int
+    norm: str
 
     @nn.compact
     def __call__(self, image, train):
         x = nn.Conv(8, (4, 4), (4, 4))(image)
-        x = nn.relu(nn.BatchNorm(use_running_average=not train)(x))
+        norm = nn.BatchNorm(use_running_average=not train) if self.norm == "batch" else nn.GroupNorm(4)
+        x = nn.relu(norm(x))
         return x, nn.Conv(self.num_classes, (3, 3))(x)
 
 
 class Toy(nn.Module):
-    """What the training loop asks of a network, and no more: it compiles in a second."""
+    """What training asks of a network, and no more: it compiles in a second."""
 
     num_classes: int
+    norm: str = "batch"  # or "group"
 
     def setup(self):
-        setattr(self, "global", Half(self.num_classes))
-        self.local = Half(self.num_classes)
+        setattr(self, "global", Half(self.num_classes, self.norm))
+        self.local = Half(self.num_classes, self.norm)
         self.fusion = nn.Conv(self.num_classes, (3, 3))
 
     def encode_global(self, image, *, train=False):

@@ -9,6 +9,7 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
+from test_resume import Toy
 
 from experiments.presets import TINY
 from glcanet_jax import loop, models, optim, training
@@ -36,14 +37,17 @@ def configured(train=None, **parts):
     return dataclasses.replace(TINY, optimiser=RATES, train=dataclasses.replace(TINY.train, **(train or {})), **parts)
 
 
-def start(config, key=0, **options):
-    model = models.build(
-        "glcanet", CLASSES, **{"depth": 10, "fast_conv": False, "width": 8, "fpn_channels": 16, **options}
-    )
+def start(config, key=0, network="glcanet", **options):
+    small = {"depth": 10, "fast_conv": False, "width": 8, "fpn_channels": 16}
+    model = Toy(CLASSES, **options) if network == "toy" else models.build(network, CLASSES, **{**small, **options})
     variables = models.init(model, jax.random.key(key), 3)
     spans = optim.phases(config.train.schedule, 10, config.train.global_steps)
     tx = optim.optimiser(config.optimiser, spans)
     return model, tx, spans, training.create_state(variables, tx, jax.random.key(1))
+
+
+# what is about the step rather than the network is shown with one that compiles at once, and with the real one when asked
+networks = pytest.mark.parametrize("network", ["toy", pytest.param("glcanet", marks=pytest.mark.slow)])
 
 
 def copy(tree):
@@ -94,9 +98,10 @@ def test_running_statistics_follow(joint):
     assert moved(before["stats"]["local"], copy(state.batch_stats["local"])) > 0
 
 
-def test_staged_trains_one_after_the_other():
+@networks
+def test_staged_trains_one_after_the_other(network):
     config = configured({"schedule": "staged", "global_steps": 1})
-    model, tx, spans, state = start(config)
+    model, tx, spans, state = start(config, network=network)
     assert [(p.name, p.start, p.stop) for p in spans] == [("global", 0, 1), ("rest", 1, 10)]
     begin = copy({"params": state.params, "stats": state.batch_stats})
     state, metrics = training.make_train_step(model, tx, config, 255.0, spans[0])(state, make_batch())
@@ -158,10 +163,12 @@ def test_frozen_norms_stay(frozen):
         assert all((old[path] != new[path]).any() for path in old if path not in norms)
 
 
-def test_accumulation_adds_up(frozen):
+@networks
+def test_accumulation_adds_up(network):
     """Norms that do not see the batch: the parts of a batch give the step of the whole."""
-    _, (whole, metrics) = frozen
-    _, (after, accumulated) = one_step(configured({"accumulation": 2}), norm="frozen")
+    before, (whole, metrics) = one_step(configured(), network=network, norm="group")
+    _, (after, accumulated) = one_step(configured({"accumulation": 4}), network=network, norm="group")
+    assert moved(before["params"], whole["params"]) > 1e-3
     close(whole["params"], after["params"])
     np.testing.assert_allclose(accumulated["loss"], metrics["loss"], rtol=1e-5)
 
@@ -196,18 +203,20 @@ def test_bfloat16_batch_norm_keeps_float32():
         assert {x.dtype for x in jax.tree.leaves(part)} == {np.dtype("float32")}
 
 
-def test_invalid_patches_do_not_count():
+@networks
+def test_invalid_patches_do_not_count(network):
     """Whatever is in a patch that is not valid."""
     batch, other = make_batch(), make_batch()
     batch["valid"][:, 1] = other["valid"][:, 1] = False
     other["patch_labels"][:, 1] = 0
     other["patches"][:, 1] = 7
-    _, (a, first), (b, second) = one_step(configured(), batch, other, norm="group")
+    _, (a, first), (b, second) = one_step(configured(), batch, other, network=network, norm="group")
     close(a["params"], b["params"], 1e-6)
     np.testing.assert_allclose(first["loss"], second["loss"], rtol=1e-6)
 
 
-def test_four_devices_are_as_one():
+@networks
+def test_four_devices_are_as_one(network):
     """Batch of 8, batch statistics and all, through the loop's own mesh.
 
     By gradient descent at rate 1: Adam's first steps are the gradient's sign, which for a gradient of rounding errors
@@ -218,7 +227,7 @@ def test_four_devices_are_as_one():
     for count in (1, 4):
         mesh = loop.make_mesh(8, count)
         assert mesh.size == count
-        _, results[count] = one_step(config, batch, mesh=mesh)
+        _, results[count] = one_step(config, batch, mesh=mesh, network=network)
     (one, alone), (four, spread) = results[1], results[4]
     for name, value in alone.items():
         np.testing.assert_allclose(spread[name], value, rtol=1e-5, atol=1e-5, err_msg=name)

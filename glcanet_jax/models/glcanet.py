@@ -138,8 +138,11 @@ class GLCANet(nn.Module):
     remat: bool = False  # recompute the backbones' blocks in the backward pass
     fast_conv: bool | None = None  # kernel gradient made for CPUs; None: on CPUs only
 
+    def __post_init__(self):
+        self._check()  # at once, not at the first use
+        super().__post_init__()
+
     def setup(self):
-        self._check()
         dtype = jnp.dtype(self.dtype)
         conv = partial(nn.Conv, dtype=dtype, conv_general_dilated=convolution.choose(self.fast_conv))
         norm = norm_layer(self.norm, dtype)
