@@ -136,14 +136,14 @@ def check_fit(dataset: Any, scenes: Any, predictor: Predictor, class_names: list
             )
 
 
-def evaluate_split(weights_path: Path, dataset: Any, split: str, out: Path, batch: int | None = None) -> dict[str, Any]:
+def evaluate_split(weights_path: Path, dataset: Any, split: str, out: Path, batch: int = 6) -> dict[str, Any]:
     """Score a split and write ``metrics.json``, the confusion matrix and an overlay of every scene; returns the metrics.
 
     Raises:
         UserError: the dataset's classes are not those of the weights, or a scene has other bands or no labels.
     """
     scenes = dataset.scenes(split)  # a bad split is told before the network is built
-    predictor, config, classes = load_predictor(weights_path, batch or 6)
+    predictor, config, classes = load_predictor(weights_path, batch)
     check_fit(dataset, scenes, predictor, classes["names"], split)
     with Progress(count_patches(scenes, predictor.views), f"evaluating {split}", "patches") as progress:
         settings = {**configs.to_dict(config), "split": split, "weights": str(weights_path), "evaluated": dataset.name}

@@ -18,7 +18,17 @@ import tensorflow_datasets as tfds
 from glcanet_jax.data.deepglobe import open_deepglobe
 from glcanet_jax.data.folder import open_folder
 from glcanet_jax.data.mbrsc import FOLD, assign, open_mbrsc
-from glcanet_jax.data.scenes import CACHE, ClassTable, Dataset, FileScene, GridScene, Protocol, window
+from glcanet_jax.data.scenes import (
+    CACHE,
+    ClassTable,
+    Dataset,
+    FileScene,
+    GridScene,
+    Protocol,
+    WindowScene,
+    open_image,
+    window,
+)
 from glcanet_jax.errors import UserError
 
 PART = 2448  # pixels a side, at most, of the parts that scenes without parts of their own are cut into
@@ -92,26 +102,16 @@ class PartsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _generate_examples(self, scenes: tuple[Any, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
         from PIL import Image
 
-        key = 0
-        for scene in scenes:
-            for part, top, left in _parts(scene):
-                labels = part.read_labels() if part.labelled else np.full((part.height, part.width), 255, np.uint8)
-                image = _stored_file(part, self._parts_config.bands) if self._parts_config.picture else None
-                if image is None:
-                    image = part.read_image()
-                    if self._parts_config.picture:
-                        image = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
-                yield (
-                    key,
-                    {
-                        "image": image,
-                        "labels": Image.fromarray(labels),
-                        "scene": scene.name,
-                        "top": top,
-                        "left": left,
-                    },
-                )
-                key += 1
+        config = self._parts_config
+        placed = ((scene, *place) for scene in scenes for place in _parts(scene))
+        for key, (scene, part, top, left) in enumerate(placed):
+            labels = part.read_labels() if part.labelled else np.full((part.height, part.width), 255, np.uint8)
+            image = _stored_file(part, config.bands) if config.picture else part.read_image()
+            if image is None:
+                image = part.read_image()
+                image = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+            labels = Image.fromarray(labels)
+            yield key, {"image": image, "labels": labels, "scene": scene.name, "top": top, "left": left}
 
 
 class DeepGlobe(PartsBuilder):
@@ -150,8 +150,6 @@ def _parts(scene: Any) -> tuple[tuple[Any, int, int], ...]:
         return scene.parts
     if scene.height <= PART and scene.width <= PART:
         return ((scene, 0, 0),)
-    from glcanet_jax.data.scenes import WindowScene
-
     return tuple(
         (
             WindowScene(scene.name, scene, top, left, min(PART, scene.height - top), min(PART, scene.width - left)),
@@ -167,9 +165,7 @@ def _stored_file(part: Any, bands: int) -> Path | None:
     """The part's file, if its bytes can be stored as they are: a JPEG or PNG that decodes to what we would read."""
     if not isinstance(part, FileScene) or part.image.suffix.lower() not in (".jpg", ".jpeg", ".png"):
         return None
-    from PIL import Image
-
-    with Image.open(part.image) as image:
+    with open_image(part.image) as image:
         return part.image if {"L": 1, "RGB": 3, "RGBA": 4}.get(image.mode) == bands else None
 
 
@@ -205,10 +201,10 @@ def fingerprint(dataset: Dataset) -> str:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RecordScene:
-    """A part of a scene in a tfds data source; a record is decoded once and kept for a while."""
+    """A part of a scene in tfds data sources; its image and its labels are each decoded once and kept for a while."""
 
     name: str
-    source: Any
+    sources: dict[str, Any]  # of "image" and of "labels": each leaves the other undecoded
     index: int
     key: str  # of the build and split, for the cache
     height: int
@@ -217,7 +213,7 @@ class RecordScene:
     labelled: bool
 
     def _record(self, what: str) -> np.ndarray:
-        return CACHE.get((self.key, self.index, what), lambda: np.asarray(self.source[self.index][what]))
+        return CACHE.get((self.key, self.index, what), lambda: np.asarray(self.sources[what][self.index][what]))
 
     def read_image(
         self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
@@ -288,12 +284,12 @@ def open_tfds(
     metadata, splits = builder.info.metadata, {}
     image = builder.info.features["image"]
     for split, members in metadata["index"].items():
-        source, first, scenes = builder.as_data_source(split=_stored_name(split)), 0, []
+        sources, first, scenes = _sources(builder, split), 0, []
         for entry in members:
             parts = []
             for top, left, height, width in entry["parts"]:
                 shape = (height, width, image.shape[-1], entry["labelled"])
-                part = RecordScene(f"{entry['name']}/{first}", source, first, f"{builder.data_path}/{split}", *shape)
+                part = RecordScene(f"{entry['name']}/{first}", sources, first, f"{builder.data_path}/{split}", *shape)
                 parts.append((part, top, left))
                 first += 1
             crop = tuple(entry["crop"]) if entry["crop"] else None
@@ -314,6 +310,16 @@ def open_tfds(
         FOLD if val else metadata["validation_split"],
         metadata["scale"],
     )
+
+
+def _sources(builder: tfds.core.DatasetBuilder, split: str) -> dict[str, Any]:
+    """A data source for the images of a split and one for its labels, so that neither read decodes the other."""
+    skip = tfds.decode.SkipDecoding()
+    others = {"image": "labels", "labels": "image"}
+    return {
+        what: builder.as_data_source(split=_stored_name(split), decoders={other: skip})
+        for what, other in others.items()
+    }
 
 
 def _tuples(value: Any) -> Any:
