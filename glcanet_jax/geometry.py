@@ -7,6 +7,7 @@ function here follows that one convention (DESIGN section 2, "Geometry").
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,6 +22,7 @@ class Views:
     global_size: int = 500  # pixels a side of the shrunk context
     patch_size: int = 500  # pixels a side of a patch
     overlap: int = 50  # least overlap of neighbouring patches, pixels
+    scene_size: int | None = None  # with context_size None: the longest side trained on, scene pixels
 
     def __post_init__(self):
         if not 0 <= self.overlap < self.patch_size:
@@ -34,11 +36,28 @@ class Views:
         if min(self.patch_size, self.global_size) < 32:
             raise UserError(f"patch_size {self.patch_size} and global_size {self.global_size} must be at least 32 px")
 
+    def context_length(self, length: int) -> int:
+        """Pixels of a context along an axis of a scene of ``length`` pixels.
+
+        Where the scene is the context, one that is over 1.5 times the largest trained on is cut into blocks of that size:
+        the ratio of the two views stays near what was trained.
+        """
+        if self.context_size is not None:
+            return min(length, self.context_size)
+        if self.scene_size is None or length <= 1.5 * self.scene_size:
+            return length
+        return max(self.scene_size, self.patch_size)
+
     def context_extent(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the context windows of a scene of this size, in pixels."""
-        if self.context_size is None:
-            return height, width
-        return min(height, self.context_size), min(width, self.context_size)
+        return self.context_length(height), self.context_length(width)
+
+    @property
+    def context_limit(self) -> int | None:
+        """Pixels that no context exceeds along an axis, whatever the scene; None where there is no such bound."""
+        if self.context_size is not None:
+            return self.context_size
+        return None if self.scene_size is None else max(int(1.5 * self.scene_size), self.patch_size)
 
 
 def patch_starts(length: int, patch: int, overlap: int) -> np.ndarray:
@@ -101,20 +120,33 @@ def box_of(window: tuple[int, int, int, int], context: tuple[int, int, int, int]
     )
 
 
-def context_starts(length: int, context: int, patch: int, starts: np.ndarray) -> np.ndarray:
-    """Starts of the contexts along one axis, spaced so that every patch of the grid lies inside one, with a surround.
+def place_contexts(length: int, context: int, patch: int, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Starts of the contexts along one axis, and the index of the one that each patch looks at, ``[n]``.
 
-    The surround, which a patch's centre keeps from the context's edge wherever the scene goes on, is an eighth of the
-    context (306 px of 2448) and never less than half a patch.
+    They are evenly spaced, so that every patch of the grid lies inside one with a surround: what a patch's centre keeps
+    from the context's edge wherever the scene goes on, an eighth of the context (306 px of 2448) and never less than half
+    a patch. Contexts hardly larger than patches have no room for that: there each patch gets its own, centred on it.
     """
     if length <= context:
-        return np.zeros(1, np.int64)
-    surround = max(context // 8, -(-patch // 2))
-    step = context - 2 * surround
-    if step < patch // 2:  # contexts hardly larger than patches: each patch gets its own, centred on it
-        return np.clip(starts + patch // 2 - context // 2, 0, length - context).astype(np.int64)
+        return np.zeros(1, np.int64), np.zeros(len(starts), np.int64)
+    step = context - 2 * max(context // 8, -(-patch // 2))
+    if step < patch // 2:
+        own = np.clip(starts + patch // 2 - context // 2, 0, length - context)
+        return own.astype(np.int64), np.arange(len(starts))
     count = 1 + -(-(length - context) // step)
-    return np.round(np.arange(count) * ((length - context) / (count - 1))).astype(np.int64)
+    contexts = np.round(np.arange(count) * ((length - context) / (count - 1))).astype(np.int64)
+    nearest = np.abs((starts[:, None] + patch / 2) - (contexts[None] + context / 2)).argmin(axis=1)
+    return contexts, nearest
+
+
+class Span(NamedTuple):
+    """A block along one axis: patches that share a context. All in scene pixels but ``patches``."""
+
+    context: int  # start of the context
+    patches: range  # indices of its patches
+    start: int  # where its first patch begins
+    done: int  # no later block reaches the pixels before this one
+    stop: int  # where its last patch ends
 
 
 @dataclass(frozen=True)
@@ -128,47 +160,64 @@ class Axis:
     owner: np.ndarray  # [n] index of each patch's context
     weights: np.ndarray  # [n, patch]
 
+    def spans(self) -> tuple[Span, ...]:
+        """The blocks, in order; a context that no patch looks at has none."""
+        patch = self.weights.shape[1]
+        used, first = np.unique(self.owner, return_index=True)
+        bounds = [*first.tolist(), len(self.owner)]
+        spans = []
+        for i, owner in enumerate(used):
+            members = range(bounds[i], bounds[i + 1])
+            last = members[-1]
+            done = self.length if last + 1 == len(self.owner) else int(self.patch_starts[last + 1])
+            start, stop = int(self.patch_starts[members[0]]), int(self.patch_starts[last]) + patch
+            spans.append(Span(int(self.context_starts[owner]), members, start, done, stop))
+        return tuple(spans)
+
 
 def walk_axis(length: int, views: Views) -> Axis:
     """Plan one axis of a scene of ``length`` pixels (scenes under a patch are taken as padded to one)."""
     patch = views.patch_size
     length = max(length, patch)
-    context = length if views.context_size is None else min(length, views.context_size)
+    context = views.context_length(length)
     starts = patch_starts(length, patch, views.overlap)
-    contexts = context_starts(length, context, patch, starts)
-    if (
-        len(contexts) == len(starts)
-        and context < length
-        and max(context // 8, -(-patch // 2)) * 2 + patch // 2 > context
-    ):
-        owner = np.arange(len(starts))
-    else:
-        owner = np.abs((starts[:, None] + patch / 2) - (contexts[None] + context / 2)).argmin(axis=1)
+    contexts, owner = place_contexts(length, context, patch, starts)
     inside = (starts >= contexts[owner]) & (starts + patch <= contexts[owner] + context)
     assert inside.all(), "a patch leaves its context: the surround is too small"
     return Axis(length, context, starts, contexts, owner, blend_weights(starts, patch, length))
 
 
+class Block(NamedTuple):
+    """The patches of a scene that share a context."""
+
+    row: int  # place in the grid of blocks
+    column: int
+    rows: Span
+    columns: Span
+
+    def finished(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """The window that no later block reaches, within a scene of this size; those of all blocks tile the scene."""
+        top, left = self.rows.start, self.columns.start
+        return top, left, max(min(self.rows.done, height) - top, 0), max(min(self.columns.done, width) - left, 0)
+
+
 @dataclass(frozen=True)
 class Walk:
-    """The patches and contexts of a whole scene, in order of patch rows."""
+    """The patches and contexts of a whole scene."""
 
     rows: Axis
     columns: Axis
     patch: int
 
-    def context_window(self, row: int, column: int) -> tuple[int, int, int, int]:
-        """Window of the context at a place of the grid of contexts."""
-        return (
-            int(self.rows.context_starts[row]),
-            int(self.columns.context_starts[column]),
-            self.rows.context,
-            self.columns.context,
-        )
+    def blocks(self) -> Iterator[Block]:
+        """The blocks by rows, from the top left."""
+        columns = self.columns.spans()
+        for i, rows in enumerate(self.rows.spans()):
+            for j, span in enumerate(columns):
+                yield Block(i, j, rows, span)
 
-    def patches_of(self, row: int, context_column: int) -> list[int]:
-        """Columns of the patches of a patch row that look at this column of contexts."""
-        return [int(c) for c in np.flatnonzero(self.columns.owner == context_column)]
+    def context_window(self, block: Block) -> tuple[int, int, int, int]:
+        return block.rows.context, block.columns.context, self.rows.context, self.columns.context
 
     def patch_window(self, row: int, column: int) -> tuple[int, int, int, int]:
         return int(self.rows.patch_starts[row]), int(self.columns.patch_starts[column]), self.patch, self.patch
@@ -176,14 +225,35 @@ class Walk:
     def __len__(self) -> int:
         return len(self.rows.patch_starts) * len(self.columns.patch_starts)
 
-    def finished_rows(self) -> Iterator[tuple[int, int, int]]:
-        """For each patch row: its index, and the span ``[start, stop)`` of scene rows that it finishes."""
-        starts = self.rows.patch_starts
-        for index, start in enumerate(starts):
-            stop = starts[index + 1] if index + 1 < len(starts) else self.rows.length
-            yield index, int(start), int(stop)
-
 
 def walk_scene(height: int, width: int, views: Views) -> Walk:
     """Plan a scene: one patch grid for all of it, each patch with the context whose centre lies nearest."""
     return Walk(walk_axis(height, views), walk_axis(width, views), views.patch_size)
+
+
+DIHEDRAL = range(8)  # views of a square: four quarter turns, and four of its mirror image
+
+
+def turn(image, view: int):
+    """A view of ``[..., h, w, c]``: mirrored left to right for views 4 to 7, then turned ``view % 4`` quarters."""
+    if view >= 4:
+        image = image[..., ::-1, :]
+    for _ in range(view % 4):  # np.rot90 by slices, for numpy's and JAX's arrays
+        image = image.swapaxes(-3, -2)[..., ::-1, :, :]
+    return image
+
+
+def turn_back(image, view: int):
+    """The inverse of :func:`turn`."""
+    image = turn(image, -view % 4)
+    return image[..., ::-1, :] if view >= 4 else image
+
+
+def turn_boxes(boxes: np.ndarray, view: int) -> np.ndarray:
+    """Boxes ``[..., 4]`` of a context as they lie in a view of it."""
+    top, left, bottom, right = np.moveaxis(np.asarray(boxes), -1, 0)
+    if view >= 4:
+        left, right = 1 - right, 1 - left
+    for _ in range(view % 4):
+        top, left, bottom, right = 1 - right, top, 1 - left, bottom
+    return np.stack([top, left, bottom, right], axis=-1).astype(boxes.dtype)

@@ -77,7 +77,7 @@ def report(args: Any) -> str:
     model = models.build(args.model, args.classes, **options)
     views = geometry.Views(args.context, args.global_size, args.patch, args.overlap)
     walk = geometry.walk_scene(height, width, views)
-    contexts = len(walk.rows.context_starts) * len(walk.columns.context_starts)
+    contexts = sum(1 for _ in walk.blocks())
     count, cost = parameters(model, args.bands), flops(model, views, args.bands)
     scene = contexts * cost["context"] + len(walk) * cost["patch"]
     result = {

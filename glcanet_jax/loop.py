@@ -4,8 +4,6 @@ import collections
 import contextlib
 import json
 import math
-import resource
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,9 @@ from glcanet_jax.checkpoints import Checkpoints
 from glcanet_jax.config import Config
 from glcanet_jax.data.loader import TrainLoader
 from glcanet_jax.errors import UserError
-from glcanet_jax.evaluation import Predictor, evaluate
+from glcanet_jax.evaluation import evaluate
+from glcanet_jax.predictor import Predictor
+from glcanet_jax.profiling import peak_memory
 from glcanet_jax.progress import Progress
 from glcanet_jax.training import TrainState, create_state, make_train_step
 
@@ -117,16 +117,6 @@ def place_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array
     return {k: place(v) for k, v in batch.items()}
 
 
-def peak_memory() -> dict[str, float]:
-    """Megabytes: the host process's peak, and the device's where it says."""
-    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
-    device = jax.local_devices()[0].memory_stats() or {}
-    out = {"memory/host_peak_mb": round(host, 1)}
-    if "peak_bytes_in_use" in device:
-        out["memory/device_peak_mb"] = round(device["peak_bytes_in_use"] / 2**20, 1)
-    return out
-
-
 def _intervals(config: Config, per_epoch: int, steps: int) -> tuple[int, int]:
     train = config.train
     return (train.eval_every or per_epoch), (train.checkpoint_every or min(per_epoch, steps))
@@ -147,11 +137,12 @@ def train(config: Config) -> Path:
     for scene in scenes:
         if not scene.labelled:
             raise UserError(f"scene {scene.name} of split {config.data.train_split} has no labels; training needs them")
-    bands = {s.bands for s in (*scenes, *val_scenes)}
-    if len(bands) != 1:
+    counts = {s.bands for s in (*scenes, *val_scenes)}
+    if len(counts) != 1:
         raise UserError(
-            f"the scenes have {sorted(bands)} bands; all must have the same number: choose bands, or another split"
+            f"the scenes have {sorted(counts)} bands; all must have the same number: choose bands, or another split"
         )
+    bands = counts.pop()
     if config.loader.batch_size % config.train.accumulation:
         raise UserError(
             f"train.accumulation is {config.train.accumulation}; it must divide the {config.loader.batch_size} contexts of a batch"
@@ -171,7 +162,7 @@ def train(config: Config) -> Path:
 
     # ------------------------------------------------------------------ the model and its state
     print(f"training on {len(scenes)} scenes for {steps} steps; everything is written to {out}")
-    variables = runs.initial_variables(config, model, bands.pop())
+    variables = runs.initial_variables(config, model, bands)
     spans = optim.phases(config.train.schedule, steps, config.train.global_steps)
     tx = optim.optimiser(config.optimiser, spans)
     state = create_state(variables, tx, jax.random.key(config.train.seed))
@@ -191,8 +182,10 @@ def train(config: Config) -> Path:
     start = int(state.step)
     log = Log(out, start, config.train.tensorboard)
 
+    predictor = Predictor(model, state.variables, config.views, normalisation, bands=bands, batch=config.eval_batch)
+
     def validate(state: TrainState) -> float | None:
-        predictor = Predictor(model, state.variables, config.views, normalisation, config.eval_batch)
+        predictor.variables = state.variables
         result, _ = evaluate(predictor, val_scenes, dataset, {})
         scores = next(iter(result["protocols"].values()))
         log.write(

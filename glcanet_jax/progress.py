@@ -6,24 +6,23 @@ import sys
 class Progress:
     """``with Progress(total, "training", "steps") as p: p.advance(1)``."""
 
-    def __init__(self, total: int, what: str, unit: str, done: int = 0):
+    def __init__(self, total: int | float, what: str, unit: str, done: int | float = 0):
         self._bar = None
         if sys.stderr.isatty():
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
 
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn(unit),
+                TextColumn("{task.completed:.0f}/{task.total:.0f} " + unit),
                 TimeRemainingColumn(),
             )
             self._bar = Bar(*columns, console=Console(stderr=True))
             self._task = self._bar.add_task(what, total=total, completed=done)
 
-    def advance(self, count: int = 1) -> None:
+    def advance(self, count: int | float = 1) -> None:
         if self._bar is not None:
             self._bar.advance(self._task, count)
 

@@ -14,7 +14,8 @@ from glcanet_jax import models, report, weights
 from glcanet_jax.config import Config
 from glcanet_jax.data import open_dataset
 from glcanet_jax.errors import UserError
-from glcanet_jax.evaluation import Predictor, count_patches, evaluate
+from glcanet_jax.evaluation import evaluate
+from glcanet_jax.predictor import Predictor
 from glcanet_jax.progress import Progress
 
 
@@ -52,9 +53,12 @@ def build_model(config: Config, num_classes: int) -> Any:
 
 def resolve(config: Config, dataset: Any) -> Config:
     """The configuration with everything that it leaves to the data filled in."""
-    normalisation, model, data = config.normalisation, config.model, config.data
+    normalisation, model, data, views = config.normalisation, config.model, config.data, config.views
     if normalisation.scale is None:
         normalisation = dataclasses.replace(normalisation, scale=dataset.scale)
+    if views.context_size is None:
+        sides = [side for scene in dataset.scenes(data.train_split) for side in (scene.height, scene.width)]
+        views = dataclasses.replace(views, scene_size=max(sides, default=None))
     if data.val_split is None and dataset.validation_split is not None:
         data = dataclasses.replace(data, val_split=dataset.validation_split)
     if config.backbone is not None:
@@ -62,7 +66,7 @@ def resolve(config: Config, dataset: Any) -> Config:
         if loaded.depth != model.depth or loaded.stride != model.stride:
             print(f"backbone weights: {loaded.source}: ResNet-{loaded.depth} {loaded.stride}")
             model = dataclasses.replace(model, depth=loaded.depth, stride=loaded.stride)
-    return dataclasses.replace(config, normalisation=normalisation, model=model, data=data)
+    return dataclasses.replace(config, normalisation=normalisation, model=model, data=data, views=views)
 
 
 def load_backbone(config: Config) -> weights.TorchvisionWeights:
@@ -111,13 +115,28 @@ def find_weights(path: str | Path) -> Path:
     return path
 
 
-def load_predictor(path: str | Path, batch: int = 6) -> tuple[Predictor, Config, dict[str, Any]]:
-    """A network rebuilt from a weights file alone, its configuration and its classes."""
+def load_predictor(
+    path: str | Path,
+    batch: int = 6,
+    *,
+    dtype: str | None = None,
+    views: dict[str, Any] | None = None,
+    tta: bool = False,
+) -> tuple[Predictor, Config, dict[str, Any]]:
+    """A network rebuilt from a weights file alone, its configuration and its classes.
+
+    ``dtype`` and ``views`` (fields of :class:`glcanet_jax.geometry.Views`) replace what the file says.
+    """
     stored = weights.load_weights(find_weights(path))
     config = configs.from_dict(stored.config)
+    config = dataclasses.replace(config, views=dataclasses.replace(config.views, **(views or {})))
+    if dtype is not None:
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
     model = build_model(config, len(stored.classes["names"]))
     normalisation = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.normalisation.items()}
-    return Predictor(model, stored.variables, config.views, normalisation, batch), config, stored.classes
+    bands = models.input_bands(stored.variables)
+    predictor = Predictor(model, stored.variables, config.views, normalisation, bands=bands, batch=batch, tta=tta)
+    return predictor, config, stored.classes
 
 
 def check_fit(dataset: Any, scenes: Any, predictor: Predictor, class_names: list[str], split: str) -> None:
@@ -145,9 +164,10 @@ def evaluate_split(weights_path: Path, dataset: Any, split: str, out: Path, batc
     scenes = dataset.scenes(split)  # a bad split is told before the network is built
     predictor, config, classes = load_predictor(weights_path, batch)
     check_fit(dataset, scenes, predictor, classes["names"], split)
-    with Progress(count_patches(scenes, predictor.views), f"evaluating {split}", "patches") as progress:
+    megapixels = sum(s.height * s.width for s in scenes) / 1e6
+    with Progress(megapixels, f"evaluating {split}", "Mpx") as progress:
         settings = {**configs.to_dict(config), "split": split, "weights": str(weights_path), "evaluated": dataset.name}
-        result, pictures = evaluate(predictor, scenes, dataset, settings, progress.advance, thumbnails=True)
+        result, pictures = evaluate(predictor, scenes, dataset, settings, lambda n: progress.advance(n / 1e6), True)
     out.mkdir(parents=True, exist_ok=True)
     names, palette = dataset.classes.names, dataset.classes.palette
     write_json(out / "metrics.json", result)

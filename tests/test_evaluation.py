@@ -2,17 +2,17 @@
 
 import csv
 import json
-import tracemalloc
 
 import jax
 import numpy as np
 import pytest
 
-from glcanet_jax import evaluation, geometry, metrics, models, runs
+from glcanet_jax import evaluation, geometry, metrics, models, predict, runs
 from glcanet_jax.config import Config, ModelConfig, NormalisationConfig
 from glcanet_jax.data.scenes import ArrayScene, ClassTable, Dataset, Protocol
 from glcanet_jax.data.views import global_view
 from glcanet_jax.models.sampling import logits_to_pixels
+from glcanet_jax.predictor import Predictor
 
 CLASSES = 3
 SMALL = dict(depth=10, fast_conv=False, width=8, fpn_channels=16, norm="frozen")
@@ -26,7 +26,7 @@ def make_predictor(views, batch=3):
     variables["params"] = jax.tree.map(
         lambda x: x + 0.02 * jax.random.normal(jax.random.key(x.size), x.shape), variables["params"]
     )
-    return evaluation.Predictor(model, variables, views, NORMALISATION, batch), model, variables
+    return Predictor(model, variables, views, NORMALISATION, bands=3, batch=batch), model, variables
 
 
 VIEWS = geometry.Views(context_size=96, global_size=64, patch_size=64, overlap=16)
@@ -45,9 +45,9 @@ def scene_of(height, width, seed=0):
 
 
 def blended(predictor, scene):
-    rows = [(start, logits.copy()) for start, logits in evaluation.predict_rows(predictor, scene)]
-    assert [start for start, _ in rows] == list(np.cumsum([0] + [len(x) for _, x in rows])[:-1])
-    return np.concatenate([x for _, x in rows])
+    sink = predict.ArraySink(scene.height, scene.width)
+    predict.predict_scene(predictor, scene, sink, outputs=("logits",))
+    return sink.arrays["logits"]
 
 
 def ramp(start, length, patch):
@@ -69,7 +69,7 @@ def dense_reference(model, variables, scene, views):
 
     Where patches and contexts lie is the walk's, which has tests of its own.
     """
-    walk = geometry.walk_scene(scene.height, scene.width, views)
+    rows, columns = (geometry.walk_axis(length, views) for length in (scene.height, scene.width))
     pad = [(0, max(0, views.patch_size - side)) for side in scene.image.shape[:2]]
     image = np.pad(scene.image, (*pad, (0, 0)), mode="symmetric")
     total = np.zeros((*image.shape[:2], CLASSES))
@@ -77,11 +77,10 @@ def dense_reference(model, variables, scene, views):
     apply = jax.jit(models.functions(model).apply)
     mean, std = np.array(NORMALISATION["mean"]), np.array(NORMALISATION["std"])
     normal = lambda x: ((x / 255.0 - mean) / std).astype(np.float32)  # noqa: E731
-    for i in range(len(walk.rows.patch_starts)):
-        for j in range(len(walk.columns.patch_starts)):
-            top, left = int(walk.rows.patch_starts[i]), int(walk.columns.patch_starts[j])
-            window = walk.context_window(int(walk.rows.owner[i]), int(walk.columns.owner[j]))
-            y, x, height, width = window
+    for i, top in enumerate(rows.patch_starts.tolist()):
+        for j, left in enumerate(columns.patch_starts.tolist()):
+            y, x = int(rows.context_starts[rows.owner[i]]), int(columns.context_starts[columns.owner[j]])
+            height, width = rows.context, columns.context
             seen = normal(global_view(image[y : y + height, x : x + width], views.global_size))
             patch = normal(image[top : top + views.patch_size, left : left + views.patch_size])
             box = np.array([(top - y) / height, (left - x) / width, 0, 0], np.float32)
@@ -109,42 +108,8 @@ def test_blended_rows_are_the_dense_answer(predictor, size):
 def test_batches_do_not_matter(predictor):
     predict, model, variables = predictor
     scene = scene_of(130, 130)
-    one = evaluation.Predictor(model, variables, VIEWS, NORMALISATION, batch=1)
+    one = Predictor(model, variables, VIEWS, NORMALISATION, bands=3, batch=1)
     np.testing.assert_allclose(blended(predict, scene), blended(one, scene), atol=1e-4)
-
-
-class Endless:
-    """A scene made as it is read, so that the scene itself weighs nothing; remembers the largest window."""
-
-    name, width, bands, labelled, largest = "endless", 70, 3, False, 0
-
-    def __init__(self, height):
-        self.height = height
-
-    def read_image(self, top=0, left=0, height=None, width=None):
-        self.largest = max(self.largest, height * width)
-        return np.random.default_rng(top).integers(0, 256, (height, width, 3), np.uint8)
-
-
-def peak_of(predictor, height):
-    """Most bytes that numpy held, and that JAX held beyond what it did before."""
-    scene, before = Endless(height), sum(x.nbytes for x in jax.live_arrays())
-    live = 0
-    tracemalloc.start()
-    for _, logits in evaluation.predict_rows(predictor, scene):
-        assert len(logits) <= VIEWS.patch_size
-        live = max(live, sum(x.nbytes for x in jax.live_arrays()) - before)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert scene.largest <= VIEWS.context_size**2
-    return peak, live
-
-
-def test_memory_does_not_grow_with_height(predictor):
-    """Ten times the height: the same strip of logits, the same contexts, and no window larger than a context."""
-    blended(predictor[0], scene_of(150, 70))  # compiled before anything is counted
-    (low, few), (high, more) = peak_of(predictor[0], 150), peak_of(predictor[0], 1500)
-    assert 0 < high < 1.5 * low and 0 < more < 1.5 * few
 
 
 def dataset_of(*scenes, names=("a", "b", "c"), protocols=None):
@@ -216,7 +181,8 @@ def test_a_thumbnail_of_a_huge_scene_is_small():
     picture = evaluation.Thumbnail(scene, max_side=1000)
     prediction = (np.arange(4001)[:, None] // 100 % 5 * np.ones((1, 30))).astype(np.uint8)
     for start in range(0, 4001, 333):
-        picture.add(start, None, prediction[start : start + 333])
+        for left in (0, 13):
+            picture.add(start, left, None, prediction[start : start + 333, left : left + 13 if left == 0 else None])
     assert picture.prediction.shape == (801, 6)
     np.testing.assert_array_equal(picture.prediction, prediction[::5, ::5])
 

@@ -62,16 +62,18 @@ def test_every_patch_lies_in_its_context(height, width, patch, more):
         assert (axis.patch_starts >= contexts).all()
         assert (axis.patch_starts + patch <= contexts + axis.context).all()
         assert axis.context <= max(length, patch)
-    spans = [(start, stop) for _, start, stop in walk.finished_rows()]
-    assert spans[0][0] == 0 and spans[-1][1] == max(height, patch)
-    assert all(a[1] == b[0] for a, b in zip(spans, spans[1:], strict=False))
+        spans = axis.spans()
+        assert spans[0].start == 0 and spans[-1].done == spans[-1].stop == max(length, patch)
+        assert [i for span in spans for i in span.patches] == list(range(len(axis.patch_starts)))
+        assert all(a.done == b.start and a.stop <= b.stop for a, b in zip(spans, spans[1:], strict=False))
+        assert all(a.stop - a.done < patch for a in spans)
 
 
 def test_a_2448_scene_is_one_context_of_36_patches():
     walk = geometry.walk_scene(2448, 2448, geometry.Views())
-    assert len(walk) == 36 and len(walk.rows.context_starts) == 1
+    assert len(walk) == 36 and len(list(walk.blocks())) == 1
     walk = geometry.walk_scene(6000, 6000, geometry.Views())
-    assert len(walk) == 196 and len(walk.rows.context_starts) == 3
+    assert len(walk) == 196 and len(list(walk.blocks())) == 9
     surround = 306
     for k, start in enumerate(walk.rows.patch_starts):
         context = walk.rows.context_starts[walk.rows.owner[k]]

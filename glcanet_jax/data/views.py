@@ -1,28 +1,28 @@
 """The two views of a context: one way to shrink it, for training and prediction alike."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from glcanet_jax.data.scenes import IGNORE
 
 
-def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
+def resize_image(image: np.ndarray, height: int, width: int, rows: tuple[float, float] | None = None) -> np.ndarray:
     """An antialiased resize of ``[h, w, c]``: a triangle filter as wide as the reduction asks, so that no pixel is lost.
 
-    The values keep their type; integers are rounded.
+    The values keep their type; integers are rounded. ``rows`` takes a band of the image (fractions of pixels); what lies
+    beyond it still counts at its border.
     """
     from PIL import Image
 
-    if image.shape[:2] == (height, width):
+    if image.shape[:2] == (height, width) and rows is None:
         return image
+    box = None if rows is None else (0, rows[0], image.shape[1], rows[1])
+    resize = lambda picture: np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR, box))  # noqa: E731
     if image.dtype == np.uint8 and image.shape[2] in (1, 3):
-        picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else np.ascontiguousarray(image))
-        out = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
+        out = resize(Image.fromarray(image[..., 0] if image.shape[2] == 1 else np.ascontiguousarray(image)))
         return out.reshape(height, width, image.shape[2])
-    bands = [
-        np.asarray(Image.fromarray(band.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR))
-        for band in np.moveaxis(image, -1, 0)
-    ]
-    out = np.stack(bands, axis=-1)
+    out = np.stack([resize(Image.fromarray(band.astype(np.float32))) for band in np.moveaxis(image, -1, 0)], axis=-1)
     if np.issubdtype(image.dtype, np.integer):
         limits = np.iinfo(image.dtype)
         out = np.clip(np.rint(out), limits.min, limits.max)
@@ -41,6 +41,25 @@ def resize_labels(labels: np.ndarray, height: int, width: int) -> np.ndarray:
 def global_view(image: np.ndarray, size: int) -> np.ndarray:
     """A context window ``[h, w, c]`` stretched per axis to ``[size, size, c]``."""
     return resize_image(image, size, size)
+
+
+def global_view_by_rows(
+    read: Callable[[int, int], np.ndarray], height: int, width: int, size: int, limit: int = 2**24
+) -> np.ndarray:
+    """:func:`global_view` of an image that is read as ``read(first row, rows) -> [rows, width, c]``.
+
+    No more than about ``limit`` pixels are held at once; whatever bands that makes, the view is the same.
+    """
+    scale = height / size
+    reach = max(scale, 1.0) + 1  # rows that the filter takes beyond a band
+    count = max(1, int((limit / width - 2 * reach) / scale))  # rows of the view at a time
+    bands = []
+    for first in range(0, size, count):
+        stop = min(first + count, size)
+        low, high = max(0, int(first * scale - reach)), min(height, int(np.ceil(stop * scale + reach)))
+        rows = first * scale - low, min(stop * scale, height) - low
+        bands.append(resize_image(read(low, high - low), stop - first, size, rows))
+    return np.concatenate(bands)
 
 
 def global_labels(labels: np.ndarray, size: int) -> np.ndarray:

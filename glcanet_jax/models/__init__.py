@@ -74,6 +74,12 @@ def functions(model: nn.Module) -> Functions:
     return Functions(*(method(name) for name in ("encode_global", "encode_local", "fuse", "__call__")))
 
 
+def input_bands(variables: dict[str, Any]) -> int:
+    """Bands of the images that variables are for: those of the kernel of a network's ``stem_conv``."""
+    paths = jax.tree_util.tree_flatten_with_path(variables["params"])[0]
+    return next(x.shape[2] for path, x in paths if [k.key for k in path[-2:]] == ["stem_conv", "kernel"])
+
+
 def init(model: nn.Module, key: jax.Array, bands: int, size: int = 64) -> dict[str, Any]:
     """Fresh variables; their shapes do not depend on ``size``, the pixels of the image that they are traced on."""
     image = jax.ShapeDtypeStruct((1, size, size, bands), "float32")

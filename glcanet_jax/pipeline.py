@@ -1,0 +1,156 @@
+"""Two threads beside the main one: what is read ahead of it, and what is written behind it, both through bounded queues."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+_END = object()
+_POLL = 0.2  # seconds between looks at whether to stop
+
+
+def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
+    """The items of an iterator that runs in a thread of its own, at most ``depth`` ahead; its errors are raised here.
+
+    Closing the generator stops the thread after the item that it is at.
+    """
+    ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(depth)
+    stop = threading.Event()
+
+    def put(item: Any, error: BaseException | None = None) -> None:
+        while not stop.is_set():
+            try:
+                return ready.put((item, error), timeout=_POLL)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for item in items:
+                put(item)
+                if stop.is_set():
+                    return
+            put(_END)
+        except BaseException as error:  # whatever it is, it belongs to the one who asked
+            put(_END, error)
+
+    thread = threading.Thread(target=work, name="reader", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if error is not None:
+                raise error
+            if item is _END:
+                return
+            yield item
+    finally:
+        stop.set()
+        thread.join()
+
+
+class WriteBehind:
+    """Calls ``handle(*item)`` in a thread of its own, in order, at most ``depth`` items behind.
+
+    An error of ``handle`` is raised by the next call here; nothing more is handled after it. As a context manager it
+    waits for the last item, or on an exception drops what waits.
+    """
+
+    def __init__(self, handle: Callable[..., None], depth: int):
+        self._handle, self._error = handle, None
+        self._queue: queue.Queue[Any] = queue.Queue(depth)
+        self._stop = threading.Event()
+        self._handled, self._submitted = 0, 0
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._work, name="writer", daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        while not self._stop.is_set():
+            try:
+                item = self._queue.get(timeout=_POLL)
+            except queue.Empty:
+                continue
+            try:
+                if self._error is None:
+                    self._handle(*item)
+            except BaseException as error:
+                self._error = error
+            with self._changed:
+                self._handled += 1
+                self._changed.notify_all()
+
+    def submit(self, *item: Any) -> int:
+        """Queue an item; returns its ticket for :meth:`wait`."""
+        while True:
+            if self._error is not None:
+                raise self._error
+            try:
+                self._queue.put(item, timeout=_POLL)
+                self._submitted += 1
+                return self._submitted
+            except queue.Full:
+                continue
+
+    def wait(self, ticket: int | None = None) -> None:
+        """Until the item of a ticket, or every item, has been handled."""
+        ticket = self._submitted if ticket is None else ticket
+        with self._changed:
+            while self._handled < ticket:
+                self._changed.wait(_POLL)
+        if self._error is not None:
+            raise self._error
+
+    def __enter__(self) -> "WriteBehind":
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        try:
+            if kind is None:
+                self.wait()
+        finally:
+            self._stop.set()
+            self._thread.join()
+
+
+class DeviceClock:
+    """Lets the device be ``ahead`` programs behind, no more, and measures how long it computes.
+
+    A program is told by its dispatch and by an output that nothing else consumes, whose readiness is its end.
+    """
+
+    def __init__(self, ahead: int):
+        self.busy = 0.0  # seconds
+        self._ready = time.perf_counter()
+        self._places = threading.Semaphore(ahead)
+        self._ends = WriteBehind(self._end, ahead + 1)
+
+    def _end(self, dispatched: float, token: Any) -> None:
+        try:
+            token.block_until_ready()
+        finally:
+            self._places.release()
+        now = time.perf_counter()
+        self.busy += now - max(dispatched, self._ready)
+        self._ready = now
+
+    def run(self, program: Callable[..., tuple[Any, Any]], *args: Any) -> Any:
+        """Dispatch ``program(*args) -> (result, token)`` once there is room; returns the result, still under way."""
+        while not self._places.acquire(timeout=_POLL):
+            continue
+        dispatched = time.perf_counter()
+        try:
+            result, token = program(*args)
+        except BaseException:
+            self._places.release()
+            raise
+        self._ends.submit(dispatched, token)
+        return result
+
+    def __enter__(self) -> "DeviceClock":
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._ends.__exit__(*exception)
