@@ -1,21 +1,23 @@
-"""``python -m glcanet_jax train|eval|info|check``."""
+"""``python -m glcanet_jax train|eval|predict|export|info|check``."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
+from tyro.conf import FlagConversionOff, OmitArgPrefixes, Positional
 
 from glcanet_jax import cli
 from glcanet_jax.config import Config, ModelConfig
+from glcanet_jax.errors import UserError
+from glcanet_jax.mapping import MapOptions
 
 
 @dataclass(frozen=True)
 class Train:
     """Train a network, going on where a killed run of the same command stopped."""
 
-    config: Annotated[Config, tyro.conf.arg(name="")]
+    config: FlagConversionOff[Annotated[Config, tyro.conf.arg(name="")]]
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,25 @@ class Eval:
 
 
 @dataclass(frozen=True)
+class Predict:
+    """Map scenes of any size: georeferenced class maps, areas, and what else is asked for."""
+
+    scenes: Positional[tuple[str, ...]]  # GeoTIFF, COG, JPEG, PNG, VRT ...
+    weights: Path  # a weights file, or a run's folder
+    out: Path  # folder to write to
+    options: OmitArgPrefixes[MapOptions] = MapOptions()
+    shard: str | None = None  # I/N: only every N-th scene, from the I-th on
+
+
+@dataclass(frozen=True)
+class Export:
+    """The three functions of a network as StableHLO, with all that is needed to use them without its code."""
+
+    weights: Path  # a weights file, or a run's folder
+    out: Path  # a .zip file to write
+
+
+@dataclass(frozen=True)
 class Info:
     """Parameters per branch, and GFLOP per scene and per patch."""
 
@@ -38,7 +59,7 @@ class Info:
     scene: str = "2448x2448"  # HEIGHTxWIDTH, pixels
     classes: int = 7
     bands: int = 3
-    options: ModelConfig = ModelConfig()
+    options: FlagConversionOff[ModelConfig] = ModelConfig()
     patch: int = 500
     global_size: int = 500
     overlap: int = 50
@@ -57,6 +78,8 @@ class Check:
 Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Eval, tyro.conf.subcommand("eval")]
+    | Annotated[Predict, tyro.conf.subcommand("predict")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Info, tyro.conf.subcommand("info")]
     | Annotated[Check, tyro.conf.subcommand("check")]
 )
@@ -81,6 +104,23 @@ def evaluate(args: Eval) -> None:
     print(f"\nwritten to {args.out}")
 
 
+def predict(args: Predict) -> None:
+    from glcanet_jax import mapping
+
+    if not args.scenes:
+        raise UserError("no scene was given; name at least one file, as in `predict scene.tif --weights W --out DIR`")
+    mapping.map_scenes(args.scenes, args.weights, args.out, args.options, args.shard)
+
+
+def export(args: Export) -> None:
+    from glcanet_jax import export as exporting
+
+    differences = exporting.export(args.weights, args.out)
+    print(f"written to {args.out}; reloaded and compared with the network:")
+    for name, value in differences.items():
+        print(f"  {name:<14} relative error {value:.1e}")
+
+
 def info(args: Info) -> None:
     from glcanet_jax import info as information
 
@@ -94,21 +134,11 @@ def check(args: Check) -> int:
 
 
 def main() -> int | None:
-    args = tyro.cli(
-        Command, prog="python -m glcanet_jax", config=(tyro.conf.FlagConversionOff,), args=_flags(sys.argv[1:])
-    )
-    handlers = {Train: train, Eval: evaluate, Info: info, Check: check}
+    args = tyro.cli(Command, prog="python -m glcanet_jax")
+    handlers = {
+        Train: train, Eval: evaluate, Predict: predict, Export: export, Info: info, Check: check
+    }  # fmt: skip
     return handlers[type(args)](args)
-
-
-def _flags(argv: list[str]) -> list[str]:
-    """``--json`` alone means ``--json True``."""
-    out = []
-    for i, word in enumerate(argv):
-        out.append(word)
-        if word == "--json" and (i + 1 == len(argv) or argv[i + 1].startswith("-")):
-            out.append("True")
-    return out
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ import numpy as np
 
 IGNORE = 255
 GREY = 128
+BLANK = 235  # grey of what holds no data in pictures of maps
+MAP_SIDE = 1400  # pixels a side of the pictures of maps, at most
 
 
 def _atomic(path: Path) -> Path:
@@ -38,16 +40,50 @@ def save_overlay(
     Args:
         image: ``[h, w, 3]`` uint8, already small enough to look at; truth, prediction: ids ``[h, w]``, 255 shown grey.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
-
-    colours = np.full((256, 3), GREY, np.uint8)
-    colours[: len(palette)] = palette
+    colours = _colours(palette)
     panels = [("image", image)]
     if truth is not None:
         panels.append(("truth", colours[truth]))
     panels.append(("prediction", colours[prediction]))
-    height, width = image.shape[:2]
+    legend = list(zip(class_names, palette, strict=True))
+    if truth is not None and (truth == IGNORE).any():
+        legend.append(("ignored", (GREY,) * 3))
+    _save_panels(path, panels, legend)
+
+
+def save_map(
+    path: Path,
+    image: np.ndarray,
+    prediction: np.ndarray,
+    palette: Sequence[tuple[int, int, int]],
+    class_names: Sequence[str],
+) -> None:
+    """A scene, and its map laid over it, with a legend of the classes that it has.
+
+    Args:
+        image: ``[h, w, 3]`` uint8; prediction: ids ``[h, w]``, the bare image shown where they are 255.
+    """
+    blended = np.round(0.4 * image + 0.6 * _colours(palette)[prediction]).astype(np.uint8)
+    blended = np.where((prediction == IGNORE)[..., None], image, blended)
+    present = np.unique(prediction)
+    legend = [(n, c) for i, (n, c) in enumerate(zip(class_names, palette, strict=True)) if i in present]
+    _save_panels(path, [("image", image), ("map", blended)], legend)
+
+
+def _colours(palette: Sequence[tuple[int, int, int]]) -> np.ndarray:
+    colours = np.full((256, 3), GREY, np.uint8)
+    colours[: len(palette)] = palette
+    return colours
+
+
+def _save_panels(
+    path: Path, panels: Sequence[tuple[str, np.ndarray]], legend: Sequence[tuple[str, Sequence[int]]]
+) -> None:
+    """Pictures of one size side by side, or stacked if they are wide, above a legend of colours."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    height, width = panels[0][1].shape[:2]
     if width > 1.6 * height:  # wide scenes are stacked
         rows, columns = len(panels), 1
     else:
@@ -58,15 +94,13 @@ def save_overlay(
     size = max(columns * panel_width + 0.2 * (columns + 1), 10), rows * (panel_height + 0.35) + 0.55
     figure = Figure(figsize=size, layout="constrained")
     for axis, (title, panel) in zip(np.ravel(figure.subplots(rows, columns, squeeze=False)), panels, strict=True):
-        axis.imshow(panel, interpolation="nearest" if title != "image" else "antialiased")
+        axis.imshow(panel, interpolation="antialiased" if title in ("image", "map") else "nearest")
         axis.set_title(title, fontsize=11)
         axis.set_axis_off()
-    handles = [
-        Patch(facecolor=np.array(c) / 255, edgecolor="0.3", label=n) for n, c in zip(class_names, palette, strict=True)
-    ]
-    if truth is not None and (truth == IGNORE).any():
-        handles.append(Patch(facecolor=(GREY / 255,) * 3, edgecolor="0.3", label="ignored"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 8), frameon=False, fontsize=10)
+    handles = [Patch(facecolor=np.array(c) / 255, edgecolor="0.3", label=n) for n, c in legend]
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=max(1, min(len(handles), 8)), frameon=False, fontsize=10
+    )
     _save_figure(figure, Path(path))
 
 

@@ -1,0 +1,162 @@
+"""Memory and speed of prediction against the size of the scene: ``python -m experiments.scene_memory --sizes 4096 8192``.
+
+Each size is a square GeoTIFF of the bundled scene, mirrored outwards and written by window, and is predicted by the real
+command in a process of its own. The network is untrained: what it costs does not depend on what it knows.
+"""
+
+import dataclasses
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import jax
+import numpy as np
+
+from glcanet_jax import cli, geometry, models, raster, runs
+from glcanet_jax import config as configs
+from glcanet_jax.data import open_dataset
+
+NETWORKS = {
+    "default": configs.ModelConfig(),
+    "reduced": configs.ModelConfig(depth=10, width=8, fpn_channels=32),
+}
+TILE = 512  # pixels a side of the files' tiles
+
+
+@dataclass(frozen=True)
+class Options:
+    sizes: tuple[int, ...] = (4096, 8192)  # pixels a side
+    network: Literal["default", "reduced"] = "default"
+    batch: int = 1  # patches at once
+    work: Path | None = None  # where scenes and maps are kept; without: a temporary folder
+    out: Path | None = None  # JSON file to write, or to add this run's rows to
+
+
+def write_scene(path: Path, size: int) -> None:
+    """A square scene of ``size`` px: the bundled one, mirrored at its edges again and again; never held as a whole."""
+    import rasterio
+    from rasterio.windows import Window
+
+    dataset = open_dataset("sample")
+    upper, lower = dataset.scenes("train")[0], dataset.scenes("test")[0]
+    image = np.concatenate([upper.read_image(), lower.read_image()])
+
+    def mirrored(start: int, count: int, length: int) -> np.ndarray:
+        at = np.arange(start, start + count) % (2 * length)
+        return np.minimum(at, 2 * length - 1 - at)
+
+    profile = dict(
+        driver="GTiff", height=size, width=size, count=3, dtype="uint8", tiled=True, blockxsize=TILE, blockysize=TILE
+    )
+    place = dict(crs="EPSG:32640", transform=rasterio.Affine(0.3, 0, 325000, 0, -0.3, 2790000))
+    partial = path.with_suffix(".part")
+    options = dict(compress="deflate", zlevel=1, bigtiff="if_safer")
+    with raster.environment(), rasterio.open(partial, "w", **profile, **place, **options) as file:
+        for top in range(0, size, TILE):
+            rows = mirrored(top, min(TILE, size - top), image.shape[0])
+            for left in range(0, size, TILE):
+                columns = mirrored(left, min(TILE, size - left), image.shape[1])
+                tile = np.moveaxis(image[rows[:, None], columns[None]], -1, 0)
+                file.write(tile, window=Window(left, top, tile.shape[2], tile.shape[1]))
+    partial.rename(path)
+
+
+def write_weights(path: Path, network: str) -> None:
+    """An untrained network as a weights file."""
+    dataset = open_dataset("sample")
+    config = configs.Config(model=NETWORKS[network], normalisation=configs.NormalisationConfig(scale=255.0))
+    model = runs.build_model(config, len(dataset.classes.names))
+    runs.save(path, config, dataset, models.init(model, jax.random.key(0), 3))
+
+
+def bare_seconds(weights: Path, batch: int, repeats: int = 5) -> tuple[float, float]:
+    """Seconds of the bare network for a context and for a patch: compiled, on arrays that lie ready, nothing beside it."""
+    predictor, config, _ = runs.load_predictor(weights, batch)
+    views, fns = config.views, models.functions(runs.build_model(config, predictor.num_classes))
+    variables = predictor.variables
+    image = jax.numpy.zeros((1, views.global_size, views.global_size, 3))
+    patches = jax.numpy.zeros((1, batch, views.patch_size, views.patch_size, 3))
+    boxes = jax.numpy.tile(jax.numpy.array([0.2, 0.2, 0.4, 0.4]), (1, batch, 1))
+    encode = jax.jit(fns.encode_global)
+    context = encode(variables, image)
+    local = jax.jit(lambda v, c, p, b: fns.fuse(v, c, fns.encode_local(v, p), b)[0])
+    out = []
+    for call in (lambda: encode(variables, image), lambda: local(variables, context, patches, boxes)):
+        jax.block_until_ready(call())
+        times = []
+        for _ in range(repeats):
+            began = time.perf_counter()
+            jax.block_until_ready(call())
+            times.append(time.perf_counter() - began)
+        out.append(float(np.median(times)))
+    return out[0], out[1] / batch
+
+
+def measure(scene: Path, weights: Path, out: Path, batch: int) -> dict:
+    """Predict in a fresh process; its report."""
+    command = [sys.executable, "-m", "glcanet_jax", "predict", str(scene), "--weights", str(weights), "--out", str(out)]
+    subprocess.run([*command, "--batch", str(batch), "--overwrite", "--no-resume"], check=True)
+    return json.loads((out / f"{scene.stem}.report.json").read_text())
+
+
+def main() -> None:
+    import tyro
+
+    options = tyro.cli(Options, description=__doc__)
+    runs.enable_compilation_cache()
+    with tempfile.TemporaryDirectory() as temporary:
+        work = options.work or Path(temporary)
+        work.mkdir(parents=True, exist_ok=True)
+        weights = work / f"{options.network}.safetensors"
+        write_weights(weights, options.network)
+        context_seconds, patch_seconds = bare_seconds(weights, options.batch)
+        rows = []
+        for size in options.sizes:
+            scene = work / f"scene{size}.tif"
+            if not scene.exists():
+                print(f"writing {scene}", flush=True)
+                write_scene(scene, size)
+            report = measure(scene, weights, work / f"maps-{options.network}", options.batch)
+            walk = geometry.walk_scene(size, size, geometry.Views())
+            bare = sum(1 for _ in walk.blocks()) * context_seconds + len(walk) * patch_seconds
+            rows.append(
+                {
+                    "size": size,
+                    "network": options.network,
+                    "batch": options.batch,
+                    "host_peak_mb": report["host_peak_mb"],
+                    "program_memory_mb": report["program_memory_mb"],
+                    "device_busy": report["device_busy"],
+                    "seconds": report["seconds"],
+                    "walk_seconds": report["walk_seconds"],
+                    "megapixels_per_second": report["megapixels_per_second"],
+                    "bare_megapixels_per_second": round(size**2 / 1e6 / bare, 4),
+                    "device": report["device"],
+                }
+            )
+            print(json.dumps(rows[-1], indent=1), flush=True)
+    result = {
+        "what": "prediction of square scenes, a fresh process each; host peak is the process's, programs' memory the compiler's",
+        "views": dataclasses.asdict(geometry.Views()),
+        "jax": jax.__version__,
+        "platform": platform.platform(),
+        "date": time.strftime("%Y-%m-%d"),
+        "rows": rows,
+    }
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        if options.out.exists():
+            kept = json.loads(options.out.read_text())["rows"]
+            new = {(r["network"], r["size"], r["batch"]) for r in rows}
+            result["rows"] = [r for r in kept if (r["network"], r["size"], r["batch"]) not in new] + rows
+        runs.write_json(options.out, result)
+
+
+if __name__ == "__main__":
+    cli.run(main)
