@@ -1,0 +1,277 @@
+"""The exported file against the network, without the network, and against what may befall a file."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from glcanet_jax import export, geometry, models, runs
+from glcanet_jax.config import Config, ModelConfig, NormalisationConfig
+from glcanet_jax.data.scenes import ArrayScene, ClassTable, Dataset, Protocol
+from glcanet_jax.errors import UserError
+from glcanet_jax.models import attention
+from glcanet_jax.training import normalise
+
+SMALL = dict(depth=10, width=8, fpn_channels=16, norm="frozen")
+VIEWS = geometry.Views(context_size=96, global_size=64, patch_size=64, overlap=16)
+PALETTE = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
+
+
+@pytest.fixture(scope="module")
+def weights_file(tmp_path_factory):
+    """A network whose parts that start at zero answer something, saved as a run saves it."""
+    config = Config(views=VIEWS, model=ModelConfig(**SMALL), normalisation=NormalisationConfig(scale=255.0))
+    variables = models.init(runs.build_model(config, 3), jax.random.key(0), 3)
+    variables["params"] = jax.tree.map(
+        lambda x: x + 0.02 * jax.random.normal(jax.random.key(x.size), x.shape), variables["params"]
+    )
+    table = ClassTable(("a", "b", "c"), PALETTE)
+    scene = ArrayScene("made", np.zeros((64, 64, 3), np.uint8))
+    dataset = Dataset("made", table, {"test": (scene,)}, (Protocol("all", (0, 1, 2)),))
+    path = tmp_path_factory.mktemp("weights") / "best.safetensors"
+    runs.save(path, config, dataset, variables)
+    return path
+
+
+@pytest.fixture(scope="module")
+def written(weights_file, tmp_path_factory):
+    """The exported file, from the folder of a run, and the errors that were reported."""
+    path = tmp_path_factory.mktemp("export") / "made" / "network.zip"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "CHECKED", export.CHECKED[:1])  # other numbers have a test below
+        return path, export.export(weights_file.parent, path)
+
+
+@pytest.fixture(scope="module")
+def network(weights_file):
+    model, variables, _, _ = export.rebuild(weights_file)
+    return variables, [jax.jit(f) for f in models.functions(model)[:3]]
+
+
+def answers(exported, image, patches, boxes):
+    context, features = exported.encode_global(image), exported.encode_local(patches)
+    return context, features, *exported.fuse(context, features, boxes)
+
+
+def test_the_file_says_what_it_is(written):
+    path, errors = written
+    assert set(errors) == {"encode_global", "encode_local", "fuse"} and max(errors.values()) <= 1e-5
+    assert [p.name for p in path.parent.iterdir()] == ["network.zip"]
+    with zipfile.ZipFile(path) as archive:
+        assert {i.compress_type for i in archive.infolist()} == {zipfile.ZIP_STORED}
+        assert set(archive.namelist()) == {
+            "manifest.json", "encode_global.bin", "encode_local.bin", "fuse.bin", "weights.safetensors"
+        }  # fmt: skip
+        manifest = json.loads(archive.read("manifest.json"))
+        assert not any(b".py" in archive.read(f"{name}.bin") for name in errors)  # no paths of the machine
+    assert manifest["jax"] == jax.__version__ and manifest["platforms"] == ["cpu", "cuda"]
+    assert manifest["classes"] == {"names": ["a", "b", "c"], "palette": [list(c) for c in PALETTE], "dataset": "made"}
+    assert manifest["geometry"]["patch_size"] == 64 and manifest["geometry"]["bands"] == 3
+    assert manifest["network"]["options"]["fast_conv"] is False and manifest["network"]["options"]["lem_norm"] == "auto"
+    functions = manifest["functions"]
+    assert functions["encode_local"]["inputs"] == {"patches": {"shape": ["b", "n", 64, 64, 3], "dtype": "float32"}}
+    assert functions["fuse"]["outputs"]["logits"] == {"shape": ["b", "n", 16, 16, 3], "dtype": "float32"}
+    assert functions["fuse"]["inputs"]["context"] == functions["encode_global"]["outputs"]["context"]
+
+
+@pytest.mark.parametrize(("b", "n"), [(3, 1), (1, 4)])
+def test_it_answers_as_the_network_whatever_the_numbers(written, network, b, n):
+    exported = export.load(written[0])
+    inputs = export.example(exported.manifest, b, n, seed=1)
+    variables, (encode_global, encode_local, fuse) = network
+    context, features = encode_global(variables, inputs[0]), encode_local(variables, inputs[1])
+    logits, out = fuse(variables, context, features, inputs[2])
+    got = answers(exported, *inputs)
+    assert got[2].shape == (b, n, 16, 16, 3) and np.ptp(got[2]) > 1e-2
+    wanted = context, features, logits, {"local/logits": out["local/logits"]}
+    assert export.relative_error(got, wanted) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mask": "window", "attn_levels": (5, 4, 3), "norm": "group"},
+        {"mask": "none", "residual": "input", "share_backbone": True, "position": None, "dtype": "bfloat16"},
+        {"sharing": "glnet", "norm": "batch"},
+    ],
+    ids=lambda options: "-".join(map(str, options)),
+)
+def test_every_kind_of_network_can_be_lowered(options):
+    model = models.build("glcanet", 3, **{**SMALL, **options}, fast_conv=False)
+    shapes = jax.eval_shape(lambda key: models.init(model, key, 4), jax.random.key(0))
+    variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    programs = export._lower(model, export._flatten(variables), VIEWS, 4)
+    assert [str(d) for d in programs["fuse"].out_avals[0].shape] == ["b", "n", "16", "16", "3"]
+
+
+ALONE = """
+import importlib.abc, sys
+
+class Blocked(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("flax", "einops", "jaxtyping", "optax", "tyro", "PIL") or name in (
+            "glcanet_jax.models", "glcanet_jax.config", "glcanet_jax.runs", "glcanet_jax.weights"
+        ):
+            raise ImportError(f"{name} is not needed here")
+
+sys.meta_path.insert(0, Blocked())
+import numpy as np
+from glcanet_jax import export
+
+exported = export.load(sys.argv[1])
+given = np.load(sys.argv[2])
+context = exported.encode_global(given["image"])
+features = exported.encode_local(given["patches"])
+logits, out = exported.fuse(context, features, given["boxes"])
+np.testing.assert_allclose(logits, given["logits"], rtol=0, atol=1e-5 * np.abs(given["logits"]).max())
+np.testing.assert_allclose(out["local/logits"], given["local"], rtol=0, atol=1e-5 * np.abs(given["local"]).max())
+np.testing.assert_allclose(exported.normalise(given["pixels"]), given["normal"], rtol=0, atol=1e-6)
+print("alike")
+"""
+
+
+def test_it_runs_without_flax_or_the_networks(written, network, tmp_path):
+    variables, (encode_global, encode_local, fuse) = network
+    image, patches, boxes = export.example(export.load(written[0]).manifest, 2, 3, seed=1)
+    logits, out = fuse(variables, encode_global(variables, image), encode_local(variables, patches), boxes)
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 6, 3), np.uint8)
+    normal = normalise(jnp.asarray(pixels), NormalisationConfig().mean, NormalisationConfig().std, 255.0)
+    np.savez(
+        tmp_path / "given.npz", image=image, patches=patches, boxes=boxes, logits=logits, local=out["local/logits"],
+        pixels=pixels, normal=normal,
+    )  # fmt: skip
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(export.__file__).parents[1]),
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+    }
+    command = [sys.executable, "-c", ALONE, str(written[0]), str(tmp_path / "given.npz")]
+    result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0 and result.stdout == "alike\n", result.stderr
+
+
+def test_inputs_that_do_not_fit_are_told(written):
+    exported = export.load(written[0])
+    image, patches, boxes = export.example(exported.manifest, 1, 2)
+    with pytest.raises(UserError, match=r"image is float32 \[1, 32, 64, 3\]; it must be float32 \[b, 64, 64, 3\]"):
+        exported.encode_global(image[:, :32])
+    with pytest.raises(UserError, match=r"patches is uint8 .* normalise"):
+        exported.encode_local(patches.astype(np.uint8))
+    with pytest.raises(UserError, match=r"boxes is float32 \[2, 4\]"):
+        exported.fuse({}, {}, boxes[0])
+
+
+# ---------------------------------------------------------------------------------------------------- files that are not
+def rewritten(path, out, **parts):
+    """A copy with some parts replaced, or left out."""
+    with zipfile.ZipFile(path) as archive:
+        whole = {name: archive.read(name) for name in archive.namelist()}
+    whole |= parts
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, part in whole.items():
+            if part is not None:
+                archive.writestr(name, part)
+
+
+def test_files_that_cannot_be_used_are_told(written, tmp_path):
+    path, _ = written
+    bad = tmp_path / "bad.zip"
+    with pytest.raises(UserError, match="there is no exported network at .*bad.zip; make one"):
+        export.load(bad)
+    content = path.read_bytes()
+    for part in (content[: len(content) // 2], content[:-30], b"", b"PK not a zip"):
+        bad.write_bytes(part)
+        with pytest.raises(UserError, match="no readable exported network .*export it again"):
+            export.load(bad)
+    flipped = bytearray(content)
+    flipped[len(content) // 2] ^= 0xFF
+    bad.write_bytes(flipped)
+    with pytest.raises(UserError, match="no readable exported network .*CRC"):
+        export.load(bad)
+    manifest = export.load(path).manifest
+    for changed, message in (
+        (None, "a zip but no exported network of glcanet_jax"),
+        ([], "a zip but no exported network"),
+        ({**manifest, "format": "other"}, "a zip but no exported network"),
+        ({**manifest, "version": 7}, "of version 7, this program reads 1"),
+        ({**manifest, "jax": "9.9", "calling_convention": 99}, "exported by jax 9.9, which jax .* cannot read"),
+    ):
+        rewritten(path, bad, **{"manifest.json": None if changed is None else json.dumps(changed)})
+        with pytest.raises(UserError, match=message):
+            export.load(bad)
+    rewritten(path, bad, **{"fuse.bin": None})
+    with pytest.raises(UserError, match=r"no readable exported network .*fuse\.bin"):
+        export.load(bad)
+    rewritten(path, bad, **{"weights.safetensors": b"nothing"})
+    with pytest.raises(UserError, match="no readable exported network"):
+        export.load(bad)
+
+
+def test_a_failed_comparison_leaves_what_was_there(weights_file, written, tmp_path, monkeypatch):
+    with zipfile.ZipFile(written[0]) as archive:  # lowered once is enough
+        programs = {name: jax.export.deserialize(bytearray(archive.read(f"{name}.bin"))) for name in export.INPUTS}
+    monkeypatch.setattr(export, "_lower", lambda *_: programs)
+    monkeypatch.setattr(export, "TOLERANCE", {"float32": -1.0})
+    monkeypatch.setattr(export, "CHECKED", ((1, 1),))
+    out = tmp_path / "network.zip"
+    with pytest.raises(UserError, match="encode_global as exported differs .* nothing was written"):
+        export.export(weights_file, out)
+    assert not list(tmp_path.iterdir())
+    out.write_text("older")
+    with pytest.raises(UserError, match="nothing was written"):
+        export.export(weights_file, out)
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("network.zip", "older")]
+
+
+def test_broken_networks_are_not_exported(written):
+    assert np.isnan(export.relative_error({"x": np.array([1.0]), "y": np.array([np.nan])}, {"x": 1.0, "y": 1.0}))
+    assert export.relative_error([np.zeros(2), np.ones(2)], [np.zeros(2), np.full(2, 2.0)]) == 0.5
+
+
+def test_what_is_missing_is_told(weights_file, written, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="there is no weights file or run"):
+        export.export(tmp_path / "none", tmp_path / "x.zip")
+    with pytest.raises(UserError, match="is a folder; give the name of a file"):
+        export.export(weights_file, tmp_path)
+    monkeypatch.setitem(sys.modules, "flatbuffers", None)
+    with pytest.raises(UserError, match="pip install flatbuffers"):
+        export.export(weights_file, tmp_path / "x.zip")
+    with pytest.raises(UserError, match="pip install flatbuffers"):
+        export.load(written[0])
+    assert not list(tmp_path.iterdir())
+
+
+# ------------------------------------------------------------------------------------------------------------------ ONNX
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+@pytest.mark.parametrize("rows", [None, 1, 5])
+def test_attention_for_onnx_is_attention(key, scale, rows):
+    """Sharp scores, too, whose largest are hidden; and queries that see nothing."""
+    from experiments.onnx_export import plain_attention
+
+    q, k, v = (jax.random.normal(x, (2, t, 2, 8)) for x, t in zip(jax.random.split(key, 3), (5, 7, 7), strict=True))
+    mask = None
+    if rows is not None:
+        mask = jax.random.bernoulli(key, 0.5, (2, rows, 7)).at[0, 0].set(False)
+    wanted = attention.attend(scale * q, scale * k, v, mask)
+    np.testing.assert_allclose(plain_attention(scale * q, scale * k, v, mask), wanted, atol=1e-5)
+    assert jnp.isfinite(wanted).all()
+
+
+def test_the_onnx_graph_answers_as_the_network(weights_file, tmp_path):
+    pytest.importorskip("jax2onnx", reason="it has an environment of its own, experiments/onnx-requirements.txt")
+    pytest.importorskip("onnxruntime")
+    script = Path(export.__file__).parents[1] / "experiments" / "onnx_export.py"
+    out = tmp_path / "network.onnx"
+    # a process of its own: jax2onnx's own code promotes ranks, which is an error here
+    command = [sys.executable, script, "--weights", weights_file, "--out", out, "--patches", "2"]
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert out.exists() and "logits [1, 2, 16, 16, 3]" in result.stdout
