@@ -105,6 +105,25 @@ def cell_centres(count: int, stride: int, size):
     return pixels.reshape(*(1,) * max(np.ndim(size) - 1, 0), count) / size
 
 
+def interpolation(cells: int, size: int) -> np.ndarray:
+    """A matrix ``[size, cells]`` that brings a map to ``size`` pixels along an axis: bilinear between the cells' centres.
+
+    Raises:
+        ValueError: no stride of 1, 2, 4 ... makes ``cells`` of ``size``.
+    """
+    stride = 1
+    while -(-size // stride) > cells:
+        stride *= 2
+    if -(-size // stride) != cells:
+        raise ValueError(f"{cells} cells are no map of {size} pixels at a stride of 1, 2, 4 ...")
+    positions = np.minimum(np.arange(size) / stride, cells - 1)
+    low = np.minimum(positions.astype(np.int64), max(cells - 2, 0))
+    out = np.zeros((size, cells), np.float32)
+    out[np.arange(size), low] = 1 - (positions - low)
+    out[np.arange(size), np.minimum(low + 1, cells - 1)] += positions - low
+    return out
+
+
 def box_of(window: tuple[int, int, int, int], context: tuple[int, int, int, int]) -> np.ndarray:
     """The box of a window within a context window, as float32 fractions ``[4]``."""
     top, left, height, width = window

@@ -7,7 +7,6 @@ with.
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import json
 import os
@@ -114,7 +113,19 @@ def names_of(scenes: Sequence[str]) -> dict[str, str]:
     return named
 
 
-def load_predictor(weights: Path, options: MapOptions) -> tuple[Predictor, configs.Config, dict[str, Any]]:
+@dataclass(frozen=True)
+class Model:
+    """A network ready to map scenes, and where it comes from."""
+
+    predictor: Predictor
+    config: configs.Config
+    names: tuple[str, ...]  # of the classes
+    palette: tuple[tuple[int, int, int], ...]
+    weights: Path
+    digest: str  # SHA-256 of the weights file
+
+
+def load_model(weights: Path, options: MapOptions) -> Model:
     """The network of a weights file with what the options change of it.
 
     Raises:
@@ -132,7 +143,8 @@ def load_predictor(weights: Path, options: MapOptions) -> tuple[Predictor, confi
         if not options.scale > 0:
             raise UserError(f"--scale is {options.scale}; it must be a positive number, as 255 or 10000")
         predictor.normalisation = {**predictor.normalisation, "scale": options.scale}
-    return predictor, config, classes
+    palette = tuple(tuple(colour) for colour in classes["palette"])
+    return Model(predictor, config, tuple(classes["names"]), palette, weights, _digest(weights))
 
 
 def choose_batch(predictor: Predictor, options: MapOptions, dtype: Any, context: tuple[int, int]) -> None:
@@ -153,7 +165,6 @@ def choose_batch(predictor: Predictor, options: MapOptions, dtype: Any, context:
 
 
 # ------------------------------------------------------------------------------------------------------------- files
-@functools.cache
 def _digest(path: Path) -> str:
     """SHA-256 of a file."""
     with path.open("rb") as file:
@@ -239,12 +250,13 @@ class _Plan:
             return file.readline().rstrip("\n") == json.dumps(self.fingerprint, sort_keys=True)
 
 
-def _plan(name: str, path: str, out: Path, predictor: Predictor, weights: Path, config, options: MapOptions) -> _Plan:
+def _plan(name: str, path: str, out: Path, model: Model, options: MapOptions) -> _Plan:
+    """Open a scene and say what its maps depend on; raises UserError if it does not fit the network."""
     from glcanet_jax import aoi, raster
 
-    scale = predictor.normalisation["scale"]
-    fill = np.resize(np.asarray(predictor.normalisation["mean"], np.float32), predictor.bands) * scale
-    source = raster.RasterSource(path, parse_bands(options.bands), predictor.bands, fill.tolist())
+    scale = model.predictor.normalisation["scale"]
+    fill = np.resize(np.asarray(model.predictor.normalisation["mean"], np.float32), model.predictor.bands) * scale
+    source = raster.RasterSource(path, parse_bands(options.bands), model.predictor.bands, fill.tolist())
     if (np.iinfo(source.dtype).max > 255) != (scale > 255) and options.scale is None:
         raise UserError(
             f"{path} holds {source.dtype} values, the weights were trained on values up to {scale:g}; "
@@ -259,10 +271,10 @@ def _plan(name: str, path: str, out: Path, predictor: Predictor, weights: Path, 
         region = aoi.load_aoi(options.aoi, source.georeference, source.height, source.width)
     fingerprint = {
         "scene": source.identity(),
-        "weights": _digest(weights),
-        "views": dataclasses.asdict(predictor.views),
-        "normalisation": {k: list(v) if isinstance(v, tuple) else v for k, v in predictor.normalisation.items()},
-        "dtype": config.model.dtype,
+        "weights": model.digest,
+        "views": dataclasses.asdict(model.predictor.views),
+        "normalisation": {k: list(v) if isinstance(v, tuple) else v for k, v in model.predictor.normalisation.items()},
+        "dtype": model.config.model.dtype,
         "tta": options.tta,
         "aoi": None if options.aoi is None else _digest(options.aoi),
         "outputs": files,
@@ -272,7 +284,7 @@ def _plan(name: str, path: str, out: Path, predictor: Predictor, weights: Path, 
 
 
 # ----------------------------------------------------------------------------------------------------------- mapping
-def map_scene(plan: _Plan, predictor: Predictor, config, classes: dict[str, Any], weights: Path, options: MapOptions):
+def map_scene(plan: _Plan, model: Model, options: MapOptions) -> dict[str, Any]:
     """Make everything of one scene; returns its report.
 
     Raises:
@@ -281,7 +293,7 @@ def map_scene(plan: _Plan, predictor: Predictor, config, classes: dict[str, Any]
     from glcanet_jax import polygons, raster
 
     began = time.perf_counter()
-    source, names, palette = plan.source, classes["names"], [tuple(c) for c in classes["palette"]]
+    source, names, palette = plan.source, model.names, model.palette
     folder, georeference = plan.folder, plan.source.georeference
     layers = [kind for kind in ("classes", "confidence", "probabilities") if kind in plan.files]
     plan.out.mkdir(parents=True, exist_ok=True)
@@ -294,17 +306,21 @@ def map_scene(plan: _Plan, predictor: Predictor, config, classes: dict[str, Any]
                 if stale.name != "lock":
                     stale.unlink()
         if source.needs_staging:
+            print(
+                f"{plan.name}: copying the scene into tiles first: it is stored so that windows are dear to read",
+                flush=True,
+            )
             source = source.stage(folder)
             stack.callback(source.close)
-        tags = {"MODEL": config.model.network, "WEIGHTS_SHA256": plan.fingerprint["weights"], "SOFTWARE": "GLCANet-JAX"}
+        tags = {"MODEL": model.config.model.network, "WEIGHTS_SHA256": model.digest, "SOFTWARE": "GLCANet-JAX"}
         size = source.height, source.width
         writer = raster.MapWriter(folder, *size, georeference, names, palette, layers, tags)
         stack.callback(writer.close)
         scratch = stack.enter_context(Scratch(folder, plan.fingerprint))
         total = source.height * source.width / 1e6
-        with _memory_told(predictor), Progress(total, plan.name, "Mpx") as progress:
+        with _memory_told(model.predictor), Progress(total, plan.name, "Mpx") as progress:
             summary = predict.predict_scene(
-                predictor, source, writer, outputs=layers, region=plan.region, scratch=scratch,
+                model.predictor, source, writer, outputs=layers, region=plan.region, scratch=scratch,
                 progress=lambda pixels: progress.advance(pixels / 1e6),
             )  # fmt: skip
         made = writer.finish()
@@ -319,7 +335,8 @@ def map_scene(plan: _Plan, predictor: Predictor, config, classes: dict[str, Any]
             picture = raster.overview(source, report.MAP_SIDE)
             image = np.where(picture[..., 3:] > 0, picture[..., :3], np.uint8(report.BLANK))
             report.save_map(made["overlay"], image, raster.overview(made["classes"], report.MAP_SIDE), palette, names)
-        result = _report(plan, made["classes"], names, summary, predictor, config, weights)
+        result = _report(plan, made["classes"], summary, model)
+        plan.report.unlink(missing_ok=True)  # one that stands says that all maps beside it are of its making
         for kind, path in made.items():
             os.replace(path, plan.out / plan.files[kind])
         result["seconds"] = round(time.perf_counter() - began, 3)
@@ -345,16 +362,17 @@ def _memory_told(predictor: Predictor) -> Iterator[None]:
         ) from error
 
 
-def _report(plan: _Plan, class_map: Path, names: Sequence[str], summary, predictor, config, weights: Path) -> dict:
+def _report(plan: _Plan, class_map: Path, summary: predict.Summary, model: Model) -> dict[str, Any]:
     """Areas, settings and what the walk did."""
     georeference = plan.source.georeference
-    pixels, areas = map_report.count_areas(class_map, georeference, len(names))
+    pixels, areas = map_report.count_areas(class_map, georeference, len(model.names))
     notes = [note for note in (plan.source.note, georeference.warning) if note]
     if not pixels[:-1].any():
         notes.append(
             "no pixel is classified: the scene is nodata or transparent throughout, or the area of interest empty"
         )
-    memory = predictor.memory()
+    context = model.predictor.views.context_extent(plan.source.height, plan.source.width)
+    memory = model.predictor.memory(plan.source.dtype, context) if summary.patches else {}
     return {
         "scene": plan.name,
         "source": plan.fingerprint["scene"]["path"],
@@ -362,7 +380,7 @@ def _report(plan: _Plan, class_map: Path, names: Sequence[str], summary, predict
         "width": plan.source.width,
         "crs": None if georeference.crs is None else georeference.crs.to_string(),
         "area_method": georeference.method,
-        "classes": map_report.class_rows(pixels, areas, names),
+        "classes": map_report.class_rows(pixels, areas, model.names),
         "nodata_pixels": int(pixels[-1]),
         "notes": notes,
         "outputs": plan.files,
@@ -370,10 +388,14 @@ def _report(plan: _Plan, class_map: Path, names: Sequence[str], summary, predict
         "device_busy": round(summary.busy / max(summary.seconds, 1e-9), 4),
         "blocks": {"computed": summary.blocks, "skipped": summary.skipped, "resumed": summary.resumed},
         "patches": summary.patches,
-        "program_memory_mb": {n: round(memory[n]["total"] / 2**20, 1) for n in ("encode", "blend") if n in memory},
+        "program_memory_mb": {name: round(sizes["total"] / 2**20, 1) for name, sizes in memory.items()},
         "device": jax.local_devices()[0].device_kind,
-        "batch": predictor.batch,
-        "model": {"network": config.model.network, "weights": str(weights), "dtype": config.model.dtype},
+        "batch": model.predictor.batch,
+        "model": {
+            "network": model.config.model.network,
+            "weights": str(model.weights),
+            "dtype": model.config.model.dtype,
+        },
         "fingerprint": plan.fingerprint,
     }
 
@@ -397,18 +419,21 @@ def map_scenes(
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; --out must be a folder")
     runs.enable_compilation_cache()
-    predictor, config, classes = load_predictor(weights, options)
+    model = load_model(weights, options)
     reports, failed = [], []
     for name, path in mine.items():
         try:
-            plan = _plan(name, path, out, predictor, weights, config, options)
+            plan = _plan(name, path, out, model, options)
             with contextlib.closing(plan.source):
                 if not options.overwrite and plan.is_done():
                     print(f"{name}: done already")
                     continue
-                context = predictor.views.context_extent(plan.source.height, plan.source.width)
-                choose_batch(predictor, options, plan.source.dtype, context)
-                result = map_scene(plan, predictor, config, classes, weights, options)
+                context = model.predictor.views.context_extent(plan.source.height, plan.source.width)
+                choose_batch(model.predictor, options, plan.source.dtype, context)
+                result = map_scene(plan, model, options)
+        except KeyboardInterrupt:
+            print(f"{name}: stopped; the same command goes on from here", file=sys.stderr)
+            raise
         except (UserError, OSError) as problem:
             error = problem
             if isinstance(problem, OSError):

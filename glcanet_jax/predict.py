@@ -165,7 +165,7 @@ def read_blocks(
     source: Source, walk: geometry.Walk, predictor: Predictor, region: Region | None, done: set[tuple[int, int]]
 ) -> Iterator[Job]:
     """Everything that the device needs, in order: for each block its start, and for each band its batches and itself."""
-    height = predictor.strip_shape((walk.rows.context, walk.columns.context))[0]
+    height = predictor.strip_shape((walk.rows.context, walk.columns.context))[1]
     size, patch = predictor.views.global_size, walk.patch
     for block in walk.blocks():
         if (block.row, block.column) in done:
@@ -245,14 +245,15 @@ class _Writer:
         first, x, height, width = start.block.finished(*self._size)
         rows = min(done, first + height - top)
         if rows > 0 and width > 0:
-            arrays = {name: np.asarray(values)[:rows, :width] for name, values in answers.items()}
+            arrays = {name: np.asarray(values)[..., :rows, :width] for name, values in answers.items()}
+            arrays = {name: np.moveaxis(v, 0, -1) if v.ndim == 3 else v for name, v in arrays.items()}
             if start.wanted is not None:
                 self._blank(arrays, start.wanted[top - first : top - first + rows])
             self._sink.write(top, x, arrays)
             self._advance(rows * width)
         if edge is not None:
             wide = start.block.columns.stop - start.block.columns.done
-            self._edge.append(np.asarray(edge)[:done, left : left + wide].copy())
+            self._edge.append(np.asarray(edge)[:, :done, left : left + wide].copy())
 
     def _blank(self, arrays: dict[str, np.ndarray], wanted: np.ndarray) -> None:
         for name in arrays.keys() & self._empty:
@@ -265,11 +266,11 @@ class _Writer:
         below = block.rows.stop - block.rows.done
         if rest_edge is not None:
             wide = block.columns.stop - block.columns.done
-            self._edge.append(np.asarray(rest_edge)[:below, left : left + wide])
-            self._scratch.save_edge("right", place, np.concatenate(self._edge))
+            self._edge.append(np.asarray(rest_edge)[:, :below, left : left + wide])
+            self._scratch.save_edge("right", place, np.concatenate(self._edge, axis=1))
         if below > 0:
             wide = block.columns.done - block.columns.start
-            self._scratch.save_edge("bottom", place, np.asarray(rest)[:below, :wide])
+            self._scratch.save_edge("bottom", place, np.asarray(rest)[:, :below, :wide])
         self._edge = []
 
     def end(self, block: geometry.Block, skipped: bool) -> None:
@@ -358,7 +359,7 @@ def _compute(predictor, walk, jobs, writer, clock, scratch, outputs, summary) ->
             summary.blocks += 1
             # columns of the strip that hold the edge, moved so that a cut of a patch's width stays inside
             beyond = block.columns.done - block.columns.start
-            cut_at = min(beyond, shape[1] - patch)
+            cut_at = min(beyond, shape[2] - patch)
             has_right = block.columns.stop > block.columns.done
         elif isinstance(job, Patches):
             for view, context in zip(predictor.turns, contexts, strict=True):
@@ -375,27 +376,27 @@ def _compute(predictor, walk, jobs, writer, clock, scratch, outputs, summary) ->
                 writer.submit("end", block, False)
             elif incoming is not None:
                 strip = predictor.add(
-                    strip, _rows(incoming, top + shape[0] - job.done - block.rows.start, job.done, shape, patch)
+                    strip, _rows(incoming, top + shape[1] - job.done - block.rows.start, job.done, shape, patch)
                 )
 
 
-def _begin(predictor, scratch, block, shape) -> tuple[Any, Float[np.ndarray, "h w k"] | None]:
+def _begin(predictor, scratch, block, shape) -> tuple[Any, Float[np.ndarray, "k h w"] | None]:
     """The strip that a block starts with, and the edge of its left neighbour, of whose rows the first are in it."""
     initial = np.zeros(shape, np.float32)
     above = scratch.load_edge("bottom", (block.row - 1, block.column))
     if above is not None:
-        initial[: above.shape[0], : above.shape[1]] = above
+        initial[:, : above.shape[1], : above.shape[2]] = above
     incoming = scratch.load_edge("right", (block.row, block.column - 1))
     if incoming is not None:
-        part = incoming[: shape[0]]
-        initial[: part.shape[0], : part.shape[1]] += part
+        part = incoming[:, : shape[1]]
+        initial[:, : part.shape[1], : part.shape[2]] += part
     return predictor.start(initial), incoming
 
 
 def _rows(incoming: np.ndarray, first: int, count: int, shape: tuple[int, int, int], patch: int) -> np.ndarray:
-    """``count`` rows of an edge, from ``first`` on, as the last rows of an array ``[s, p, k]``."""
-    out = np.zeros((shape[0], patch, shape[2]), np.float32)
-    part = incoming[first : first + count]
-    at = shape[0] - count
-    out[at : at + part.shape[0], : part.shape[1]] = part
+    """``count`` rows of an edge, from ``first`` on, as the last rows of an array ``[k, s, p]``."""
+    out = np.zeros((*shape[:2], patch), np.float32)
+    part = incoming[:, first : first + count]
+    at = shape[1] - count
+    out[:, at : at + part.shape[1], : part.shape[2]] = part
     return out

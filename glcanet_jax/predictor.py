@@ -1,7 +1,7 @@
 """A network ready to predict: a few compiled programs, the same for every block of every scene.
 
-Patches are blended on the device, in a **strip**: ``[S, W, k]`` sums of weighted logits over ``S`` rows and ``W`` columns of
-a block, which slides down the block as rows are finished. Everything has one size, whatever the scene: what is smaller is
+Patches are blended on the device, in a **strip**: ``[k, S, W]`` sums of weighted logits over ``S`` rows and ``W`` columns of
+a block, which slides down the block as rows are finished (classes first: rows of pixels are what CPUs vectorise). Everything has one size, whatever the scene: what is smaller is
 padded, nothing is compiled again.
 """
 
@@ -18,13 +18,12 @@ from jaxtyping import Array, Float, Int, Num, UInt8
 from glcanet_jax import geometry
 from glcanet_jax.errors import UserError
 from glcanet_jax.models import functions
-from glcanet_jax.models.sampling import logits_to_pixels
 from glcanet_jax.training import normalise
 
 OUTPUTS = ("classes", "confidence", "probabilities", "logits")
 FULL = 254  # uint8 of probability one; 255 is nodata
 BATCHES = (1, 2, 4, 6, 8, 12, 16, 24, 32)  # patches at once to choose from; more bring no speed
-Strip = Float[Array, "s w k"]
+Strip = Float[Array, "k s w"]
 
 
 class Predictor:
@@ -64,13 +63,13 @@ class Predictor:
         self._variables = jax.device_put(jax.tree.map(one, variables), jax.local_devices()[0])
 
     def strip_shape(self, context: tuple[int, int]) -> tuple[int, int, int]:
-        """``(S, W, k)`` of the strips for contexts of this size (bounded where the views bound contexts)."""
+        """``(k, S, W)`` of the strips for contexts of this size (bounded where the views bound contexts)."""
         patch, step = self.views.patch_size, self.views.patch_size - self.views.overlap
         limit = self.views.context_limit
         height, width = (max(patch, c if limit is None else limit) for c in context)
         columns = 1 + -(-(width - patch) // step)
         rows = max(1, self.batch // columns)  # rows of patches that one batch can hold
-        return min(patch + (rows - 1) * step, height), width, self.num_classes
+        return self.num_classes, min(patch + (rows - 1) * step, height), width
 
     # ------------------------------------------------------------------------------------------------- the programs
     def _program(self, name: str, fn: Callable[..., Any], args: tuple[Any, ...], key: Any, donate: int | None = None):
@@ -110,10 +109,17 @@ class Predictor:
 
         def add(strip: Array, item: Any) -> tuple[Array, None]:
             logits, (top, left), rows, columns = item
-            pixels = self._turned(geometry.turn_back, logits_to_pixels(logits, (self.views.patch_size,) * 2), view)
-            weighted = pixels * rows[:, None, None] * columns[None, :, None]
-            region = lax.dynamic_slice(strip, (top, left, 0), weighted.shape)
-            return lax.dynamic_update_slice(strip, region + weighted, (top, left, 0)), None
+            # to pixels and weighted at once: the resize is linear, a product with a matrix for each axis
+            down, across = (geometry.interpolation(cells, self.views.patch_size) for cells in logits.shape[:2])
+            if len(self.turns) > 1:  # the weights are those of the patch as it lies in the scene
+                pixels = _product("yi,ijk,xj->kyx", down, logits, across)
+                pixels = jnp.moveaxis(self._turned(geometry.turn_back, jnp.moveaxis(pixels, 0, -1), view), -1, 0)
+                weighted = pixels * rows[None, :, None] * columns[None, None]
+            else:
+                weighted = _product("yi,ijk,xj->kyx", down * rows[:, None], logits, across * columns[:, None])
+            at = (0, top, left)
+            region = lax.dynamic_slice(strip, at, weighted.shape)
+            return lax.dynamic_update_slice(strip, region + weighted, at), None
 
         strip, _ = lax.scan(add, strip, (logits[0], corners, row_weights, column_weights))
         return strip, strip[0, 0, 0]
@@ -144,35 +150,35 @@ class Predictor:
         )  # fmt: skip
         return self._blender(*args)(*args)
 
-    def start(self, initial: Float[np.ndarray, "s w k"]) -> Strip:
+    def start(self, initial: Float[np.ndarray, "k s w"]) -> Strip:
         """A strip on the device."""
         return jnp.array(initial)  # a copy: the strip will be donated
 
-    def add(self, strip: Strip, edge: Float[np.ndarray, "s p k"]) -> Strip:
+    def add(self, strip: Strip, edge: Float[np.ndarray, "k s p"]) -> Strip:
         """Adds what another block left for the first columns of a strip, which is consumed."""
-        program = lambda strip, edge: strip.at[:, : edge.shape[1]].add(edge)  # noqa: E731
+        program = lambda strip, edge: strip.at[..., : edge.shape[2]].add(edge)  # noqa: E731
         return self._program("add", program, (strip, edge), strip.shape, donate=0)(strip, edge)
 
-    def cut(self, strip: Strip, left: int) -> Float[Array, "s p k"]:
+    def cut(self, strip: Strip, left: int) -> Float[Array, "k s p"]:
         """A patch's width of columns of a strip, from ``left``."""
-        size = strip.shape[0], self.views.patch_size, strip.shape[2]
+        size = *strip.shape[:2], self.views.patch_size
         args = strip, np.int32(left)
-        return self._program("cut", lambda s, at: lax.dynamic_slice(s, (0, at, 0), size), args, strip.shape)(*args)
+        return self._program("cut", lambda s, at: lax.dynamic_slice(s, (0, 0, at), size), args, strip.shape)(*args)
 
     def finish(self, strip: Strip, done: int, outputs: tuple[str, ...]) -> tuple[tuple[dict[str, Array], Strip], Array]:
         """The answers of a strip, of which the first ``done`` rows are final, and the strip moved up by them; and a token."""
 
         def program(strip: Array, done: Array) -> tuple[tuple[dict[str, Array], Array], Array]:
-            below = jnp.concatenate([strip, jnp.zeros_like(strip)])
-            moved = lax.dynamic_slice(below, (done, jnp.int32(0), jnp.int32(0)), strip.shape)
+            below = jnp.concatenate([strip, jnp.zeros_like(strip)], axis=1)
+            moved = lax.dynamic_slice(below, (jnp.int32(0), done, jnp.int32(0)), strip.shape)
             return (answers(strip, outputs), moved), moved[0, 0, 0]
 
         args = strip, np.int32(done)
         return self._program("finish", program, args, (strip.shape, outputs), donate=0)(*args)
 
     # ---------------------------------------------------------------------------------------------------- the memory
-    def compile(self, dtype: Any, context: tuple[int, int]) -> None:
-        """Compile the two programs that cost something, for images of a type and contexts of a size in scene pixels."""
+    def compile(self, dtype: Any, context: tuple[int, int]) -> dict[str, Any]:
+        """The two programs that cost something, for images of a type and contexts of a size in scene pixels."""
         views, spec = self.views, jax.ShapeDtypeStruct
         like = lambda tree: jax.tree.map(lambda x: spec(x.shape, x.dtype), tree)  # noqa: E731
         image = spec((1, views.global_size, views.global_size, self.bands), dtype)
@@ -180,25 +186,23 @@ class Predictor:
         view, weights = spec((), np.int32), spec((self.batch, views.patch_size), np.float32)
         variables, strip = like(self._variables), spec(self.strip_shape(context), np.float32)
         encoded = jax.eval_shape(self._encode, variables, image, view)
-        self._encoder(variables, image, view)
         boxes, corners = spec((self.batch, 4), np.float32), spec((self.batch, 2), np.int32)
-        self._blender(strip, variables, encoded, view, patches, boxes, corners, weights, weights)
+        return {
+            "encode": self._encoder(variables, image, view),
+            "blend": self._blender(strip, variables, encoded, view, patches, boxes, corners, weights, weights),
+        }
 
-    def memory(self) -> dict[str, dict[str, int]]:
-        """Bytes on the device of the largest program of each name compiled so far, as the compiler says."""
-        out: dict[str, dict[str, int]] = {}
-        for (name, _), program in self._programs.items():
+    def memory(self, dtype: Any, context: tuple[int, int]) -> dict[str, dict[str, int]]:
+        """Bytes on the device that each of :meth:`compile`'s programs needs, as the compiler says."""
+        out = {}
+        for name, program in self.compile(dtype, context).items():
             analysis = program.memory_analysis()
-            if analysis is None:
-                continue
             sizes = {
                 "arguments": analysis.argument_size_in_bytes,
                 "outputs": analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
                 "temporaries": analysis.temp_size_in_bytes,
             }
-            sizes["total"] = sum(sizes.values())
-            if name not in out or sizes["total"] > out[name]["total"]:
-                out[name] = sizes
+            out[name] = sizes | {"total": sum(sizes.values())}
         return out
 
     def fit_batch(self, budget: int, dtype: Any, context: tuple[int, int]) -> int:
@@ -207,38 +211,42 @@ class Predictor:
         Raises:
             UserError: not even one patch at once does.
         """
-        needs = {}
-        for self.batch in BATCHES[:2]:
-            self.compile(dtype, context)
-            needs[self.batch] = self.memory()["blend"]["total"]
-        one, slope = needs[1], needs[2] - needs[1]
+
+        def need(batch: int) -> int:
+            self.batch = batch
+            return self.memory(dtype, context)["blend"]["total"]
+
+        one, two = need(1), need(2)
         if one > budget:
             raise UserError(
-                f"one patch at once needs {one / 2**20:.0f} MB, the memory budget leaves {budget / 2**20:.0f} MB; "
+                f"one patch at once needs {one / 2**20:.0f} MB, the memory budget leaves {max(budget, 0) / 2**20:.0f} MB; "
                 "give more with --memory-budget, or use --dtype bfloat16, or a smaller network"
             )
-        fits = [b for b in BATCHES if one + (b - 1) * slope <= budget]
-        for self.batch in reversed(fits):  # the line through two points is a guess: the compiler has the last word
-            self.compile(dtype, context)
-            if self.memory()["blend"]["total"] <= budget:
-                break
+        fits = [b for b in BATCHES if one + (b - 1) * (two - one) <= budget]
+        # the line through two points is a guess: the compiler has the last word
+        self.batch = next(b for b in (*reversed(fits), 1) if need(b) <= budget)
         return self.batch
 
 
-def answers(logits: Float[Array, "*s k"], outputs: Sequence[str]) -> dict[str, Array]:
-    """What is asked of logits: ``classes`` (uint8), ``confidence`` (of the class, uint8, 254 is one), ``probabilities``
-    (uint8 likewise, ``[..., k]``) or the ``logits`` themselves."""
+def answers(logits: Float[Array, "k s w"], outputs: Sequence[str]) -> dict[str, Array]:
+    """What is asked of logits: ``classes`` ``[s, w]``, ``confidence`` of the class ``[s, w]`` and ``probabilities``
+    ``[k, s, w]`` (uint8, 254 is one), or the ``logits`` themselves."""
     out: dict[str, Array] = {}
     if "classes" in outputs:
-        out["classes"] = logits.argmax(-1).astype(jnp.uint8)
+        out["classes"] = logits.argmax(0).astype(jnp.uint8)
     if "confidence" in outputs:
-        out["confidence"] = _percent(1 / jnp.exp(logits - logits.max(-1, keepdims=True)).sum(-1))
+        out["confidence"] = _in_steps(1 / jnp.exp(logits - logits.max(0)[None]).sum(0))
     if "probabilities" in outputs:
-        out["probabilities"] = _percent(jax.nn.softmax(logits, axis=-1))
+        out["probabilities"] = _in_steps(jax.nn.softmax(logits, axis=0))
     if "logits" in outputs:
         out["logits"] = logits
     return out
 
 
-def _percent(probability: Float[Array, "*s"]) -> UInt8[Array, "*s"]:
+def _in_steps(probability: Float[Array, "*s"]) -> UInt8[Array, "*s"]:
     return jnp.round(FULL * probability).astype(jnp.uint8)
+
+
+def _product(pattern: str, *factors: Any) -> Array:
+    """In float32 whatever the device would rather do."""
+    return jnp.einsum(pattern, *factors, precision=lax.Precision.HIGHEST, optimize=[(0, 1), (0, 1)])

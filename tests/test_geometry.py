@@ -1,5 +1,6 @@
 """Grids, weights and walks: GLNet's table, and properties on drawn sizes."""
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -80,6 +81,21 @@ def test_a_2448_scene_is_one_context_of_36_patches():
         centre = start + 250
         assert context == 0 or centre - context >= surround
         assert context + 2448 == 6000 or context + 2448 - centre >= surround
+
+
+@pytest.mark.parametrize(("cells", "size"), [(125, 500), (16, 61), (16, 64), (1, 3), (7, 7), (3, 33)])
+def test_interpolation_is_the_networks_resize(cells, size):
+    from glcanet_jax.models.sampling import upsample
+
+    x = jax.random.normal(jax.random.key(0), (cells, 1, 2))
+    matrix = geometry.interpolation(cells, size)
+    np.testing.assert_allclose(matrix @ np.asarray(x[:, 0]), upsample(x, (size, 1))[:, 0], atol=1e-6)
+    np.testing.assert_allclose(matrix.sum(1), 1, atol=1e-6)
+
+
+def test_interpolation_wants_a_map_of_the_size():
+    with pytest.raises(ValueError, match="are no map of"):
+        geometry.interpolation(100, 500)
 
 
 def test_boxes():

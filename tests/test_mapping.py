@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import numpy as np
 import pytest
@@ -325,6 +327,29 @@ def test_the_command_and_what_it_says_when_things_go_wrong(tmp_path, weights, im
         lines = [line for line in result.stderr.splitlines() if line.startswith("error:")]
         assert len(lines) == 1 and part in lines[0]
     assert not [p for p in (tmp_path / "bad").glob("*") if not p.name.startswith(".") and p.name != "report.json"]
+
+
+def test_ctrl_c_ends_at_once_and_the_next_run_goes_on(tmp_path, weights, image):
+    big = np.tile(image, (5, 4, 1))
+    scene, out = write(tmp_path / "scene.tif", big), tmp_path / "out"
+    args = command(scene, "--weights", weights, "--out", out)
+    process = subprocess.Popen(
+        args, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    journal, limit = out / ".scene.partial" / "journal.jsonl", time.monotonic() + 200
+    while not (journal.exists() and journal.read_bytes().count(b"\n") > 3):
+        assert process.poll() is None and time.monotonic() < limit
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130 and time.monotonic() - began < 10
+    assert "scene: stopped; the same command goes on from here" in told and "Traceback" not in told
+    assert not list(out.glob("[!.]*"))
+    (report,) = mapping.map_scenes([scene], weights, out)
+    assert report["blocks"]["resumed"] >= 3 and report["blocks"]["computed"] > 0
+    agree = read(out / "scene_classes.tif") == expected_classes(weights, big)
+    assert agree.mean() > 0.999  # the command and this process compile for different numbers of devices
 
 
 def test_a_full_disk_is_told(tmp_path, weights, image):

@@ -328,17 +328,14 @@ def test_memory_does_not_grow_with_the_scene():
 
 
 def test_a_batch_that_fits_a_budget_is_chosen():
-    predictor = make_predictor(VIEWS)[0]
-    context = (96, 96)
+    """The largest whose program needs no more; the same again for another scene."""
+    predictor, context = make_predictor(VIEWS)[0], (96, 96)
     needs = {}
     for predictor.batch in (1, 6):
-        predictor._programs.clear()
-        predictor.compile(np.uint8, context)
-        needs[predictor.batch] = predictor.memory()["blend"]["total"]
+        needs[predictor.batch] = predictor.memory(np.uint8, context)["blend"]["total"]
     assert needs[1] < needs[6]
-    predictor._programs.clear()
-    assert 4 <= predictor.fit_batch(needs[6], np.uint8, context) <= 6
-    predictor._programs.clear()
+    for _ in range(2):
+        assert predictor.fit_batch(needs[6], np.uint8, context) in (4, 6)
     with pytest.raises(UserError, match="--memory-budget"):
         predictor.fit_batch(needs[1] - 1, np.uint8, context)
 

@@ -7,7 +7,9 @@ import numpy as np
 from glcanet_jax.data.scenes import IGNORE
 
 
-def resize_image(image: np.ndarray, height: int, width: int, rows: tuple[float, float] | None = None) -> np.ndarray:
+def resize_image(
+    image: np.ndarray, height: int, width: int, rows: tuple[int | float, int | float] | None = None
+) -> np.ndarray:
     """An antialiased resize of ``[h, w, c]``: a triangle filter as wide as the reduction asks, so that no pixel is lost.
 
     The values keep their type; integers are rounded. ``rows`` takes a band of the image (fractions of pixels); what lies
