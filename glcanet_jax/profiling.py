@@ -8,12 +8,23 @@ import jax
 
 def peak_memory() -> dict[str, float]:
     """Megabytes: the host process's peak, and the device's where it says."""
-    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
+    host = _status("VmHWM")
+    if host is None:  # not on Linux. (There this would be the parent's, if that was larger when it started us.)
+        host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1024 if sys.platform != "darwin" else 1)
     device = jax.local_devices()[0].memory_stats() or {}
-    out = {"memory/host_peak_mb": round(host, 1)}
+    out = {"memory/host_peak_mb": round(host / 2**20, 1)}
     if "peak_bytes_in_use" in device:
         out["memory/device_peak_mb"] = round(device["peak_bytes_in_use"] / 2**20, 1)
     return out
+
+
+def _status(key: str) -> int | None:
+    """Bytes that Linux notes of this process under a name, None elsewhere."""
+    try:
+        with open("/proc/self/status") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith(f"{key}:"))
+    except (OSError, StopIteration):
+        return None
 
 
 def free_device_memory() -> int | None:
@@ -24,8 +35,4 @@ def free_device_memory() -> int | None:
 
 def resident_memory() -> int:
     """Bytes of the host's memory that this process holds now, its peak where the system does not say."""
-    try:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * resource.getpagesize()
-    except OSError:
-        return int(peak_memory()["memory/host_peak_mb"] * 2**20)
+    return _status("VmRSS") or int(peak_memory()["memory/host_peak_mb"] * 2**20)
