@@ -297,8 +297,9 @@ def map_scene(plan: _Plan, model: Model, options: MapOptions) -> dict[str, Any]:
     folder, georeference = plan.folder, plan.source.georeference
     layers = [kind for kind in ("classes", "confidence", "probabilities") if kind in plan.files]
     plan.out.mkdir(parents=True, exist_ok=True)
-    raster.check_disk(plan.out, raster.required_bytes(source.height, source.width, layers, len(names)))
     folder.mkdir(exist_ok=True)
+    there = sum(file.stat().st_size for file in folder.iterdir())  # of a run that was killed
+    raster.check_disk(plan.out, raster.required_bytes(source.height, source.width, layers, len(names)) - there)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_alone(folder, plan.name))
         if not options.resume or not plan._is_ours(folder / "journal.jsonl"):

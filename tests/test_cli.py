@@ -103,6 +103,21 @@ def test_eval_of_a_run(trained, tmp_path):
         assert overlay.width > 300
 
 
+def test_what_was_trained_maps_a_scene_and_is_exported(trained, tmp_path):
+    scene = trained / "data" / "test" / "images" / "s0.png"
+    result = run("glcanet_jax", "predict", scene, "--weights", trained / "run", "--out", tmp_path / "maps", "--overlay")
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "maps" / "report.json").read_text())["scenes"][0]
+    assert [row["name"] for row in report["classes"]] == ["roof", "lake"]
+    assert sum(row["pixels"] for row in report["classes"]) == 150 * 180
+    result = run("glcanet_jax", "export", "--weights", trained / "run", "--out", tmp_path / "network.zip")
+    assert result.returncode == 0, result.stderr
+    assert (
+        "fuse" in result.stdout and "relative error" in result.stdout and (tmp_path / "network.zip").stat().st_size > 0
+    )
+    assert_told(run("glcanet_jax", "predict", "--weights", trained / "run", "--out", tmp_path), "no scene was given")
+
+
 def test_the_same_folder_with_other_options_is_refused(trained):
     before = (trained / "run" / "last.safetensors").read_bytes()
     result = run(
