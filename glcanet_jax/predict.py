@@ -18,6 +18,7 @@ from glcanet_jax import geometry
 from glcanet_jax.data import views as data_views
 from glcanet_jax.pipeline import DeviceClock, WriteBehind, prefetch
 from glcanet_jax.predictor import OUTPUTS, Predictor
+from glcanet_jax.profiling import release_memory
 from glcanet_jax.scratch import Scratch
 
 NODATA = 255
@@ -177,7 +178,7 @@ def read_blocks(
             yield BlockStart(block, None, None)
             continue
         window = walk.context_window(block)
-        context: np.ndarray | None = None
+        context: np.ndarray | None = None  # the last block's is let go before this one's is read
         sample = source.read_image(rows.start, columns.start, 1, 1)
         if window[2] * window[3] * sample.nbytes <= CONTEXT_BYTES:
             context = read_reflected(source, window)
@@ -282,6 +283,7 @@ class _Writer:
             self._advance(height * width)
         self._sink.flush()
         self._scratch.commit((block.row, block.column))
+        release_memory()
 
     def _advance(self, pixels: int) -> None:
         if self._progress is not None:

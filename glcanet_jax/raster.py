@@ -273,6 +273,7 @@ class RasterSource:
             self.needs_staging = _windows_are_dear(file)
             self._choose(file, bands, wanted)
             self.bands = wanted
+            self._stored = np.dtype(file.dtypes[self._indexes[0] - 1])  # of ids, where a palette makes colours of them
             self._find_masks(file)
             self.georeference = _georeference(file)
         except BaseException:
@@ -387,7 +388,9 @@ class RasterSource:
     ) -> np.ndarray:
         """``[h, w, bands]``, ``fill`` where not valid."""
         at = window(self, top, left, height, width)
-        image = np.ascontiguousarray(np.moveaxis(self._read("read", self._indexes, *at), 0, -1))
+        image = np.empty((*(side.stop - side.start for side in at), len(self._indexes)), self._stored)
+        for i, band in enumerate(self._indexes):  # one by one: they need not all stand in memory twice
+            image[..., i] = self._read("read", band, *at)
         if self._palette is not None:
             image = self._colours_of(image[..., 0])[..., :3]
         if self._fill is not None and not self.all_valid:
