@@ -98,7 +98,7 @@ def main() -> None:
         "scene": options.scene,
         "whole": [height, width],
         "views": vars(views),
-        "weights": str(options.weights),
+        "weights": options.weights.name,
         "rows": rows,
     }
     print(json.dumps(result, indent=1))
