@@ -122,7 +122,7 @@ def check_disk(folder: str | Path, needed: int) -> None:
     free = shutil.disk_usage(place).free
     if free < needed:
         raise UserError(
-            f"{folder} needs {needed / 1e9:.1f} GB and its disk has {free / 1e9:.1f} GB free; "
+            f"{folder} needs {needed / 1e6:,.0f} MB and its disk has {free / 1e6:,.0f} MB free; "
             "free space, or choose a folder on another disk"
         )
 

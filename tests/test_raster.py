@@ -747,7 +747,7 @@ def test_disk(tmp_path):
     writer.close()
     assert sum(p.stat().st_size for p in tmp_path.iterdir()) <= needed < 30e6
     check_disk(tmp_path / "not" / "yet", needed)
-    with pytest.raises(UserError, match="needs 1000000000.0 GB and its disk has .* GB free; free space"):
+    with pytest.raises(UserError, match="needs 1,000,000,000,000 MB and its disk has .* MB free; free space"):
         check_disk(tmp_path / "not" / "yet", 10**18)
 
 
