@@ -28,7 +28,7 @@ from glcanet_jax.errors import UserError
 from glcanet_jax.predictor import Predictor
 from glcanet_jax.profiling import free_device_memory, peak_memory, resident_memory
 from glcanet_jax.progress import Progress
-from glcanet_jax.scratch import Scratch
+from glcanet_jax.scratch import Scratch, is_of
 
 HOST_RESERVE = 200 * 2**20  # bytes that reading, writing and GDAL's cache take beside the network
 
@@ -230,7 +230,7 @@ class _Plan:
         there = [f for f in self.files.values() if (self.out / f).exists()]
         if not self.report.exists():
             # a run killed while it renamed its maps left some of them, and its journal
-            if there and not self._is_ours(self.folder / "journal.jsonl"):
+            if there and not is_of(self.folder, self.fingerprint):
                 raise UserError(
                     f"{self.out / there[0]} exists and is not known to be of this scene; give another --out, or --overwrite"
                 )
@@ -242,12 +242,6 @@ class _Plan:
         raise UserError(
             f"{self.out} holds maps of {self.name} made otherwise ({'; '.join(changed[:3])}); give another --out, or --overwrite"
         )
-
-    def _is_ours(self, journal: Path) -> bool:
-        if not journal.exists():
-            return False
-        with journal.open() as file:
-            return file.readline().rstrip("\n") == json.dumps(self.fingerprint, sort_keys=True)
 
 
 def _plan(name: str, path: str, out: Path, model: Model, options: MapOptions) -> _Plan:
@@ -302,7 +296,7 @@ def map_scene(plan: _Plan, model: Model, options: MapOptions) -> dict[str, Any]:
     raster.check_disk(plan.out, raster.required_bytes(source.height, source.width, layers, len(names)) - there)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_alone(folder, plan.name))
-        if not options.resume or not plan._is_ours(folder / "journal.jsonl"):
+        if not options.resume or not is_of(folder, plan.fingerprint):
             for stale in folder.iterdir():
                 if stale.name != "lock":
                     stale.unlink()

@@ -16,12 +16,12 @@ from jaxtyping import Bool, Float
 
 from glcanet_jax import geometry
 from glcanet_jax.data import views as data_views
+from glcanet_jax.data.scenes import IGNORE
 from glcanet_jax.pipeline import DeviceClock, WriteBehind, prefetch
 from glcanet_jax.predictor import OUTPUTS, Predictor
 from glcanet_jax.profiling import release_memory
 from glcanet_jax.scratch import Scratch
 
-NODATA = 255
 CONTEXT_BYTES = 64 * 2**20  # a context up to this is read once, for its global view and its patches
 
 
@@ -168,6 +168,7 @@ def read_blocks(
     """Everything that the device needs, in order: for each block its start, and for each band its batches and itself."""
     height = predictor.strip_shape((walk.rows.context, walk.columns.context))[1]
     size, patch = predictor.views.global_size, walk.patch
+    sample = source.read_image(0, 0, 1, 1)  # for its type and bands
     for block in walk.blocks():
         if (block.row, block.column) in done:
             continue
@@ -179,7 +180,6 @@ def read_blocks(
             continue
         window = walk.context_window(block)
         context: np.ndarray | None = None  # the last block's is let go before this one's is read
-        sample = source.read_image(rows.start, columns.start, 1, 1)
         if window[2] * window[3] * sample.nbytes <= CONTEXT_BYTES:
             context = read_reflected(source, window)
             view = data_views.global_view(context, size)
@@ -259,7 +259,7 @@ class _Writer:
     def _blank(self, arrays: dict[str, np.ndarray], wanted: np.ndarray) -> None:
         for name in arrays.keys() & self._empty:
             keep = wanted.reshape(*wanted.shape, *(1,) * len(self._empty[name]))
-            arrays[name] = np.where(keep, arrays[name], np.uint8(NODATA))
+            arrays[name] = np.where(keep, arrays[name], np.uint8(IGNORE))
 
     def edges(self, block: geometry.Block, rest: Any, rest_edge: Any, left: int) -> None:
         """What is left of a block's strip after its last band: rows for the block below, and the last of the right edge."""
@@ -278,7 +278,7 @@ class _Writer:
         """Nothing more comes of a block."""
         top, left, height, width = block.finished(*self._size)
         if skipped and height and width:
-            nothing = {n: np.full((height, width, *shape), NODATA, np.uint8) for n, shape in self._empty.items()}
+            nothing = {n: np.full((height, width, *shape), IGNORE, np.uint8) for n, shape in self._empty.items()}
             self._sink.write(top, left, nothing)
             self._advance(height * width)
         self._sink.flush()

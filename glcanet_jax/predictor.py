@@ -18,10 +18,10 @@ from jaxtyping import Array, Float, Int, Num, UInt8
 from glcanet_jax import geometry
 from glcanet_jax.errors import UserError
 from glcanet_jax.models import functions
+from glcanet_jax.raster import PROBABILITY_STEPS
 from glcanet_jax.training import normalise
 
 OUTPUTS = ("classes", "confidence", "probabilities", "logits")
-FULL = 254  # uint8 of probability one; 255 is nodata
 BATCHES = (1, 2, 4, 6, 8, 12, 16, 24, 32)  # patches at once to choose from; more bring no speed
 Strip = Float[Array, "k s w"]
 
@@ -244,7 +244,7 @@ def answers(logits: Float[Array, "k s w"], outputs: Sequence[str]) -> dict[str, 
 
 
 def _in_steps(probability: Float[Array, "*s"]) -> UInt8[Array, "*s"]:
-    return jnp.round(FULL * probability).astype(jnp.uint8)
+    return jnp.round(PROBABILITY_STEPS * probability).astype(jnp.uint8)
 
 
 def _product(pattern: str, *factors: Any) -> Array:

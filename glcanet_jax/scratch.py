@@ -13,6 +13,20 @@ import numpy as np
 from glcanet_jax.errors import UserError
 
 Place = tuple[int, int]  # row and column of a block
+JOURNAL = "journal.jsonl"
+
+
+def _head(fingerprint: dict[str, Any] | None) -> str:
+    return json.dumps(fingerprint, sort_keys=True)
+
+
+def is_of(folder: Path, fingerprint: dict[str, Any]) -> bool:
+    """Whether a folder holds the journal of a run with this fingerprint."""
+    path = folder / JOURNAL
+    if not path.exists():
+        return False
+    with path.open() as file:
+        return file.readline().rstrip("\n") == _head(fingerprint)
 
 
 class Scratch:
@@ -26,8 +40,8 @@ class Scratch:
         """Opens the folder's journal if it is of the same ``fingerprint`` (anything that JSON holds), else begins one."""
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._path = self.folder / "journal.jsonl"
-        self._head = json.dumps(fingerprint, sort_keys=True)
+        self._path = self.folder / JOURNAL
+        self._head = _head(fingerprint)
         self.done: set[Place] = set()
         kept = b""
         lines = self._path.read_bytes().split(b"\n") if self._path.exists() else [b""]
