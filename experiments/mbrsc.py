@@ -8,7 +8,7 @@ import sys
 
 from experiments.presets import FAST, PAPER, SAMPLE, TINY
 from glcanet_jax import cli
-from glcanet_jax.config import Config, LossConfig, ModelConfig, OptimiserConfig, TrainConfig
+from glcanet_jax.config import Config, LossConfig, OptimiserConfig, TrainConfig, model_config
 from glcanet_jax.data.loader import LoaderConfig
 from glcanet_jax.geometry import Views
 
@@ -22,7 +22,7 @@ def _on_mbrsc(config: Config, name: str) -> Config:
 CPU = Config(
     views=Views(context_size=1254, global_size=256, patch_size=256, overlap=32),
     loader=LoaderConfig(batch_size=2, patches_per_context=4, rare_class_fraction=0.4, scale_jitter=(0.6, 1.5)),
-    model=ModelConfig(norm="frozen", fpn_channels=128),
+    model=model_config(norm="frozen", fpn_channels=128),
     loss=LossConfig(gamma=2.0),
     optimiser=OptimiserConfig(
         global_rate=1e-4, local_rate=1e-4, fusion_rate=3e-4, clip=1.0, warmup_steps=20, weight_decay=0.0

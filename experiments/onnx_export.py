@@ -6,7 +6,7 @@ an older orbax-checkpoint than training does::
     python3.11 -m venv onnx-venv && onnx-venv/bin/pip install -r experiments/onnx-requirements.txt
 
 One context with a fixed number of patches (``--patches``), images already normalised, all float32:
-``global_image [1, G, G, C]``, ``patches [1, n, P, P, C]``, ``boxes [1, n, 4]`` -> ``logits [1, n, P/4, P/4, k]``. Normalisation,
+``global_image [1, G, G, C]``, ``patches [1, n, P, P, C]``, ``boxes [1, n, 4]`` -> ``logits [1, n, P/s, P/s, k]``, s the network's stride. Normalisation,
 classes and geometry are in the file's metadata. Nothing is written unless the graph answers as the network does.
 """
 
@@ -25,8 +25,9 @@ import numpy as np
 if not __package__:  # run as a file: the project lies beside this folder
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from glcanet_jax import cli, export, models
+from glcanet_jax import cli, export, models, runs
 from glcanet_jax.errors import UserError
+from glcanet_jax.geometry import stride_of
 from glcanet_jax.models import attention
 
 TOLERANCE = 1e-4  # largest error relative to the largest logit
@@ -88,14 +89,21 @@ def main() -> int:
     if args.patches < 1:
         raise UserError(f"--patches is {args.patches}; it must be at least 1")
     model, variables, config, stored = export.rebuild(args.weights)
-    model = model.clone(dtype="float32")
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="float32"))
+    model = runs.build_model(config, len(stored.classes["names"]))
+    if models.second_pass(model) is not None:
+        raise UserError(
+            f"{args.weights} holds a network with a second pass over all patches of a context; give another"
+        )
     network = models.functions(model)
-    geometry = {**dataclasses.asdict(config.views), "bands": models.input_bands(variables), "logits_stride": 4}
+    geometry = {**dataclasses.asdict(config.views), "bands": models.input_bands(variables)}
     examples = [export.example({"geometry": geometry}, 1, args.patches, seed) for seed in (0, 1)]
 
     def apply(global_image, patches, boxes):
         return network.apply(variables, global_image, patches, boxes)[0]
 
+    cells = jax.eval_shape(apply, *examples[0]).shape[2]
+    geometry["logits_stride"] = stride_of(cells, config.views.patch_size)
     print("converting, about half a minute", flush=True)
     graph = convert(apply, examples[0])
     metadata = {"classes": stored.classes, "normalisation": stored.normalisation, "geometry": geometry}

@@ -1,6 +1,6 @@
 """Settings that several experiments share."""
 
-from glcanet_jax.config import Config, DataConfig, LossConfig, ModelConfig, OptimiserConfig, TrainConfig
+from glcanet_jax.config import Config, DataConfig, LossConfig, OptimiserConfig, TrainConfig, model_config
 from glcanet_jax.data.loader import LoaderConfig
 from glcanet_jax.geometry import Views
 
@@ -9,7 +9,7 @@ from glcanet_jax.geometry import Views
 PAPER = Config(
     views=Views(context_size=None, global_size=500, patch_size=500, overlap=50),
     loader=LoaderConfig(batch_size=6, patches_per_context=1, positions="grid"),
-    model=ModelConfig(position=None),
+    model=model_config(position=None),
     train=TrainConfig(epochs=120),
 )
 
@@ -18,7 +18,7 @@ FAST = Config(
     loader=LoaderConfig(
         batch_size=6, patches_per_context=6, rare_class_fraction=0.25, scale_jitter=(0.75, 1.33), threads=16
     ),
-    model=ModelConfig(dtype="bfloat16"),
+    model=model_config(dtype="bfloat16"),
     loss=LossConfig(gamma=2.0),
     optimiser=OptimiserConfig(global_rate=1e-4, local_rate=1e-4, fusion_rate=2e-4, clip=1.0, warmup_steps=100),
     train=TrainConfig(epochs=40, colour_jitter=0.2),
@@ -29,7 +29,7 @@ FAST = Config(
 TINY = Config(
     views=Views(context_size=256, global_size=64, patch_size=64, overlap=8),
     loader=LoaderConfig(batch_size=4, patches_per_context=2),
-    model=ModelConfig(depth=10, width=8, fpn_channels=16),
+    model=model_config(depth=10, width=8, fpn_channels=16),
     optimiser=OptimiserConfig(global_rate=1e-3, local_rate=1e-3, fusion_rate=1e-3),
     train=TrainConfig(steps=8, log_every=2, eval_every=8, checkpoint_every=4),
     eval_batch=32,
@@ -42,7 +42,7 @@ SAMPLE = Config(
     loader=LoaderConfig(
         batch_size=4, patches_per_context=4, rare_class_fraction=0.5, scale_jitter=(0.75, 1.33), contexts_per_scene=4
     ),
-    model=ModelConfig(depth=18, width=16, fpn_channels=64),
+    model=model_config(depth=18, width=16, fpn_channels=64),
     loss=LossConfig(gamma=2.0),
     optimiser=OptimiserConfig(global_rate=2e-3, local_rate=2e-3, fusion_rate=2e-3, clip=1.0, warmup_steps=20),
     train=TrainConfig(steps=70, colour_jitter=0.2, log_every=5, checkpoint_every=35),

@@ -23,8 +23,8 @@ from glcanet_jax import config as configs
 from glcanet_jax.data import open_dataset
 
 NETWORKS = {
-    "default": configs.ModelConfig(),
-    "reduced": configs.ModelConfig(depth=10, width=8, fpn_channels=32),
+    "default": configs.model_config(),
+    "reduced": configs.model_config(depth=10, width=8, fpn_channels=32),
 }
 TILE = 512  # pixels a side of the files' tiles
 

@@ -1,14 +1,15 @@
 """``python -m glcanet_jax train|eval|predict|export|info|check``."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from tyro.conf import FlagConversionOff, OmitArgPrefixes, Positional
 
 from glcanet_jax import cli
-from glcanet_jax.config import Config, ModelConfig
+from glcanet_jax.config import Config, ModelConfig, model_config
 from glcanet_jax.errors import UserError
 from glcanet_jax.mapping import MapOptions
 
@@ -59,7 +60,7 @@ class Info:
     scene: str = "2448x2448"  # HEIGHTxWIDTH, pixels
     classes: int = 7
     bands: int = 3
-    options: FlagConversionOff[ModelConfig] = ModelConfig()
+    options: FlagConversionOff[ModelConfig] = model_config()
     patch: int = 500
     global_size: int = 500
     overlap: int = 50
@@ -75,14 +76,18 @@ class Check:
     data_dir: str | None = None
 
 
-Command = (
-    Annotated[Train, tyro.conf.subcommand("train")]
-    | Annotated[Eval, tyro.conf.subcommand("eval")]
-    | Annotated[Predict, tyro.conf.subcommand("predict")]
-    | Annotated[Export, tyro.conf.subcommand("export")]
-    | Annotated[Info, tyro.conf.subcommand("info")]
-    | Annotated[Check, tyro.conf.subcommand("check")]
-)
+def commands(argv: list[str]) -> Any:
+    """The union of the commands; the options of ``train`` and ``info`` are those of the network that the line names."""
+    trained = cli.chosen_network(argv, "--model.network") or "glcanet"
+    asked = cli.chosen_network(argv, "--model") or "glcanet"
+    return (
+        Annotated[Train, tyro.conf.subcommand("train", default=Train(Config(model=model_config(trained))))]
+        | Annotated[Eval, tyro.conf.subcommand("eval")]
+        | Annotated[Predict, tyro.conf.subcommand("predict")]
+        | Annotated[Export, tyro.conf.subcommand("export")]
+        | Annotated[Info, tyro.conf.subcommand("info", default=Info(options=model_config(asked)))]
+        | Annotated[Check, tyro.conf.subcommand("check")]
+    )
 
 
 def train(args: Train) -> None:
@@ -134,7 +139,7 @@ def check(args: Check) -> int:
 
 
 def main() -> int | None:
-    args = tyro.cli(Command, prog="python -m glcanet_jax")
+    args = tyro.cli(commands(sys.argv[1:]), prog="python -m glcanet_jax")
     handlers = {
         Train: train, Eval: evaluate, Predict: predict, Export: export, Info: info, Check: check
     }  # fmt: skip

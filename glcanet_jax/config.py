@@ -1,23 +1,54 @@
 """One frozen dataclass says everything of a run; it is saved beside the weights and inside them."""
 
 import dataclasses
+import functools
 import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from glcanet_jax import models
 from glcanet_jax.data.loader import LoaderConfig
 from glcanet_jax.geometry import Views
-from glcanet_jax.models import GLCANet
 
-_network = [f for f in dataclasses.fields(GLCANet) if f.name not in ("num_classes", "parent", "name")]
-# the options of the network, under their own names: `--model.mask window`
-ModelConfig = dataclasses.make_dataclass(
-    "ModelConfig",
-    [("network", str, "glcanet"), *((f.name, f.type, f.default) for f in _network)],
-    frozen=True,
-)
-ModelConfig.__module__ = __name__  # make_dataclass knows its module from Python 3.12 on
-ModelConfig.__doc__ = "Name of the network and its options."
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Name of the network; each has a subclass with its options, under their own names: `--model.mask window`."""
+
+    network: str
+
+
+@functools.cache
+def _model_class(network: str) -> type[ModelConfig]:
+    options = [("network", str, network), *models.fields(network)]
+    made = dataclasses.make_dataclass(f"{network.title()}Config", options, bases=(ModelConfig,), frozen=True)
+    made.__doc__ = f"The options of {network}."
+    return made
+
+
+def model_config(network: str = "glcanet", **options: Any) -> ModelConfig:
+    """The configuration of a network.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    return _model_class(network)(**options)
+
+
+def with_network(model: ModelConfig, network: str) -> ModelConfig:
+    """Another network, with those options of ``model`` that it has, too, where they are not that one's defaults."""
+    if network == model.network:
+        return model
+    own, other = models.options(model.network), models.options(network)
+    common = {k: getattr(model, k) for k in own.keys() & other.keys() if getattr(model, k) != own[k]}
+    return model_config(network, **common)
+
+
+def model_options(model: ModelConfig) -> dict[str, Any]:
+    """A network's options without its name."""
+    options = dataclasses.asdict(model)
+    del options["network"]
+    return options
 
 
 @dataclass(frozen=True)
@@ -38,7 +69,7 @@ class LossConfig:
     """Weights and shape of the loss (DESIGN section 3)."""
 
     gamma: float = 6.0
-    fused: float = 1.0
+    fused: float = 1.0  # of the logits that answer; a network's own auxiliary ones have its own weights
     local: float = 1.0
     glob: float = 1.0  # of the global auxiliary logits
     regulariser: float = 0.15
@@ -95,7 +126,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     views: Views = field(default_factory=Views)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: ModelConfig = field(default_factory=model_config)
     normalisation: NormalisationConfig = field(default_factory=NormalisationConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
@@ -114,6 +145,8 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def from_dict(values: dict[str, Any], cls: type = Config) -> Any:
     """The inverse of :func:`to_dict`; fields that a file lacks take their defaults."""
+    if cls is ModelConfig:
+        cls = _model_class(values.get("network", "glcanet"))
     given = {}
     for f in dataclasses.fields(cls):
         if f.name not in values:

@@ -27,6 +27,7 @@ VERSION = 1
 PLATFORMS = ("cpu", "cuda")
 INPUTS = {"encode_global": ("image",), "encode_local": ("patches",), "fuse": ("context", "features", "boxes")}
 OUTPUTS = {"encode_global": ("context",), "encode_local": ("features",), "fuse": ("logits", "out")}
+ANSWERS = ("local/logits",)  # of what the network says beside its logits, where it does
 TOLERANCE = {"float32": 1e-5, "bfloat16": 3e-2}  # largest error relative to the largest value
 CHECKED = ((2, 3), (1, 1))  # contexts, patches of each
 COMPATIBILITY = "read by JAX releases of about six months after the one named here; later, export the weights again"
@@ -61,7 +62,8 @@ class Exported:
         return self._call("encode_local", patches)
 
     def fuse(self, context: Any, features: Any, boxes: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Logits ``[b, n, h / 4, w / 4, k]``, and beside them the local branch's own, ``"local/logits"``.
+        """Logits ``[b, n, h / s, w / s, k]`` at the stride in ``manifest["geometry"]``, and beside them the local branch's own,
+        ``"local/logits"``, if it has any.
 
         ``boxes`` ``[b, n, 4]`` are (top, left, bottom, right) as fractions of the context.
         """
@@ -163,6 +165,7 @@ def export(weights: str | Path, out: str | Path) -> dict[str, float]:
     """
     from safetensors.numpy import save as save_arrays
 
+    from glcanet_jax import config as configs
     from glcanet_jax import models
 
     out = Path(out)
@@ -170,6 +173,11 @@ def export(weights: str | Path, out: str | Path) -> dict[str, float]:
         raise UserError(f"{out} is a folder; give the name of a file to write, {out / 'network.zip'} say")
     _need_flatbuffers()
     model, variables, config, stored = rebuild(weights)
+    if models.second_pass(model) is not None:
+        raise UserError(
+            f"{weights} holds {config.model.network} with a second pass over all patches of a context, which three functions "
+            "cannot say; export a network without one, or predict with this package"
+        )
     flat = _flatten(variables)
     bands = models.input_bands(variables)
     programs = _lower(model, flat, config.views, bands)
@@ -181,10 +189,14 @@ def export(weights: str | Path, out: str | Path) -> dict[str, float]:
         "compatibility": COMPATIBILITY,
         "platforms": list(PLATFORMS),
         "symbolic": {"b": "contexts", "n": "patches of each context"},
-        "network": {"name": config.model.network, "options": _options(model)},
+        "network": {"name": config.model.network, "options": configs.model_options(config.model)},
         "classes": stored.classes,
         "normalisation": stored.normalisation,
-        "geometry": {**dataclasses.asdict(config.views), "bands": bands, "logits_stride": 4},
+        "geometry": {
+            **dataclasses.asdict(config.views),
+            "bands": bands,
+            "logits_stride": _stride(programs, config.views),
+        },
         "functions": {name: _describe(name, program) for name, program in programs.items()},
     }
     parts = {
@@ -198,11 +210,19 @@ def export(weights: str | Path, out: str | Path) -> dict[str, float]:
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
             for name, part in parts.items():
                 archive.writestr(zipfile.ZipInfo(name), part)  # without a time: the same weights give the same file
-        differences = _compare(temporary, model, variables)
+        differences = _compare(temporary, model, variables, TOLERANCE[config.model.dtype])
         os.replace(temporary, out)
     finally:
         temporary.unlink(missing_ok=True)
     return differences
+
+
+def _stride(programs: dict[str, jax_export.Exported], views: Any) -> int:
+    """The stride of the logits, from the shapes of ``fuse``'s answers."""
+    from glcanet_jax import geometry
+
+    logits = programs["fuse"].out_avals[0]
+    return geometry.stride_of(logits.shape[2], views.patch_size)
 
 
 def rebuild(path: str | Path) -> tuple[Any, dict[str, Any], Any, Any]:
@@ -213,13 +233,9 @@ def rebuild(path: str | Path) -> tuple[Any, dict[str, Any], Any, Any]:
     stored = weights.load_weights(runs.find_weights(path))
     config = configs.from_dict(stored.config)
     # the convolution made for training on CPUs would be lowered for CUDA, too
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, fast_conv=False, remat=False))
+    plain = {name: False for name in ("fast_conv", "remat") if hasattr(config.model, name)}
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, **plain))
     return runs.build_model(config, len(stored.classes["names"])), stored.variables, config, stored
-
-
-def _options(model: Any) -> dict[str, Any]:
-    fields = (f.name for f in dataclasses.fields(model) if f.name not in ("parent", "name"))
-    return {name: getattr(model, name) for name in fields}
 
 
 def _flatten(variables: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -252,7 +268,7 @@ def _lower(model: Any, flat: dict[str, np.ndarray], views: Any, bands: int) -> d
             logits, out = fns.fuse(
                 nested(flat), context, jax.tree.map(lambda x: x[:, None], features), jax.numpy.expand_dims(box, 1)
             )
-            return logits[:, 0], {"local/logits": out["local/logits"][:, 0]}
+            return logits[:, 0], {k: v[:, 0] for k, v in out.items() if k in ANSWERS}
 
         return jax.vmap(one, in_axes=1, out_axes=1)(features, boxes)
 
@@ -305,7 +321,7 @@ def example(manifest: dict[str, Any], b: int, n: int, seed: int = 0) -> tuple[np
     return image, patches, boxes.astype(np.float32)
 
 
-def _compare(path: Path, model: Any, variables: dict[str, Any]) -> dict[str, float]:
+def _compare(path: Path, model: Any, variables: dict[str, Any], tolerance: float) -> dict[str, float]:
     """Largest relative errors of the file against the network, on the CPU.
 
     Raises:
@@ -329,13 +345,13 @@ def _compare(path: Path, model: Any, variables: dict[str, Any]) -> dict[str, flo
             got = context, features, exported.fuse(context, features, boxes)
             context, features = fns[0](variables, image), fns[1](variables, patches)
             logits, out = fns[2](variables, context, features, boxes)
-            wanted = context, features, (logits, {"local/logits": out["local/logits"]})
+            wanted = context, features, (logits, {k: v for k, v in out.items() if k in ANSWERS})
             for name, error in zip(INPUTS, map(relative_error, got, wanted), strict=True):
                 differences[name] = max(differences[name], error)
-                if not error <= TOLERANCE[model.dtype]:
+                if not error <= tolerance:
                     raise UserError(
                         f"{name} as exported differs from the network by {error:.2g} of its largest value at b={b}, n={n}, "
-                        f"at most {TOLERANCE[model.dtype]:g} was wanted; nothing was written: "
+                        f"at most {tolerance:g} was wanted; nothing was written: "
                         "check that the weights are finite, or export with another release of jax"
                     )
     return differences
@@ -346,6 +362,8 @@ def relative_error(got: Any, wanted: Any) -> float:
 
     def error(got, wanted):
         got, wanted = np.asarray(got, np.float64), np.asarray(wanted, np.float64)
+        if not wanted.size:
+            return 0.0
         return float(np.abs(got - wanted).max() / max(np.abs(wanted).max(), np.finfo(np.float32).tiny))
 
     errors = jax.tree.leaves(jax.tree.map(error, got, wanted))

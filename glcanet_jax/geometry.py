@@ -105,17 +105,27 @@ def cell_centres(count: int, stride: int, size):
     return pixels.reshape(*(1,) * max(np.ndim(size) - 1, 0), count) / size
 
 
-def interpolation(cells: int, size: int) -> np.ndarray:
-    """A matrix ``[size, cells]`` that brings a map to ``size`` pixels along an axis: bilinear between the cells' centres.
+def stride_of(cells: int, size: int) -> int:
+    """The stride (1, 2, 4 ...) at which a map of ``size`` pixels has so many cells.
 
     Raises:
-        ValueError: no stride of 1, 2, 4 ... makes ``cells`` of ``size``.
+        ValueError: there is none.
     """
     stride = 1
     while -(-size // stride) > cells:
         stride *= 2
     if -(-size // stride) != cells:
         raise ValueError(f"{cells} cells are no map of {size} pixels at a stride of 1, 2, 4 ...")
+    return stride
+
+
+def interpolation(cells: int, size: int) -> np.ndarray:
+    """A matrix ``[size, cells]`` that brings a map to ``size`` pixels along an axis: bilinear between the cells' centres.
+
+    Raises:
+        ValueError: no stride of 1, 2, 4 ... makes ``cells`` of ``size``.
+    """
+    stride = stride_of(cells, size)
     positions = np.minimum(np.arange(size) / stride, cells - 1)
     low = np.minimum(positions.astype(np.int64), max(cells - 2, 0))
     out = np.zeros((size, cells), np.float32)

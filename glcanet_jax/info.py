@@ -1,6 +1,5 @@
 """What a network weighs and costs, counted rather than looked up."""
 
-import dataclasses
 import json
 import math
 import re
@@ -9,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from glcanet_jax import config as configs
 from glcanet_jax import geometry, models
 from glcanet_jax.errors import UserError
 
@@ -62,8 +62,25 @@ def flops(model: Any, views: geometry.Views, bands: int = 3) -> dict[str, float]
     patches, boxes = spec(1, 1, views.patch_size, views.patch_size, bands), spec(1, 1, 4)
     context = jax.eval_shape(fns.encode_global, variables, image)
     features = jax.eval_shape(fns.encode_local, variables, patches)
-    patch = _flops(fns.encode_local, variables, patches) + _flops(fns.fuse, variables, context, features, boxes)
-    return {"context": _flops(fns.encode_global, variables, image) / 1e9, "patch": patch / 1e9}
+    once, each = _flops(fns.encode_global, variables, image), _flops(fns.encode_local, variables, patches)
+    second = models.second_pass(model)
+    if second is None:
+        each += _flops(fns.fuse, variables, context, features, boxes)
+    else:
+        looked = variables, context, features, boxes, jax.ShapeDtypeStruct((1, 1), jnp.bool_)
+        kept, gathered = jax.eval_shape(second.collect, *looked)
+        again = jax.eval_shape(second.encode_again, variables, context, gathered, image)
+        once += _flops(second.encode_again, variables, context, gathered, image)
+        each += _flops(second.collect, *looked) + _flops(second.fuse_again, variables, again, kept, boxes)
+    return {"context": once / 1e9, "patch": each / 1e9}
+
+
+def scene_cost(model: Any, views: geometry.Views, height: int, width: int, bands: int = 3) -> dict[str, Any]:
+    """``contexts`` and ``patches`` of a scene, and GFLOP of a context, of a patch and of all."""
+    walk, cost = geometry.walk_scene(height, width, views), flops(model, views, bands)
+    contexts = sum(1 for _ in walk.blocks())
+    gflop = cost | {"scene": contexts * cost["context"] + len(walk) * cost["patch"]}
+    return {"contexts": contexts, "patches": len(walk), "gflop": gflop}
 
 
 def report(args: Any) -> str:
@@ -72,26 +89,16 @@ def report(args: Any) -> str:
     if not match:
         raise UserError(f"--scene is {args.scene!r}; it must be HEIGHTxWIDTH in pixels, as in 2448x2448")
     height, width = (int(v) for v in match.groups())
-    options = dataclasses.asdict(args.options)
-    options.pop("network")
-    model = models.build(args.model, args.classes, **options)
+    model = models.build(args.model, args.classes, **configs.model_options(args.options))
     views = geometry.Views(args.context, args.global_size, args.patch, args.overlap)
-    walk = geometry.walk_scene(height, width, views)
-    contexts = sum(1 for _ in walk.blocks())
-    count, cost = parameters(model, args.bands), flops(model, views, args.bands)
-    scene = contexts * cost["context"] + len(walk) * cost["patch"]
-    result = {
-        "model": args.model,
-        "scene": [height, width],
-        "contexts": contexts,
-        "patches": len(walk),
-        "parameters": count,
-        "gflop": {"context": round(cost["context"], 2), "patch": round(cost["patch"], 2), "scene": round(scene, 1)},
-    }
+    count, cost = parameters(model, args.bands), scene_cost(model, views, height, width, args.bands)
+    digits = {"context": 2, "patch": 2, "scene": 1}
+    result = {"model": args.model, "scene": [height, width], "parameters": count} | cost
+    result["gflop"] = {name: round(value, digits[name]) for name, value in cost["gflop"].items()}
     if args.json:
         return json.dumps(result, indent=1)
     lines = [
-        f"{args.model}, {args.classes} classes, a scene of {height} x {width} px: {contexts} contexts, {len(walk)} patches"
+        f"{args.model}, {args.classes} classes, a scene of {height} x {width} px: {cost['contexts']} contexts, {cost['patches']} patches"
     ]
     lines += [f"  parameters {root:<8}{n:>14,}" for root, n in count.items()]
     lines += [f"  GFLOP {name:<13}{value:>14,.1f}" for name, value in result["gflop"].items()]

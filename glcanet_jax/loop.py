@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from glcanet_jax import optim, runs
+from glcanet_jax import geometry, models, optim, runs
 from glcanet_jax.checkpoints import Checkpoints
 from glcanet_jax.config import Config
 from glcanet_jax.data.loader import TrainLoader
@@ -122,6 +122,20 @@ def _intervals(config: Config, per_epoch: int, steps: int) -> tuple[int, int]:
     return (train.eval_every or per_epoch), (train.checkpoint_every or min(per_epoch, steps))
 
 
+def _check_whole_grid(config: Config, scenes: Any) -> None:
+    """What goes back into the global branch is gathered from all patches of a context: a batch must hold them."""
+    views, loader = config.views, config.loader
+    extents = [views.context_extent(scene.height, scene.width) for scene in scenes]
+    grids = ([len(geometry.patch_starts(n, views.patch_size, views.overlap)) for n in extent] for extent in extents)
+    wanted = max(rows * columns for rows, columns in grids)
+    if loader.positions != "grid" or loader.patches_per_context < wanted or loader.scale_jitter != (1.0, 1.0):
+        raise UserError(
+            f"{config.model.network} gathers all patches of a context, {wanted} here; loader.positions is "
+            f"{loader.positions!r}, loader.patches_per_context {loader.patches_per_context}, loader.scale_jitter "
+            f"{loader.scale_jitter}: give --loader.positions grid --loader.patches-per-context {wanted} --loader.scale-jitter 1 1"
+        )
+
+
 def train(config: Config) -> Path:
     """Train to the end, from the last checkpoint if there is one; returns the run's folder.
 
@@ -147,7 +161,7 @@ def train(config: Config) -> Path:
         raise UserError(
             f"train.accumulation is {config.train.accumulation}; it must divide the {config.loader.batch_size} contexts of a batch"
         )
-    if config.model.share_backbone and config.train.schedule == "staged":
+    if getattr(config.model, "share_backbone", False) and config.train.schedule == "staged":
         raise UserError(
             "model.share_backbone and train.schedule staged do not go together: what both branches share cannot be trained "
             "for one and frozen for the other; use --train.schedule joint"
@@ -155,6 +169,8 @@ def train(config: Config) -> Path:
     num_classes = len(dataset.classes.names)
     loader = TrainLoader(scenes, config.views, config.loader, num_classes)
     model = runs.build_model(config, num_classes)
+    if models.second_pass(model) is not None:
+        _check_whole_grid(config, scenes)
     mesh = make_mesh(config.loader.batch_size, config.train.devices)
     out = runs.open_run(config)  # last, so that a refused configuration leaves nothing behind
     steps = config.train.steps or config.train.epochs * loader.steps_per_epoch
@@ -163,7 +179,7 @@ def train(config: Config) -> Path:
     # ------------------------------------------------------------------ the model and its state
     print(f"training on {len(scenes)} scenes for {steps} steps; everything is written to {out}")
     variables = runs.initial_variables(config, model, bands)
-    spans = optim.phases(config.train.schedule, steps, config.train.global_steps)
+    spans = optim.phases(config.train.schedule, steps, config.train.global_steps, models.stages(model))
     tx = optim.optimiser(config.optimiser, spans)
     state = create_state(variables, tx, jax.random.key(config.train.seed))
     state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
@@ -201,6 +217,9 @@ def train(config: Config) -> Path:
         for phase in spans:
             if start >= phase.stop:
                 continue
+            if start <= phase.start:
+                begun = models.enter(model, phase.name, state.variables)
+                state = state.replace(params=begun["params"], batch_stats=begun["batch_stats"])
             print(f"phase {phase.name}: compiling its first step (a minute or so for a whole ResNet-50)")
             train_step = make_train_step(model, tx, config, normalisation["scale"], phase)
             timer = _Timer()

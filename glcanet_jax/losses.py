@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
 
+from glcanet_jax import geometry
+
 IGNORE = 255  # label of pixels that count nowhere
-STRIDE = 4  # of logits against pixels
 
 
 def focal(
@@ -42,6 +43,7 @@ def regulariser(
     return jnp.sum(jnp.where(valid, per_patch, 0.0)) / jnp.maximum(jnp.sum(valid), 1)
 
 
-def at_logits(labels: Integer[Array, "*b h w"]) -> Integer[Array, "*b h2 w2"]:
-    """Labels at the centres of stride-4 cells."""
-    return labels[..., ::STRIDE, ::STRIDE]
+def at_logits(labels: Integer[Array, "*b h w"], logits: Float[Array, "*b h2 w2 k"]) -> Integer[Array, "*b h2 w2"]:
+    """Labels at the centres of the cells of logits, at whatever stride those are."""
+    step = geometry.stride_of(logits.shape[-3], labels.shape[-2])
+    return labels[..., ::step, ::step]

@@ -7,10 +7,11 @@ it finishes waits on disk (:mod:`glcanet_jax.scratch`) for the block to its righ
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
@@ -338,48 +339,97 @@ def predict_scene(
         clock = stack.enter_context(DeviceClock(ahead=2))
         jobs = prefetch(read_blocks(source, walk, predictor, region, set(scratch.done)), depth=2)
         stack.enter_context(contextlib.closing(jobs))
-        _compute(predictor, walk, jobs, writer, clock, scratch, tuple(outputs), summary)
+        _Device(predictor, walk, writer, clock, scratch, tuple(outputs), summary).run(jobs)
         writer.wait()
     summary.seconds, summary.busy = time.perf_counter() - began, clock.busy
     return summary
 
 
-def _compute(predictor, walk, jobs, writer, clock, scratch, outputs, summary) -> None:
-    """Feed the device: the jobs of the reader in, answers to the writer out."""
-    shape = predictor.strip_shape((walk.rows.context, walk.columns.context))
-    patch, ticket = predictor.views.patch_size, 0
-    for job in jobs:
-        if isinstance(job, BlockStart):
-            start, block = job, job.block
-            if start.view is None:
-                summary.skipped += 1
-                writer.submit("end", block, True)
+class _Device:
+    """Feeds the device: the jobs of the reader in, answers to the writer out."""
+
+    def __init__(self, predictor, walk, writer, clock, scratch, outputs, summary):
+        self._predictor, self._writer, self._clock, self._scratch = predictor, writer, clock, scratch
+        self._outputs, self._summary = outputs, summary
+        self._shape = predictor.strip_shape((walk.rows.context, walk.columns.context))
+        self._patch, self._ticket = predictor.views.patch_size, 0
+
+    def run(self, jobs: Iterable[Job]) -> None:
+        for job in jobs:
+            if isinstance(job, BlockStart):
+                self._start(job)
+            elif self._predictor.second_pass:
+                self._first_pass(job)
+            elif isinstance(job, Patches):
+                self._blend(job)
+            else:
+                self._band(job)
+
+    def _start(self, start: BlockStart) -> None:
+        block = self._block = start.block
+        self._block_start = start
+        if start.view is None:
+            self._summary.skipped += 1
+            self._writer.submit("end", block, True)
+            return
+        self._writer.wait(self._ticket)  # the edges that this block may need are on disk
+        self._strip, self._incoming = _begin(self._predictor, self._scratch, block, self._shape)
+        self._contexts = self._clock.run(self._predictor.encode, start.view)
+        self._gathered, self._held = [None] * len(self._contexts), []
+        self._summary.blocks += 1
+        # columns of the strip that hold the edge, moved so that a cut of a patch's width stays inside
+        beyond = block.columns.done - block.columns.start
+        self._cut_at = min(beyond, self._shape[2] - self._patch)
+        self._edge_left = beyond - self._cut_at
+        self._has_right = block.columns.stop > block.columns.done
+
+    def _views(self) -> Iterator[tuple[int, Any]]:
+        return zip(self._predictor.turns, self._contexts, strict=True)
+
+    def _blend(self, job: Patches) -> None:
+        for view, context in self._views():
+            self._strip = self._clock.run(self._predictor.blend, self._strip, context, view, *job[:-1])
+        self._summary.patches += job.count
+
+    # a network with a second pass looks at all patches of a block first, and what it keeps of them waits on the host
+    def _first_pass(self, job: Patches | Band) -> None:
+        self._held.append(self._collect(job) if isinstance(job, Patches) else job)
+        if not (isinstance(job, Band) and job.top + job.done == self._block.rows.done):
+            return
+        if self._gathered[0] is not None:  # else nothing is wanted of the block's last rows, and there was no patch
+            args = self._contexts, self._gathered, self._block_start.view
+            self._contexts = self._clock.run(self._predictor.encode_again, *args)
+        for held in self._held:
+            if isinstance(held, Band):
+                self._band(held)
                 continue
-            writer.wait(ticket)  # the edges that this block may need are on disk
-            strip, incoming = _begin(predictor, scratch, block, shape)
-            contexts = clock.run(predictor.encode, start.view)
-            summary.blocks += 1
-            # columns of the strip that hold the edge, moved so that a cut of a patch's width stays inside
-            beyond = block.columns.done - block.columns.start
-            cut_at = min(beyond, shape[2] - patch)
-            has_right = block.columns.stop > block.columns.done
-        elif isinstance(job, Patches):
-            for view, context in zip(predictor.turns, contexts, strict=True):
-                strip = clock.run(predictor.blend, strip, context, view, *job[:-1])
-            summary.patches += job.count
-        else:
-            edge = predictor.cut(strip, cut_at) if has_right else None
-            answers, strip = clock.run(predictor.finish, strip, job.done, outputs)
-            writer.submit("band", start, job.top, job.done, answers, edge, beyond - cut_at)
-            top = job.top + job.done
-            if top == block.rows.done:
-                rest_edge = predictor.cut(strip, cut_at) if has_right else None
-                ticket = writer.submit("edges", block, strip, rest_edge, beyond - cut_at)
-                writer.submit("end", block, False)
-            elif incoming is not None:
-                strip = predictor.add(
-                    strip, _rows(incoming, top + shape[1] - job.done - block.rows.start, job.done, shape, patch)
-                )
+            kept, place = held
+            for (view, context), mine in zip(self._views(), kept, strict=True):
+                self._strip = self._clock.run(self._predictor.blend_again, self._strip, context, view, mine, *place)
+        self._held = []
+
+    def _collect(self, job: Patches) -> tuple[list[Any], tuple[np.ndarray, ...]]:
+        kept, valid = [], np.arange(len(job.patches)) < job.count
+        for i, (view, context) in enumerate(self._views()):
+            args = self._gathered[i], context, view, job.patches, job.boxes, valid
+            mine, self._gathered[i] = self._clock.run(self._predictor.collect, *args)
+            kept.append(jax.device_get(mine))
+        self._summary.patches += job.count
+        return kept, job[1:-1]
+
+    def _band(self, job: Band) -> None:
+        block, predictor, shape = self._block, self._predictor, self._shape
+        edge = predictor.cut(self._strip, self._cut_at) if self._has_right else None
+        answers, self._strip = self._clock.run(predictor.finish, self._strip, job.done, self._outputs)
+        self._writer.submit("band", self._block_start, job.top, job.done, answers, edge, self._edge_left)
+        top = job.top + job.done
+        if top == block.rows.done:
+            rest_edge = predictor.cut(self._strip, self._cut_at) if self._has_right else None
+            self._ticket = self._writer.submit("edges", block, self._strip, rest_edge, self._edge_left)
+            self._writer.submit("end", block, False)
+        elif self._incoming is not None:
+            first = top + shape[1] - job.done - block.rows.start
+            self._strip = predictor.add(self._strip, _rows(self._incoming, first, job.done, shape, self._patch))
 
 
 def _begin(predictor, scratch, block, shape) -> tuple[Any, Float[np.ndarray, "k h w"] | None]:

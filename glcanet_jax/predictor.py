@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int, Num, UInt8
+from jaxtyping import Array, Bool, Float, Int, Num, UInt8
 
 from glcanet_jax import geometry
 from glcanet_jax.errors import UserError
-from glcanet_jax.models import functions
+from glcanet_jax.models import functions, second_pass
 from glcanet_jax.raster import PROBABILITY_STEPS
 from glcanet_jax.training import normalise
 
@@ -49,7 +49,7 @@ class Predictor:
         self.turns: Sequence[int] = geometry.DIHEDRAL if tta else (0,)
         self.traces = 0
         self.variables = variables
-        self._fns = functions(model)
+        self._fns, self._second = functions(model), second_pass(model)
         self._programs: dict[Any, Any] = {}
 
     @property
@@ -58,9 +58,17 @@ class Predictor:
 
     @variables.setter
     def variables(self, variables: Any) -> None:
-        """Others of the same shapes; nothing is compiled again."""
+        """Others of the same shapes; nothing is compiled again. Shapes alone will do to be told about :meth:`programs`."""
+        if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(variables)):
+            self._variables = variables
+            return
         one = lambda x: x.addressable_data(0) if isinstance(x, jax.Array) and len(x.sharding.device_set) > 1 else x  # noqa: E731
         self._variables = jax.device_put(jax.tree.map(one, variables), jax.local_devices()[0])
+
+    @property
+    def second_pass(self) -> bool:
+        """Whether the answers for a context's patches wait until all of them were looked at."""
+        return self._second is not None
 
     def strip_shape(self, context: tuple[int, int]) -> tuple[int, int, int]:
         """``(k, S, W)`` of the strips for contexts of this size (bounded where the views bound contexts)."""
@@ -93,27 +101,33 @@ class Predictor:
         image = self._turned(geometry.turn, image, view)
         return self._fns.encode_global(variables, normalise(image, **self.normalisation))
 
-    def _encoder(self, *args: Any) -> Any:
-        return self._program("encode", self._encode, args, args[1].dtype)
-
     def encode(self, image: Num[np.ndarray, "g g c"]) -> tuple[list[Any], Array]:
         """The contexts of a global view, one for each view of the augmentation; and a token that is ready when they are."""
         args = [(self._variables, image[None], np.int32(view)) for view in self.turns]
-        contexts = [self._encoder(*a)(*a) for a in args]
+        contexts = [self._program("encode", self._encode, a, image.dtype)(*a) for a in args]
         return contexts, jax.tree.leaves(contexts[-1])[0]
 
-    def _blend(self, strip, variables, context, view, patches, boxes, corners, row_weights, column_weights):
+    def _look(self, variables: Any, view: Array, patches: Array) -> Any:
+        """The features of patches, as one context's."""
         patches = self._turned(geometry.turn, patches[None], view)
-        features = self._fns.encode_local(variables, normalise(patches, **self.normalisation))
+        return self._fns.encode_local(variables, normalise(patches, **self.normalisation))
+
+    def _blend(self, strip, variables, context, view, patches, boxes, corners, row_weights, column_weights):
+        features = self._look(variables, view, patches)
         logits, _ = self._fns.fuse(variables, context, features, boxes[None])
+        return self._add_patches(strip, logits[0], view, corners, row_weights, column_weights)
+
+    def _add_patches(self, strip, logits, view, corners, row_weights, column_weights):
+        side = self.views.patch_size
+        whole = logits.shape[1] == side  # a logit for every pixel: nothing to resize
 
         def add(strip: Array, item: Any) -> tuple[Array, None]:
             logits, (top, left), rows, columns = item
             # to pixels and weighted at once: the resize is linear, a product with a matrix for each axis
-            down, across = (geometry.interpolation(cells, self.views.patch_size) for cells in logits.shape[:2])
-            if len(self.turns) > 1:  # the weights are those of the patch as it lies in the scene
-                pixels = _product("yi,ijk,xj->kyx", down, logits, across)
-                pixels = jnp.moveaxis(self._turned(geometry.turn_back, jnp.moveaxis(pixels, 0, -1), view), -1, 0)
+            down, across = (geometry.interpolation(cells, side) for cells in logits.shape[:2])
+            if whole or len(self.turns) > 1:  # the weights are those of the patch as it lies in the scene
+                pixels = logits if whole else _product("yi,ijk,xj->yxk", down, logits, across)
+                pixels = jnp.moveaxis(self._turned(geometry.turn_back, pixels, view), -1, 0)
                 weighted = pixels * rows[None, :, None] * columns[None, None]
             else:
                 weighted = _product("yi,ijk,xj->kyx", down * rows[:, None], logits, across * columns[:, None])
@@ -121,12 +135,11 @@ class Predictor:
             region = lax.dynamic_slice(strip, at, weighted.shape)
             return lax.dynamic_update_slice(strip, region + weighted, at), None
 
-        strip, _ = lax.scan(add, strip, (logits[0], corners, row_weights, column_weights))
+        strip, _ = lax.scan(add, strip, (logits, corners, row_weights, column_weights))
         return strip, strip[0, 0, 0]
 
-    def _blender(self, *args: Any) -> Any:
-        strip, patches = args[0], args[4]
-        return self._program("blend", self._blend, args, (strip.shape, patches.shape, patches.dtype), donate=0)
+    def _share(self) -> np.float32:
+        return np.float32(len(self.turns))
 
     def blend(
         self,
@@ -146,10 +159,73 @@ class Predictor:
         """
         args = (
             strip, self._variables, context, np.int32(view), patches, geometry.turn_boxes(boxes, view), corners,
-            row_weights / np.float32(len(self.turns)), column_weights,
+            row_weights / self._share(), column_weights,
         )  # fmt: skip
-        return self._blender(*args)(*args)
+        key = strip.shape, patches.shape, patches.dtype
+        return self._program("blend", self._blend, args, key, donate=0)(*args)
 
+    # -------------------------------------------------------------------------- the second pass, where a network has one
+    def _collect(self, gathered, variables, context, view, patches, boxes, valid):
+        features = self._look(variables, view, patches)
+        kept, new = self._second.collect(variables, context, features, boxes[None], valid[None])
+        gathered = jax.tree.map(jnp.add, gathered, new)
+        return (jax.tree.map(lambda x: x[0], kept), gathered), jax.tree.leaves(gathered)[0].ravel()[0]
+
+    def _gathered_like(self, variables: Any, context: Any, view: Any, patches: Any, boxes: Any, valid: Any) -> Any:
+        def gather(variables, context, view, patches, boxes, valid):
+            features = self._look(variables, view, patches)
+            return self._second.collect(variables, context, features, boxes[None], valid[None])[1]
+
+        return jax.eval_shape(gather, variables, context, view, patches, boxes, valid)
+
+    def collect(
+        self,
+        gathered: Any,
+        context: Any,
+        view: int,
+        patches: Num[np.ndarray, "b p p c"],
+        boxes: Float[np.ndarray, "b 4"],
+        valid: Bool[np.ndarray, " b"],
+    ) -> tuple[tuple[Any, Any], Array]:
+        """What the second pass keeps of ``batch`` patches, and all that was gathered, which is consumed (None: nothing yet).
+
+        The arrays kept are the device's; whoever holds many of them brings them to the host.
+        """
+        args = (self._variables, context, np.int32(view), patches, geometry.turn_boxes(boxes, view), valid)
+        if gathered is None:
+            gathered = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self._gathered_like(*args))
+        args = (gathered, *args)
+        return self._program("collect", self._collect, args, (patches.shape, patches.dtype), donate=0)(*args)
+
+    def _again(self, variables, context, gathered, image, view):
+        image = normalise(self._turned(geometry.turn, image, view), **self.normalisation)
+        context = self._second.encode_again(variables, context, gathered, image)
+        return context, jax.tree.leaves(context)[0].ravel()[0]
+
+    def encode_again(self, contexts: list[Any], gathered: list[Any], image: Num[np.ndarray, "g g c"]) -> Any:
+        """The contexts, by views, now that their patches are known; and a token that is ready when they are."""
+        out = []
+        for view, context, sums in zip(self.turns, contexts, gathered, strict=True):
+            args = self._variables, context, sums, image[None], np.int32(view)
+            out.append(self._program("encode_again", self._again, args, image.dtype)(*args))
+        return [context for context, _ in out], out[-1][1]
+
+    def _blend_again(self, strip, variables, context, view, kept, boxes, corners, row_weights, column_weights):
+        kept = jax.tree.map(lambda x: x[None], kept)
+        logits, _ = self._second.fuse_again(variables, context, kept, boxes[None])
+        return self._add_patches(strip, logits[0], view, corners, row_weights, column_weights)
+
+    def blend_again(
+        self, strip, context, view, kept, boxes, corners, row_weights, column_weights
+    ) -> tuple[Strip, Array]:
+        """:meth:`blend` from what :meth:`collect` kept of the patches."""
+        args = (
+            strip, self._variables, context, np.int32(view), kept, geometry.turn_boxes(boxes, view), corners,
+            row_weights / self._share(), column_weights,
+        )  # fmt: skip
+        return self._program("blend_again", self._blend_again, args, strip.shape, donate=0)(*args)
+
+    # -------------------------------------------------------------------------------------------------------- the strip
     def start(self, initial: Float[np.ndarray, "k s w"]) -> Strip:
         """A strip on the device."""
         return jnp.array(initial)  # a copy: the strip will be donated
@@ -177,33 +253,44 @@ class Predictor:
         return self._program("finish", program, args, (strip.shape, outputs), donate=0)(*args)
 
     # ---------------------------------------------------------------------------------------------------- the memory
-    def compile(self, dtype: Any, context: tuple[int, int]) -> dict[str, Any]:
-        """The two programs that cost something, for images of a type and contexts of a size in scene pixels."""
-        views, spec = self.views, jax.ShapeDtypeStruct
+    def programs(self, dtype: Any, context: tuple[int, int]) -> dict[str, Any]:
+        """The programs that cost something, for images of a type and contexts of a size in scene pixels.
+
+        Returns:
+            by name: the function, the shapes of its arguments, what tells it apart (see :meth:`_program`), and the
+            argument that it consumes or None.
+        """
+        views, spec, batch = self.views, jax.ShapeDtypeStruct, self.batch
         like = lambda tree: jax.tree.map(lambda x: spec(x.shape, x.dtype), tree)  # noqa: E731
         image = spec((1, views.global_size, views.global_size, self.bands), dtype)
-        patches = spec((self.batch, views.patch_size, views.patch_size, self.bands), dtype)
-        view, weights = spec((), np.int32), spec((self.batch, views.patch_size), np.float32)
+        patches = spec((batch, views.patch_size, views.patch_size, self.bands), dtype)
+        view, weights = spec((), np.int32), spec((batch, views.patch_size), np.float32)
         variables, strip = like(self._variables), spec(self.strip_shape(context), np.float32)
         encoded = jax.eval_shape(self._encode, variables, image, view)
-        boxes, corners = spec((self.batch, 4), np.float32), spec((self.batch, 2), np.int32)
-        return {
-            "encode": self._encoder(variables, image, view),
-            "blend": self._blender(strip, variables, encoded, view, patches, boxes, corners, weights, weights),
+        boxes, corners = spec((batch, 4), np.float32), spec((batch, 2), np.int32)
+        place = boxes, corners, weights, weights
+        out = {"encode": (self._encode, (variables, image, view), image.dtype, None)}
+        if self._second is None:
+            args = strip, variables, encoded, view, patches, *place
+            return out | {"blend": (self._blend, args, (strip.shape, patches.shape, patches.dtype), 0)}
+        looked = variables, encoded, view, patches, boxes, spec((batch,), np.bool_)
+        gathered = self._gathered_like(*looked)
+        (kept, _), _ = jax.eval_shape(self._collect, gathered, *looked)
+        again, _ = jax.eval_shape(self._again, variables, encoded, gathered, image, view)
+        return out | {
+            "collect": (self._collect, (gathered, *looked), (patches.shape, patches.dtype), 0),
+            "encode_again": (self._again, (variables, encoded, gathered, image, view), image.dtype, None),
+            "blend_again": (self._blend_again, (strip, variables, again, view, kept, *place), strip.shape, 0),
         }
+
+    def compile(self, dtype: Any, context: tuple[int, int]) -> dict[str, Any]:
+        """:meth:`programs`, compiled; the walk will find them."""
+        programs = self.programs(dtype, context)
+        return {name: self._program(name, fn, args, key, donate) for name, (fn, args, key, donate) in programs.items()}
 
     def memory(self, dtype: Any, context: tuple[int, int]) -> dict[str, dict[str, int]]:
         """Bytes on the device that each of :meth:`compile`'s programs needs, as the compiler says."""
-        out = {}
-        for name, program in self.compile(dtype, context).items():
-            analysis = program.memory_analysis()
-            sizes = {
-                "arguments": analysis.argument_size_in_bytes,
-                "outputs": analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
-                "temporaries": analysis.temp_size_in_bytes,
-            }
-            out[name] = sizes | {"total": sum(sizes.values())}
-        return out
+        return {name: program_memory(program) for name, program in self.compile(dtype, context).items()}
 
     def fit_batch(self, budget: int, dtype: Any, context: tuple[int, int]) -> int:
         """Set ``batch`` to the largest of :data:`BATCHES` whose program needs no more than ``budget`` bytes.
@@ -214,7 +301,7 @@ class Predictor:
 
         def need(batch: int) -> int:
             self.batch = batch
-            return self.memory(dtype, context)["blend"]["total"]
+            return max(sizes["total"] for name, sizes in self.memory(dtype, context).items() if name != "encode")
 
         one, two = need(1), need(2)
         if one > budget:
@@ -226,6 +313,17 @@ class Predictor:
         # the line through two points is a guess: the compiler has the last word
         self.batch = next(b for b in (*reversed(fits), 1) if need(b) <= budget)
         return self.batch
+
+
+def program_memory(program: Any) -> dict[str, int]:
+    """Bytes of a compiled program: arguments, outputs that are not arguments' memory, temporaries, and their total."""
+    analysis = program.memory_analysis()
+    sizes = {
+        "arguments": analysis.argument_size_in_bytes,
+        "outputs": analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
+        "temporaries": analysis.temp_size_in_bytes,
+    }
+    return sizes | {"total": sum(sizes.values())}
 
 
 def answers(logits: Float[Array, "k s w"], outputs: Sequence[str]) -> dict[str, Array]:

@@ -2,7 +2,9 @@
 
 import contextlib
 import ctypes
+import os
 import resource
+import subprocess
 import sys
 
 import jax
@@ -47,3 +49,23 @@ def free_device_memory() -> int | None:
 def resident_memory() -> int:
     """Bytes of the host's memory that this process holds now, its peak where the system does not say."""
     return _status("VmRSS") or int(peak_memory()["memory/host_peak_mb"] * 2**20)
+
+
+def process_device_memory() -> float | None:
+    """Megabytes of the first NVIDIA GPU that this process holds, as the driver counts; None without one.
+
+    With jax's preallocation on that is three quarters of the device: set ``XLA_PYTHON_CLIENT_PREALLOCATE=false``.
+    """
+    if jax.default_backend() != "gpu":
+        return None
+    query = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+    try:
+        rows = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    used = {
+        int(pid): float(mb)
+        for pid, mb in (row.split(",") for row in rows if row.count(",") == 1)
+        if mb.strip().isdigit()
+    }
+    return used.get(os.getpid(), next(iter(used.values())) if len(used) == 1 else None)  # in containers pids may differ

@@ -19,7 +19,13 @@ def _atomic(path: Path) -> Path:
     return path.with_name(f".{path.stem}.part{path.suffix}")
 
 
-def _save_figure(figure: Any, path: Path) -> None:
+def write_text(path: Path, text: str) -> None:
+    _atomic(path).write_text(text)
+    os.replace(_atomic(path), path)
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """A matplotlib figure as a file."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure)
@@ -101,7 +107,7 @@ def _save_panels(
     figure.legend(
         handles=handles, loc="outside lower center", ncols=max(1, min(len(handles), 8)), frameon=False, fontsize=10
     )
-    _save_figure(figure, Path(path))
+    save_figure(figure, Path(path))
 
 
 def save_confusion(path: Path, csv_path: Path, confusion: np.ndarray, class_names: Sequence[str]) -> None:
@@ -134,7 +140,7 @@ def save_confusion(path: Path, csv_path: Path, confusion: np.ndarray, class_name
     axis.set_yticks(range(k), class_names)
     axis.set_xlabel("prediction")
     axis.set_ylabel("truth (rows: % of the class)")
-    _save_figure(figure, Path(path))
+    save_figure(figure, Path(path))
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -183,4 +189,4 @@ def save_curve(path: Path, records: Sequence[dict[str, Any]]) -> None:
     for axis in axes:
         axis.grid(alpha=0.3)
     axes[-1].set_xlabel("step")
-    _save_figure(figure, Path(path))
+    save_figure(figure, Path(path))

@@ -3,14 +3,16 @@
 import dataclasses
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from glcanet_jax import config as configs
-from glcanet_jax import models, report, weights
+from glcanet_jax import metrics, models, report, weights
 from glcanet_jax.config import Config
 from glcanet_jax.data import open_dataset
 from glcanet_jax.errors import UserError
@@ -44,11 +46,10 @@ def open_data(data: configs.DataConfig) -> Any:
 
 def build_model(config: Config, num_classes: int) -> Any:
     """The network of a configuration."""
-    options = dataclasses.asdict(config.model)
-    name = options.pop("network")
-    if options["lem_norm"] == "auto" and config.loader.batch_size * config.loader.patches_per_context < 4:
+    options = configs.model_options(config.model)
+    if options.get("lem_norm") == "auto" and config.loader.batch_size * config.loader.patches_per_context < 4:
         options["lem_norm"] = "group"  # batch statistics of under four patches are noise
-    return models.build(name, num_classes, **options)
+    return models.build(config.model.network, num_classes, **options)
 
 
 def resolve(config: Config, dataset: Any) -> Config:
@@ -63,7 +64,11 @@ def resolve(config: Config, dataset: Any) -> Config:
         data = dataclasses.replace(data, val_split=dataset.validation_split)
     if config.backbone is not None:
         loaded = load_backbone(config)
-        if loaded.depth != model.depth or loaded.stride != model.stride:
+        if not hasattr(model, "depth") and loaded.kind == "resnet":
+            raise UserError(
+                f"{loaded.source} is a ResNet-{loaded.depth}; {model.network} has no ResNet: leave out --backbone"
+            )
+        if loaded.kind == "resnet" and (loaded.depth, loaded.stride) != (model.depth, model.stride):
             print(f"backbone weights: {loaded.source}: ResNet-{loaded.depth} {loaded.stride}")
             model = dataclasses.replace(model, depth=loaded.depth, stride=loaded.stride)
     return dataclasses.replace(config, normalisation=normalisation, model=model, data=data, views=views)
@@ -79,17 +84,35 @@ def initial_variables(config: Config, model: Any, bands: int) -> dict[str, Any]:
     variables = models.init(model, jax.random.key(config.train.seed), bands)
     if config.backbone is None:
         return variables
-    loaded = load_backbone(config)
-    for root in ("global", "local"):
-        if "resnet" not in variables["params"][root]:
-            continue  # a shared backbone lives in the global branch
-        stats = variables.get("batch_stats", {}).get(root, {}).get("resnet", {})
-        template = {"params": variables["params"][root]["resnet"], "batch_stats": stats}
+    return with_backbones(load_backbone(config), variables, bands, config.model.network)
+
+
+def with_backbones(
+    loaded: weights.TorchvisionWeights, variables: dict[str, Any], bands: int, network: str
+) -> dict[str, Any]:
+    """Variables whose every backbone of a file's kind is the file's.
+
+    Raises:
+        UserError: the network has none, or the file's does not fit.
+    """
+    params, stats = flatten_dict(variables["params"]), flatten_dict(variables.get("batch_stats", {}))
+    places = {path[: path.index(loaded.kind) + 1] for path in params if loaded.kind in path}
+    if not places:
+        raise UserError(
+            f"{loaded.source} holds a {loaded.kind} backbone; {network} has none: leave out --backbone, or take other weights"
+        )
+    for place in places:
+        own = lambda flat: {k[len(place) :]: v for k, v in flat.items() if k[: len(place)] == place}  # noqa: B023, E731
+        template = {"params": unflatten_dict(own(params)), "batch_stats": unflatten_dict(own(stats))}
         new = weights.backbone_variables(loaded, template, bands)
-        variables["params"][root]["resnet"] = new["params"]
-        if stats:
-            variables["batch_stats"][root]["resnet"] = new["batch_stats"]
-    return variables
+        params |= {(*place, *k): v for k, v in flatten_dict(new["params"]).items()}
+        stats |= {(*place, *k): v for k, v in flatten_dict(new["batch_stats"]).items() if (*place, *k) in stats}
+        beside = flatten_dict(weights.fcn_classifier(loaded)) if loaded.kind == "vgg" else {}
+        for path, array in beside.items():  # FCN's classifier turned into convolutions, where it has their full width
+            at = (*place[:-1], *path)
+            if at in params and params[at].shape == array.shape:
+                params[at] = array
+    return {"params": unflatten_dict(params), "batch_stats": unflatten_dict(stats)}
 
 
 def save(path: Path, config: Config, dataset: Any, variables: Any) -> None:
@@ -158,16 +181,23 @@ def check_fit(dataset: Any, scenes: Any, predictor: Predictor, class_names: list
 def evaluate_split(weights_path: Path, dataset: Any, split: str, out: Path, batch: int = 6) -> dict[str, Any]:
     """Score a split and write ``metrics.json``, the confusion matrix and an overlay of every scene; returns the metrics.
 
+    ``majority`` among them are the scores of a map that is everywhere the commonest true class; ``seconds`` are those of the walk over all scenes, reading and counting included, compiling not.
+
     Raises:
         UserError: the dataset's classes are not those of the weights, or a scene has other bands or no labels.
     """
     scenes = dataset.scenes(split)  # a bad split is told before the network is built
     predictor, config, classes = load_predictor(weights_path, batch)
     check_fit(dataset, scenes, predictor, classes["names"], split)
+    first = scenes[0]
+    predictor.compile(first.read_image(0, 0, 1, 1).dtype, config.views.context_extent(first.height, first.width))
+    began = time.perf_counter()
     megapixels = sum(s.height * s.width for s in scenes) / 1e6
     with Progress(megapixels, f"evaluating {split}", "Mpx") as progress:
         settings = {**configs.to_dict(config), "split": split, "weights": str(weights_path), "evaluated": dataset.name}
         result, pictures = evaluate(predictor, scenes, dataset, settings, lambda n: progress.advance(n / 1e6), True)
+    result["majority"] = majority(np.asarray(result["confusion"]), dataset)
+    result["seconds"] = round(time.perf_counter() - began, 3)
     out.mkdir(parents=True, exist_ok=True)
     names, palette = dataset.classes.names, dataset.classes.palette
     write_json(out / "metrics.json", result)
@@ -179,11 +209,18 @@ def evaluate_split(weights_path: Path, dataset: Any, split: str, out: Path, batc
     return result
 
 
+def majority(confusion: np.ndarray, dataset: Any) -> dict[str, dict[str, Any]]:
+    """mIoU and overall accuracy, by protocol, of a map that is everywhere the commonest true class."""
+    out, names = {}, dataset.classes.names
+    for protocol in dataset.protocols:
+        scores = metrics.scores(metrics.majority_baseline(confusion), names, protocol)
+        out[protocol.name] = {k: scores[k] for k in ("miou", "oa")}
+    return out
+
+
 def write_json(path: Path, value: Any) -> None:
     """Written whole or not at all."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(temporary, path)
+    report.write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def open_run(config: Config) -> Path:

@@ -1,7 +1,6 @@
 """The functional core of training: state, loss, one jitted step. The loop around it is :mod:`glcanet_jax.loop`."""
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -13,7 +12,7 @@ import optax
 from jaxtyping import Array, Float
 
 from glcanet_jax import losses, optim
-from glcanet_jax.models import functions
+from glcanet_jax.models import auxiliary, functions, second_pass
 
 Batch = dict[str, Array]
 Metrics = dict[str, Array]
@@ -71,47 +70,86 @@ def jitter_colour(key: Array, image: Array, patches: Array, strength: float) -> 
     )
 
 
-def loss_terms(config: Any, logits: Array | None, out: dict[str, Array], batch: Batch) -> dict[str, Array]:
-    """The weighted terms of the loss (DESIGN section 3); absent outputs have no term."""
+def loss_terms(
+    config: Any, logits: Array | None, out: dict[str, Array], batch: Batch, auxiliary: Mapping[str, float] | None = None
+) -> dict[str, Array]:
+    """The weighted terms of the loss (DESIGN section 3); absent outputs have no term.
+
+    ``auxiliary`` are the weights of a network's own further logits, ``NAME/logits`` of either view.
+    """
     weights = jnp.asarray(config.class_weights, jnp.float32) if config.class_weights else None
-    focal = partial(losses.focal, gamma=config.gamma, class_weights=weights)
-    patch_labels = jnp.where(batch["valid"][..., None, None], batch["patch_labels"], losses.IGNORE)
-    patch_labels = losses.at_logits(patch_labels)
+    labels = {
+        "local": jnp.where(batch["valid"][..., None, None], batch["patch_labels"], losses.IGNORE),
+        "global": batch["global_labels"],
+    }
+
+    def focal(logits: Array, view: str) -> Array:
+        return losses.focal(logits, losses.at_logits(labels[view], logits), config.gamma, weights)
+
     terms = {}
     if logits is not None:
-        terms["fused"] = config.fused * focal(logits, patch_labels)
-    if "local/logits" in out:
-        terms["local"] = config.local * focal(out["local/logits"], patch_labels)
-    if "global/logits" in out:
-        terms["global"] = config.glob * focal(out["global/logits"], losses.at_logits(batch["global_labels"]))
+        terms["fused"] = config.fused * focal(logits, "local")
+    for view, weight in (("local", config.local), ("global", config.glob)):
+        if f"{view}/logits" in out:
+            terms[view] = weight * focal(out[f"{view}/logits"], view)
+        for name, share in (auxiliary or {}).items():
+            if f"{view}/{name}/logits" in out:
+                terms[name] = share * focal(out[f"{view}/{name}/logits"], view)
     if "local/x" in out and config.regulariser:
         term = losses.regulariser(out["local/x"], out["global/x_at_box"], batch["valid"])
         terms["regulariser"] = config.regulariser * term
     return terms
 
 
-def forward(model: nn.Module, phase: str, params: Any, batch_stats: Any, inputs: tuple[Array, Array, Array]):
+def forward(model: nn.Module, phase: str, params: Any, batch_stats: Any, batch: Batch, key: Array):
     """A training pass of a phase: ``(logits, out), new batch statistics``.
 
     ``global`` runs the global branch alone; ``rest`` holds it frozen: stop-gradient, BatchNorm in inference mode, running
-    statistics untouched.
+    statistics untouched; ``feedback`` holds both branches frozen and trains what their joint answer goes back into.
+
+    Args:
+        batch: its images normalised; key: what dropout draws from.
     """
-    image, patches, boxes = inputs
+    image, patches, boxes = batch["global_image"], batch["patches"], batch["boxes"]
     fns = functions(model)
     variables = {"params": params, "batch_stats": batch_stats}
     if phase == "joint":
-        return fns.apply(variables, image, patches, boxes, train=True)
+        return fns.apply(variables, image, patches, boxes, train=True, key=key)
     if phase == "global":
-        context, stats = fns.encode_global(variables, image, train=True)
-        return (None, {"global/logits": context["logits"]}), batch_stats | stats
+        context, stats = fns.encode_global(variables, image, train=True, key=key)
+        return (None, _answers_of(context)), batch_stats | stats
     context = jax.lax.stop_gradient(fns.encode_global(variables, image))
-    features, stats = fns.encode_local(variables, patches, train=True)
+    if phase == "feedback":
+        return _feedback(model, variables, context, batch, key)
+    features, stats = fns.encode_local(variables, patches, train=True, key=key)
     merged = batch_stats | stats
-    (logits, out), fused = fns.fuse({"params": params, "batch_stats": merged}, context, features, boxes, train=True)
+    (logits, out), fused = fns.fuse(
+        {"params": params, "batch_stats": merged}, context, features, boxes, train=True, key=key
+    )
     merged = merged | fused
     if "global" in batch_stats:
         merged["global"] = batch_stats["global"]
     return (logits, out), merged
+
+
+def _answers_of(context: dict[str, Array]) -> dict[str, Array]:
+    return {f"global/{k}": v for k, v in context.items() if k.endswith("logits")}
+
+
+def _feedback(model: nn.Module, variables: Any, context: Any, batch: Batch, key: Array):
+    """The third phase of a network with a second pass: one context after another, so that one's patches are in memory."""
+    fns, second = functions(model), second_pass(model)
+
+    def collect(item: Any) -> Any:
+        context, patches, boxes, valid = jax.tree.map(lambda x: x[None], item)
+        kept, gathered = second.collect(variables, context, fns.encode_local(variables, patches), boxes, valid)
+        return jax.tree.map(lambda x: x[0], (kept, gathered))
+
+    items = context, batch["patches"], batch["boxes"], batch["valid"]
+    kept, gathered = jax.lax.stop_gradient(jax.lax.map(collect, items))
+    again, stats = second.encode_again(variables, context, gathered, batch["global_image"], train=True, key=key)
+    (logits, out), fused = second.fuse_again(variables, again, kept, batch["boxes"], train=True, key=key)
+    return (logits, out | _answers_of(again)), variables["batch_stats"] | stats | fused
 
 
 def make_train_step(
@@ -130,9 +168,10 @@ def make_train_step(
         if config.train.colour_jitter:
             image, patches = jitter_colour(key, image, patches, config.train.colour_jitter)
         mean, std = config.normalisation.mean, config.normalisation.std
-        inputs = normalise(image, mean, std, 1.0), normalise(patches, mean, std, 1.0), batch["boxes"]
-        (logits, out), batch_stats = forward(model, phase.name, params, batch_stats, inputs)
-        terms = loss_terms(config.loss, logits, out, batch)
+        inputs = {"global_image": normalise(image, mean, std, 1.0), "patches": normalise(patches, mean, std, 1.0)}
+        drop = jax.random.fold_in(key, 1)  # not what the colours drew from
+        (logits, out), batch_stats = forward(model, phase.name, params, batch_stats, batch | inputs, drop)
+        terms = loss_terms(config.loss, logits, out, batch, auxiliary(model))
         return sum(terms.values()), (terms, batch_stats)
 
     def gradients(state: TrainState, batch: Batch):
@@ -162,7 +201,7 @@ def make_train_step(
         updates, opt_state = optim.update(tx, grads, state.opt_state, state.params, phase.roots)
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": loss} | {f"loss/{k}": v for k, v in terms.items()}
-        for root in phase.roots:
+        for root in (r for r in phase.roots if r in params):
             metrics[f"grad_norm/{root}"] = optax.tree.norm(grads[root])
             metrics[f"update_norm/{root}"] = optax.tree.norm(updates[root])
             metrics[f"param_norm/{root}"] = optax.tree.norm(params[root])

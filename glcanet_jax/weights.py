@@ -1,4 +1,4 @@
-"""Weights in (torchvision-layout ResNets, no pickled code run) and out (one file that rebuilds the model)."""
+"""Weights in (torchvision-layout ResNets and VGG-16, no pickled code run) and out (one file that rebuilds the model)."""
 
 import io
 import json
@@ -8,40 +8,49 @@ import pickle
 import re
 import zipfile
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from glcanet_jax import models
 from glcanet_jax.errors import UserError
+from glcanet_jax.models import vgg
+from glcanet_jax.models.glnet import GLNet
 from glcanet_jax.models.resnet import BLOCKS
 
 FORMAT = "glcanet_jax weights"
 VERSION = 1
 DEPTH_OF = {(blocks, depth >= 50): depth for depth, blocks in BLOCKS.items()}
+# torchvision's ``features.N`` of VGG-16's convolutions: after each its norm, if any, and a ReLU; after each stage a pooling
+VGG_PLACES = {norm: [(2 + norm) * i + stage - 1 for i, (stage, _) in enumerate(vgg.LAYERS)] for norm in (False, True)}
+LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
 
 # ---------------------------------------------------------------------------------------------------------------- in
 @dataclass(frozen=True)
 class TorchvisionWeights:
-    """Arrays of a ResNet under torchvision's names, float32."""
+    """Arrays of a ResNet or a VGG-16 under torchvision's names, float32."""
 
     arrays: dict[str, np.ndarray]
-    depth: int  # 18, 34, 50 or 101
-    stride: str  # v1 or v1.5
+    depth: int  # 18, 34, 50 or 101; 16 of a VGG
+    stride: str  # v1 or v1.5; of a VGG nothing
     source: str
     note: str  # how the stride variant was known
+    kind: str = "resnet"  # or "vgg"
 
 
 def load_torchvision(path: str | Path, *, stride: str | None = None) -> TorchvisionWeights:
-    """A ResNet in torchvision's key layout from ``.safetensors``, ``.npz``, or ``.pth`` (read without running its code).
+    """A ResNet or a VGG-16 in torchvision's key layout from ``.safetensors``, ``.npz``, or ``.pth`` (no code of it is run).
 
     The stride variant is that of the file's metadata (``stride`` or ``variant``), or the one given, or v1.5, torchvision's.
 
     Raises:
-        UserError: unreadable, no ResNet, or its stride variant is not the one given.
+        UserError: unreadable, no such network, or its stride variant is not the one given.
     """
     path = Path(path)
     if not path.is_file():
@@ -55,6 +64,9 @@ def load_torchvision(path: str | Path, *, stride: str | None = None) -> Torchvis
         )
     arrays, metadata = readers[path.suffix](path)
     arrays = _clean(arrays)
+    if any(re.fullmatch(r"features\.\d+\.weight", k) for k in arrays):
+        _check_vgg(arrays, path)
+        return TorchvisionWeights(arrays, 16, "", str(path), "", "vgg")
     depth = _depth(arrays, path)
     declared = _declared_stride(metadata)
     if stride is not None and declared is not None and stride != declared:
@@ -190,7 +202,8 @@ def _clean(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     for name, array in arrays.items():
         for prefix in ("module.", "backbone.", "model."):
             name = name.removeprefix(prefix)
-        if not name.startswith("fc.") and not name.endswith("num_batches_tracked"):
+        classifier = name.startswith(("fc.", "classifier.6."))
+        if not classifier and not name.endswith("num_batches_tracked"):
             out[name] = np.asarray(array).astype(np.float32)
     return out
 
@@ -206,10 +219,26 @@ def _depth(arrays: dict[str, np.ndarray], path: Path) -> int:
     return DEPTH_OF[key]
 
 
+def _vgg_places(arrays: dict[str, np.ndarray]) -> list[int]:
+    """The ``N`` of all ``features.N`` that are convolutions."""
+    found = {k: re.fullmatch(r"features\.(\d+)\.weight", k) for k, v in arrays.items() if v.ndim == 4}
+    return sorted(int(m.group(1)) for m in found.values() if m)
+
+
+def _check_vgg(arrays: dict[str, np.ndarray], path: Path) -> None:
+    places = _vgg_places(arrays)
+    if places not in VGG_PLACES.values():
+        raise UserError(
+            f"{path} is no VGG-16 or VGG-16-BN in torchvision's layout: its convolutions are features."
+            f"{', '.join(map(str, places))}, wanted are features.{', '.join(map(str, VGG_PLACES[False]))} "
+            f"or, with norms, {', '.join(map(str, VGG_PLACES[True]))}; give one of torchvision's vgg16 or vgg16_bn"
+        )
+
+
 def _torchvision_name(path: tuple[str, ...]) -> str:
-    """Torchvision's name of one of our arrays."""
+    """Torchvision's name of one of our ResNet's arrays."""
     *modules, leaf = path
-    leaf = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}[leaf]
+    leaf = LEAVES[leaf]
     if len(modules) == 1:
         return f"{'conv1' if modules[0] == 'stem_conv' else 'bn1'}.{leaf}"
     stage, block = re.fullmatch(r"stage(\d)_block(\d+)", modules[0]).groups()
@@ -219,25 +248,62 @@ def _torchvision_name(path: tuple[str, ...]) -> str:
     return f"layer{stage}.{int(block) - 1}.{part}.{leaf}"
 
 
+def _vgg_name(path: tuple[str, ...], with_norms: bool) -> str:
+    """Torchvision's name of one of our VGG's arrays."""
+    module, leaf = path
+    layer = (1, 1) if module == "stem_conv" else tuple(map(int, module[4:].split("_")))  # conv4_1, norm4_1
+    place = VGG_PLACES[with_norms][vgg.LAYERS.index(layer)] + module.startswith("norm")
+    return f"features.{place}.{LEAVES[leaf]}"
+
+
+def _for_bands(stem: np.ndarray, bands: int) -> np.ndarray:
+    """The first kernel, ``[filters, 3, h, w]``, for other bands, as :func:`backbone_variables` says."""
+    if stem.shape[1] == bands:
+        return stem
+    if bands == 1:
+        return stem.sum(1, keepdims=True)
+    return stem[:, np.arange(bands) % stem.shape[1]] * (stem.shape[1] / bands)
+
+
+def _check_kind(weights: TorchvisionWeights, modules: set[str]) -> None:
+    """That a VGG goes into a VGG, with norms or without as it is itself, and a ResNet into a ResNet."""
+    wanted = "vgg" if "conv1_2" in modules else "resnet"
+    called = {"resnet": f"ResNet-{weights.depth}", "vgg": "VGG-16"}[weights.kind]
+    if weights.kind != wanted:
+        other = {"resnet": "ResNet", "vgg": "VGG-16"}[wanted]
+        raise UserError(f"{weights.source} is a {called}, the network's backbone is a {other}; give weights of that")
+    if weights.kind == "resnet":
+        return
+    has, wants = _vgg_places(weights.arrays) == VGG_PLACES[True], any(m.startswith("norm") for m in modules)
+    if has != wants:
+        names = {False: "VGG-16 without norms (torchvision's vgg16)", True: "VGG-16-BN (torchvision's vgg16_bn)"}
+        raise UserError(
+            f"{weights.source} is a {names[has]}, the network's backbone is a {names[wants]}; give that one"
+        )
+
+
 def backbone_variables(weights: TorchvisionWeights, template: dict[str, Any], in_bands: int = 3) -> dict[str, Any]:
-    """``{"params", "batch_stats"}`` of our ResNet from torchvision's arrays.
+    """``{"params", "batch_stats"}`` of our ResNet or VGG-16 from torchvision's arrays.
 
     Bands other than three: one band gets the sum over RGB; more get RGB repeated cyclically, scaled by ``3 / n``, so that
     a grey scene answers as it did.
 
     Raises:
-        UserError: names or shapes differ; both sides are listed.
+        UserError: it is another network, or names or shapes differ; both sides are listed.
     """
     flat = flatten_dict({k: v for k, v in template.items() if v})
-    arrays = dict(weights.arrays)
-    stem = arrays.get("conv1.weight")
-    if stem is not None and stem.shape[1] != in_bands:
-        if in_bands == 1:
-            stem = stem.sum(1, keepdims=True)
-        else:
-            stem = stem[:, np.arange(in_bands) % stem.shape[1]] * (stem.shape[1] / in_bands)
-        arrays["conv1.weight"] = stem
-    wanted = {path: _torchvision_name(path[1:]) for path in flat}
+    modules = {path[1] for path in flat}
+    _check_kind(weights, modules)
+    if weights.kind == "vgg":
+        arrays = {k: v for k, v in weights.arrays.items() if k.startswith("features.")}
+        wanted = {path: _vgg_name(path[1:], any(m.startswith("norm") for m in modules)) for path in flat}
+        stem = "features.0.weight"
+    else:
+        arrays = dict(weights.arrays)
+        wanted = {path: _torchvision_name(path[1:]) for path in flat}
+        stem = "conv1.weight"
+    if stem in arrays:
+        arrays[stem] = _for_bands(arrays[stem], in_bands)
     missing = sorted(set(wanted.values()) - set(arrays))
     # a frozen or batch norm has statistics; a group norm leaves the file's unused
     extra = sorted(k for k in set(arrays) - set(wanted.values()) if not k.endswith(("running_mean", "running_var")))
@@ -258,6 +324,28 @@ def backbone_variables(weights: TorchvisionWeights, template: dict[str, Any], in
         ]
         raise UserError(f"{weights.source} does not fit the backbone: {'; '.join(listed)}; check depth, width and norm")
     return {"params": {}, "batch_stats": {}} | unflatten_dict(out)
+
+
+def fcn_classifier(weights: TorchvisionWeights) -> dict[str, dict[str, np.ndarray]]:
+    """``fc6`` and ``fc7`` of :class:`~glcanet_jax.models.fcn8s.FCN8s`: VGG's first two fully connected layers as convolutions.
+
+    Empty if the file has none. timm names them ``pre_logits.fc1`` and ``pre_logits.fc2``.
+    """
+    out = {}
+    for name, kernel, *theirs in (
+        ("fc6", 7, "classifier.0", "pre_logits.fc1"),
+        ("fc7", 1, "classifier.3", "pre_logits.fc2"),
+    ):
+        found = [k for k in theirs if {f"{k}.weight", f"{k}.bias"} <= set(weights.arrays)]
+        if not found:
+            return {}
+        weight = weights.arrays[f"{found[0]}.weight"]
+        weight = weight.reshape(len(weight), -1, kernel, kernel)  # torch's inputs are channels, rows, columns
+        out[name] = {
+            "kernel": np.ascontiguousarray(weight.transpose(2, 3, 1, 0)),
+            "bias": weights.arrays[f"{found[0]}.bias"],
+        }
+    return out
 
 
 def fetch_hub(name: str) -> Path:
@@ -353,3 +441,87 @@ def load_weights(path: str | Path) -> WeightsFile:
     flat = {tuple(k.split("/")): v.astype(np.float32) if v.dtype == np.float16 else v for k, v in arrays.items()}
     variables = {"params": {}, "batch_stats": {}} | unflatten_dict(flat)
     return WeightsFile(variables, *(json.loads(metadata[k]) for k in ("config", "classes", "normalisation")))
+
+
+# --------------------------------------------------------------------------------------------------- GLNet's own release
+_GLNET_HEAD = {"head": "classify", "smoothing/all": "smooth", "fpn/lateral5": "toplayer"}
+_GLNET_HEAD |= {f"fpn/lateral{i}": f"latlayer{5 - i}" for i in (4, 3, 2)}
+_GLNET_HEAD |= {f"smoothing/{phase}{i}": f"smooth{6 - i}_{n}" for n, phase in enumerate(("first", "second"), 1) for i in (5, 4, 3, 2)}  # fmt: skip
+
+
+def _glnet_name(path: tuple[str, ...]) -> str:
+    """The release's name of one of our GLNet's arrays; the second global branch has parts of the first one's module."""
+    root, *modules, leaf = path
+    if root == "fusion":
+        return f"ensemble_conv.{LEAVES[leaf]}"
+    branch = "local" if root == "local" else "global"
+    if modules[0] == "resnet":
+        return f"resnet_{branch}.{_torchvision_name((*modules[1:], leaf))}"
+    name = _GLNET_HEAD["/".join(modules)]
+    suffix = "_ext" if root == "feedback" and name not in ("classify", "smooth") else ""
+    return f"fpn_{branch}.{name}{suffix}.{LEAVES[leaf]}"
+
+
+def _glnet_arrays(state: Mapping[str, Any] | str | Path) -> dict[str, np.ndarray]:
+    if isinstance(state, str | Path):
+        if not Path(state).is_file():
+            raise UserError(f"there is no checkpoint at {state}; give a .pth file of GLNet's release")
+        state = read_torch_zip(Path(state))[0]
+    names = {name.removeprefix("module."): name for name in state}
+    ignored = lambda name: name.endswith("num_batches_tracked") or re.match(r"resnet_\w+\.fc\.", name)  # noqa: E731
+    return {short: np.asarray(state[name]).astype(np.float32) for short, name in names.items() if not ignored(short)}
+
+
+def from_glnet(
+    state_dict: Mapping[str, Any] | str | Path, *, global_fixed: Mapping[str, Any] | str | Path | None = None
+) -> dict[str, Any]:
+    """``{"params", "batch_stats"}`` of a GLNet from the PyTorch release's checkpoint, by name or as a ``.pth`` file (no code run).
+
+    Args:
+        state_dict: of stage 1 or 2, for ``GLNet(mutual=False)``; of stage 3 together with
+        global_fixed: stage 1's, whose frozen global branch stage 3 ran beside its own: for ``GLNet(mutual=True)``.
+
+    Raises:
+        UserError: names or shapes differ; both sides are listed.
+    """
+    arrays, mutual = _glnet_arrays(state_dict), global_fixed is not None
+    fixed = _glnet_arrays(global_fixed) if mutual else arrays
+    sizes = {k: arrays.get(f"{k}.weight") for k in ("resnet_global.conv1", "fpn_global.classify")}
+    lacking = [f"{k}.weight" for k, v in sizes.items() if v is None]
+    if lacking:
+        raise UserError(
+            f"this is no checkpoint of GLNet's release: it has {len(arrays)} arrays ({', '.join(sorted(arrays)[:3])} ...) "
+            f"and lacks {', '.join(lacking)}; give the whole state_dict"
+        )
+    stem, classify = sizes.values()
+    prefix = "resnet_global."
+    resnet = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+    options = dict(depth=_depth(resnet, Path("GLNet's checkpoint")), width=stem.shape[0])
+    model = GLNet(classify.shape[0], mutual=True, fpn_channels=classify.shape[1] // 2, **options)
+    template = jax.eval_shape(lambda key: models.init(model, key, stem.shape[1]), jax.random.key(0))
+    flat = {path: (_glnet_name(path[1:]), x.shape) for path, x in flatten_dict(template).items()}
+    known = {name for name, _ in flat.values()}  # a checkpoint has all of them, those that its stage does not use too
+    extra = sorted((set(arrays) | set(fixed)) - known)
+    out, missing, misshapen = {}, [], []
+    for path, (name, shape) in flat.items():
+        if path[1] == "feedback" and not mutual:
+            continue
+        source = fixed if path[1] == "global" else arrays
+        if name not in source:
+            missing.append(name)
+            continue
+        array = source[name].transpose(2, 3, 1, 0) if source[name].ndim == 4 else source[name]
+        if array.shape != shape:
+            misshapen.append(f"{name} {array.shape} against {shape}")
+        out[path] = np.ascontiguousarray(array)
+    if missing or extra or misshapen:
+        parts = [("the checkpoint lacks", sorted(missing)), ("GLNet lacks", extra), ("shapes differ:", misshapen)]
+        listed = [
+            f"{what} {', '.join(keys[:4])}{f' ... ({len(keys)} in all)' if len(keys) > 4 else ''}"
+            for what, keys in parts
+            if keys
+        ]
+        raise UserError(
+            f"the checkpoint does not fit GLNet: {'; '.join(listed)}; give the whole state_dict of the release"
+        )
+    return unflatten_dict(out)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from glcanet_jax import evaluation, geometry, metrics, models, predict, runs
-from glcanet_jax.config import Config, ModelConfig, NormalisationConfig
+from glcanet_jax.config import Config, NormalisationConfig, model_config
 from glcanet_jax.data.scenes import ArrayScene, ClassTable, Dataset, Protocol
 from glcanet_jax.data.views import global_view
 from glcanet_jax.models.sampling import logits_to_pixels
@@ -191,7 +191,7 @@ def test_a_thumbnail_of_a_huge_scene_is_small():
 @pytest.fixture(scope="module")
 def weights_file(predictor, tmp_path_factory):
     """The network, saved as a run saves it."""
-    config = Config(views=VIEWS, model=ModelConfig(**SMALL), normalisation=NormalisationConfig(scale=255.0))
+    config = Config(views=VIEWS, model=model_config(**SMALL), normalisation=NormalisationConfig(scale=255.0))
     path = tmp_path_factory.mktemp("weights") / "w.safetensors"
     runs.save(path, config, dataset_of(), predictor[2])
     return path

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from glcanet_jax import export, geometry, models, runs
-from glcanet_jax.config import Config, ModelConfig, NormalisationConfig
+from glcanet_jax.config import Config, NormalisationConfig, model_config
 from glcanet_jax.data.scenes import ArrayScene, ClassTable, Dataset, Protocol
 from glcanet_jax.errors import UserError
 from glcanet_jax.models import attention
@@ -27,7 +27,7 @@ PALETTE = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
 @pytest.fixture(scope="module")
 def weights_file(tmp_path_factory):
     """A network whose parts that start at zero answer something, saved as a run saves it."""
-    config = Config(views=VIEWS, model=ModelConfig(**SMALL), normalisation=NormalisationConfig(scale=255.0))
+    config = Config(views=VIEWS, model=model_config(**SMALL), normalisation=NormalisationConfig(scale=255.0))
     variables = models.init(runs.build_model(config, 3), jax.random.key(0), 3)
     variables["params"] = jax.tree.map(
         lambda x: x + 0.02 * jax.random.normal(jax.random.key(x.size), x.shape), variables["params"]

@@ -42,7 +42,7 @@ def test_kills_at_random_moments(tmp_path):
     """Whatever stands under a final name is whole, at every kill; and the run that ends has made the same bytes."""
     dataset = open_dataset("sample")
     config = configs.Config(
-        model=configs.ModelConfig(depth=10, width=8, fpn_channels=32),
+        model=configs.model_config(depth=10, width=8, fpn_channels=32),
         normalisation=configs.NormalisationConfig(scale=255.0),
     )
     variables = models.init(runs.build_model(config, len(dataset.classes.names)), jax.random.key(0), 3)

@@ -70,7 +70,10 @@ def test_regulariser_pulls_the_local_branch_alone():
 
 
 @pytest.mark.parametrize("size", [500, 68, 65])
-def test_labels_at_stride_4(size):
-    labels = np.arange(size * size).reshape(1, size, size)
-    np.testing.assert_array_equal(losses.at_logits(jnp.array(labels)), labels[:, ::4, ::4])
-    assert losses.at_logits(jnp.array(labels)).shape[1] == -(-size // 4)  # as many cells as C2 has
+@pytest.mark.parametrize("stride", [1, 4, 8, 16])
+def test_labels_at_the_cells_of_logits(size, stride):
+    labels = jnp.arange(size * size).reshape(1, size, size)
+    cells = -(-size // stride)
+    at = losses.at_logits(labels, jnp.zeros((1, cells, cells, 3)))
+    assert at.shape == (1, cells, cells)
+    np.testing.assert_array_equal(at, labels[:, ::stride, ::stride])

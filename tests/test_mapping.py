@@ -16,7 +16,7 @@ from test_cli import ROOT, environment
 from test_evaluation import SMALL, dataset_of, make_predictor
 
 from glcanet_jax import geometry, mapping, predict, raster, runs
-from glcanet_jax.config import Config, ModelConfig, NormalisationConfig
+from glcanet_jax.config import Config, NormalisationConfig, model_config
 from glcanet_jax.data import open_dataset
 from glcanet_jax.errors import UserError
 from glcanet_jax.mapping import MapOptions
@@ -29,7 +29,7 @@ METRES = Affine(0.5, 0, 325000, 0, -0.5, 2790000)
 def weights(tmp_path_factory):
     """A small network as a file; its answers mean nothing."""
     path = tmp_path_factory.mktemp("weights") / "w.safetensors"
-    config = Config(views=VIEWS, model=ModelConfig(**SMALL), normalisation=NormalisationConfig(scale=255.0))
+    config = Config(views=VIEWS, model=model_config(**SMALL), normalisation=NormalisationConfig(scale=255.0))
     runs.save(path, config, dataset_of(names=("water", "land", "road")), make_predictor(VIEWS)[2])
     return path
 

@@ -474,3 +474,69 @@ def test_a_broken_sink_or_source_ends_a_walk(aligned):
 def test_an_unknown_output_is_refused(aligned):
     with pytest.raises(ValueError, match="no output is called heat"):
         run(aligned, scene_of(64, 64), ("heat",))
+
+
+# -------------------------------------------------------------------------------------------------------- a second pass
+class TwoPasses(Pointwise):
+    """Its logits are a pixel's values less the mean over all patches of the context: they wait for the last of them."""
+
+    second_pass = True
+
+    def collect(self, context: Any, features: jax.Array, boxes: jax.Array, valid: jax.Array) -> Any:
+        means = features.mean((2, 3)) * valid[..., None]
+        return {"x": features}, {"sum": means.sum(1), "count": valid.sum(1, keepdims=True).astype(jnp.float32)}
+
+    def encode_again(self, context: Any, gathered: Any, image: jax.Array, *, train: bool = False) -> Any:
+        return {"mean": gathered["sum"] / gathered["count"]}
+
+    def fuse_again(self, context: Any, kept: Any, boxes: jax.Array, *, train: bool = False) -> Any:
+        return kept["x"] - context["mean"][:, None, None, None], {}
+
+
+@pytest.mark.parametrize("tta", [False, True])
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize(("height", "width"), [(150, 118), (301, 57)])
+def test_what_waits_for_all_patches_of_a_context_gets_them(height, width, batch, tta):
+    views, scene = geometry.Views(120, 32, 48, 17), noise(height, width)
+    predictor = Predictor(TwoPasses(), {"params": {}}, views, RAW, bands=3, batch=batch, tta=tta)
+    arrays, summary = run(predictor, scene)
+
+    axes = [geometry.walk_axis(length, views) for length in (height, width)]
+    image = scene.image.astype(np.float64)
+    places = {}
+    for i, top in enumerate(axes[0].patch_starts.tolist()):
+        for j, left in enumerate(axes[1].patch_starts.tolist()):
+            places.setdefault((int(axes[0].owner[i]), int(axes[1].owner[j])), []).append((i, j, top, left))
+    expected, patches = np.zeros(image.shape), 0
+    for members in places.values():
+        cut = {(i, j): image[top : top + 48, left : left + 48] for i, j, top, left in members}
+        mean = np.mean([patch.mean((0, 1)) for patch in cut.values()], axis=0)
+        for i, j, top, left in members:
+            weight = axes[0].weights[i][:, None] * axes[1].weights[j]
+            expected[top : top + 48, left : left + 48] += weight[..., None] * (cut[i, j] - mean)
+            patches += 1
+    np.testing.assert_allclose(arrays["logits"], expected, atol=2e-3)
+    assert len(places) > 1 and summary.patches == patches
+    assert set(predictor.memory(np.uint8, (120, 120))) == {"encode", "collect", "encode_again", "blend_again"}
+
+
+def test_a_killed_walk_of_two_passes_goes_on(tmp_path):
+    views, scene = geometry.Views(120, 32, 48, 17), noise(301, 157)
+    predictor = Predictor(TwoPasses(), {"params": {}}, views, RAW, bands=3, batch=2)
+    whole, summary = run(predictor, scene)
+    sink = predict.ArraySink(scene.height, scene.width)
+    finished = []
+
+    def stop(pixels):
+        finished.append(pixels)
+        if len(finished) == 5:
+            raise KeyboardInterrupt
+
+    with Scratch(tmp_path, {}) as scratch, contextlib.suppress(KeyboardInterrupt):
+        predict.predict_scene(predictor, scene, sink, outputs=("logits",), scratch=scratch, progress=stop)
+    with Scratch(tmp_path, {}) as scratch:
+        done = len(scratch.done)
+        assert 0 < done < summary.blocks
+        rest = predict.predict_scene(predictor, scene, sink, outputs=("logits",), scratch=scratch)
+    assert (rest.resumed, rest.blocks) == (done, summary.blocks - done)
+    np.testing.assert_array_equal(sink.arrays["logits"], whole["logits"])

@@ -1,17 +1,40 @@
-"""The networks by name, and the three pure functions that training, evaluation, prediction and export all call."""
+"""The networks by name, and the pure functions that training, evaluation, prediction and export all call.
+
+A network of two views (GLCANet, GLNet) has ``encode_global``, ``encode_local`` and ``fuse`` itself. A network of one view
+(``__call__(image) -> (logits, out)``) gets them from :class:`~glcanet_jax.models.single_view.SingleView`.
+"""
 
 import dataclasses
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 
 from glcanet_jax.errors import UserError
+from glcanet_jax.models.deeplabv3plus import DeepLabV3Plus
+from glcanet_jax.models.fcn8s import FCN8s
 from glcanet_jax.models.glcanet import GLCANet
+from glcanet_jax.models.glnet import GLNet
+from glcanet_jax.models.icnet import ICNet
+from glcanet_jax.models.pspnet import PSPNet
+from glcanet_jax.models.segnet import SegNet
+from glcanet_jax.models.single_view import SingleView
+from glcanet_jax.models.unet import UNet
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"glcanet": GLCANet}
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "glcanet": GLCANet,
+    "glnet": GLNet,
+    "fcn8s": FCN8s,
+    "unet": UNet,
+    "segnet": SegNet,
+    "pspnet": PSPNet,
+    "deeplabv3plus": DeepLabV3Plus,
+    "icnet": ICNet,
+}
+VIEW = ("view", str, "patch")  # what a network of one view looks at; "global": the shrunk scene
 
 
 def names() -> tuple[str, ...]:
@@ -19,10 +42,32 @@ def names() -> tuple[str, ...]:
     return tuple(NETWORKS)
 
 
+def find(name: str) -> Callable[..., nn.Module]:
+    """The class of a network.
+
+    Raises:
+        UserError: there is none; the nearest name is given.
+    """
+    if name not in NETWORKS:
+        raise UserError(f"no network is called {name!r}{_perhaps(name, NETWORKS)}; there are {', '.join(NETWORKS)}")
+    return NETWORKS[name]
+
+
+def single_view(name: str) -> bool:
+    """Whether a network looks at one view alone."""
+    return not hasattr(find(name), "encode_global")
+
+
+def fields(name: str) -> list[tuple[str, Any, Any]]:
+    """Name, type and default of every option of a network."""
+    skipped = ("num_classes", "parent", "name")
+    own = [(f.name, f.type, f.default) for f in dataclasses.fields(find(name)) if f.name not in skipped]
+    return [VIEW, *own] if single_view(name) else own
+
+
 def options(name: str) -> dict[str, Any]:
     """The options of a network and their defaults."""
-    fields = dataclasses.fields(NETWORKS[name])
-    return {f.name: f.default for f in fields if f.name not in ("num_classes", "parent", "name")}
+    return {field: default for field, _, default in fields(name)}
 
 
 def build(name: str, num_classes: int, **given: Any) -> nn.Module:
@@ -31,14 +76,15 @@ def build(name: str, num_classes: int, **given: Any) -> nn.Module:
     Raises:
         UserError: no such network or option; the nearest names are given.
     """
-    if name not in NETWORKS:
-        raise UserError(f"no network is called {name!r}{_perhaps(name, NETWORKS)}; there are {', '.join(NETWORKS)}")
-    known = options(name)
+    network, known = find(name), options(name)
     for option in given:
         if option not in known:
             raise UserError(f"{name} has no option {option!r}{_perhaps(option, known)}; it has {', '.join(known)}")
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-    return NETWORKS[name](num_classes=num_classes, **given)
+    if not single_view(name):
+        return network(num_classes=num_classes, **given)
+    view = given.pop("view", VIEW[2])
+    return SingleView(num_classes, partial(network, num_classes=num_classes, **given), view)
 
 
 def _perhaps(word: str, known) -> str:
@@ -49,7 +95,8 @@ def _perhaps(word: str, known) -> str:
 class Functions(NamedTuple):
     """A network as pure functions of its variables, ``{"params", "batch_stats"}``.
 
-    With ``train=True`` each of the first three also returns the new batch statistics, as ``(result, batch_stats)``.
+    With ``train=True`` each also returns the new batch statistics, as ``(result, batch_stats)``; ``key`` is what dropout
+    draws from.
     """
 
     encode_global: Callable[..., Any]  # (variables, global_image) -> context
@@ -58,33 +105,72 @@ class Functions(NamedTuple):
     apply: Callable[..., Any]  # (variables, global_image, patches, boxes) -> (logits, out)
 
 
+class SecondPass(NamedTuple):
+    """What a network adds whose contexts wait for all of their patches (GLNet's local-to-global sharing).
+
+    ``collect`` is called for the patches in any batches, and what it gathers is added up; then ``encode_again`` once, and
+    ``fuse_again`` for every batch. ``collect`` knows no training.
+    """
+
+    collect: Callable[..., Any]  # (variables, context, features, boxes, valid) -> (kept, gathered)
+    encode_again: Callable[..., Any]  # (variables, context, gathered, global_image) -> context
+    fuse_again: Callable[..., Any]  # (variables, context, kept, boxes) -> (logits, out)
+
+
+def _method(model: nn.Module, name: str) -> Callable[..., Any]:
+    def call(variables, *args, train: bool = False, key: jax.Array | None = None):
+        if not train:
+            return model.apply(variables, *args, train=False, method=name)
+        rngs = None if key is None else {"dropout": key}
+        result, new = model.apply(variables, *args, train=True, method=name, mutable=["batch_stats"], rngs=rngs)
+        return result, new.get("batch_stats", {})
+
+    call.__name__ = name
+    return call
+
+
 def functions(model: nn.Module) -> Functions:
     """The three functions that carry the system, and their composition."""
+    return Functions(*(_method(model, name) for name in ("encode_global", "encode_local", "fuse", "__call__")))
 
-    def method(name: str) -> Callable[..., Any]:
-        def call(variables, *args, train: bool = False):
-            if not train:
-                return model.apply(variables, *args, train=False, method=name)
-            result, new = model.apply(variables, *args, train=True, method=name, mutable=["batch_stats"])
-            return result, new.get("batch_stats", {})
 
-        call.__name__ = name
-        return call
+def second_pass(model: nn.Module) -> SecondPass | None:
+    """The functions of a network's second pass, if it has one."""
+    if not getattr(model, "second_pass", False):
+        return None
 
-    return Functions(*(method(name) for name in ("encode_global", "encode_local", "fuse", "__call__")))
+    def collect(variables, *args):
+        return model.apply(variables, *args, method="collect")
+
+    return SecondPass(collect, _method(model, "encode_again"), _method(model, "fuse_again"))
+
+
+def stages(model: nn.Module) -> tuple[str, ...]:
+    """The phases in which staged training goes through a network; one that has a single phase has no stages."""
+    return getattr(model, "stages", ("global", "rest"))
+
+
+def auxiliary(model: nn.Module) -> Mapping[str, float]:
+    """Weights of a network's own auxiliary losses, by the name of the logits in its ``out``."""
+    return getattr(model, "auxiliary", {})
+
+
+def enter(model: nn.Module, phase: str, variables: dict[str, Any]) -> dict[str, Any]:
+    """The variables with which a phase of training begins, after those that the last one ended with."""
+    change = getattr(model, "enter", None)
+    return variables if change is None else change(phase, variables)
 
 
 def input_bands(variables: dict[str, Any]) -> int:
     """Bands of the images that variables are for: those of the kernel of a network's ``stem_conv``."""
     paths = jax.tree_util.tree_flatten_with_path(variables["params"])[0]
-    return next(x.shape[2] for path, x in paths if [k.key for k in path[-2:]] == ["stem_conv", "kernel"])
+    return next(x.shape[2] for path, x in paths if "stem_conv" in [k.key for k in path] and path[-1].key == "kernel")
 
 
 def init(model: nn.Module, key: jax.Array, bands: int, size: int = 64) -> dict[str, Any]:
-    """Fresh variables; their shapes do not depend on ``size``, the pixels of the image that they are traced on."""
-    image = jax.ShapeDtypeStruct((1, size, size, bands), "float32")
-    patches = jax.ShapeDtypeStruct((1, 1, size, size, bands), "float32")
-    boxes = jax.ShapeDtypeStruct((1, 1, 4), "float32")
-    return jax.jit(lambda k, *a: model.init(k, *(jax.numpy.zeros(x.shape, x.dtype) for x in (image, patches, boxes))))(
-        key
-    )
+    """Fresh variables; their shapes do not depend on ``size``, the pixels of the image that they are traced on.
+
+    The forward pass is only traced, neither compiled nor run. Inside ``jax.eval_shape`` shapes come out.
+    """
+    shapes = (1, size, size, bands), (1, 1, size, size, bands), (1, 1, 4)
+    return dict(model.lazy_init(key, *(jax.ShapeDtypeStruct(shape, "float32") for shape in shapes)))

@@ -36,6 +36,7 @@ class Smooth(nn.Module):
 
     channels: int
     conv: Callable
+    resize: Callable = upsample  # to the P2 grid
 
     @nn.compact
     def __call__(self, pyramid: dict[int, Float[Array, "b _ _ c"]]) -> tuple[Float[Array, "b h w x"], dict[str, Array]]:
@@ -44,7 +45,7 @@ class Smooth(nn.Module):
         for i in reversed(LEVELS):
             y = stages[f"first{i}"] = self.conv(self.channels, (3, 3), padding=1, name=f"first{i}")(pyramid[i])
             y = stages[f"second{i}"] = self.conv(self.channels // 2, (3, 3), padding=1, name=f"second{i}")(y)
-            out.append(upsample(y, size))
+            out.append(self.resize(y, size))
         return jnp.concatenate(out, axis=-1), stages
 
 
@@ -53,6 +54,7 @@ class SharedSmooth(nn.Module):
 
     channels: int
     conv: Callable
+    resize: Callable = upsample  # to the P2 grid
 
     @nn.compact
     def __call__(
@@ -62,14 +64,14 @@ class SharedSmooth(nn.Module):
     ) -> tuple[Float[Array, "b h w x"], dict[str, Array]]:
         """``given(name)`` is the global map ``p{i}``, ``first{i}`` or ``second{i}``, sampled at the patches."""
         size = pyramid[2].shape[1:3]
-        out = []
+        out, stages = [], {}
         for i in reversed(LEVELS):
             y = jnp.concatenate([pyramid[i], given(f"p{i}")], axis=-1)
-            y = self.conv(self.channels, (3, 3), padding=1, name=f"first{i}")(y)
+            y = stages[f"first{i}"] = self.conv(self.channels, (3, 3), padding=1, name=f"first{i}")(y)
             y = jnp.concatenate([y, given(f"first{i}")], axis=-1)
-            y = self.conv(self.channels // 2, (3, 3), padding=1, name=f"second{i}")(y)
-            out.append(upsample(jnp.concatenate([y, given(f"second{i}")], axis=-1), size))
-        return self.conv(2 * self.channels, (3, 3), padding=1, name="all")(jnp.concatenate(out, axis=-1)), {}
+            y = stages[f"second{i}"] = self.conv(self.channels // 2, (3, 3), padding=1, name=f"second{i}")(y)
+            out.append(self.resize(jnp.concatenate([y, given(f"second{i}")], axis=-1), size))
+        return self.conv(2 * self.channels, (3, 3), padding=1, name="all")(jnp.concatenate(out, axis=-1)), stages
 
 
 class LocalEnhancement(nn.Module):

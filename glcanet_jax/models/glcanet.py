@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from glcanet_jax import geometry
 from glcanet_jax.errors import UserError
-from glcanet_jax.models import attention, convolution
+from glcanet_jax.models import attention, choices, convolution
 from glcanet_jax.models.attention import CrossAttention, SelfAttention
 from glcanet_jax.models.fpn import LEVELS, Laterals, LocalEnhancement, SharedSmooth, Smooth, stride
 from glcanet_jax.models.resnet import BLOCKS, ResNet, norm_layer
@@ -25,14 +25,12 @@ SELF_LEVELS = (4, 5)  # self-attention sits on P5 and P4
 CHOICES = {
     "depth": tuple(BLOCKS),
     "stride": ("v1.5", "v1"),
-    "norm": ("batch", "frozen", "group"),
     "lem_norm": ("auto", "batch", "group"),
     "residual": ("query", "input"),
     "position": ("sine", None),
     "mask": ("footprint", "window", "none"),
     "sharing": ("none", "glnet"),
-    "dtype": ("float32", "bfloat16"),
-}
+} | choices.COMMON
 Maps = dict[str, Array]
 
 
@@ -181,11 +179,7 @@ class GLCANet(nn.Module):
 
     def _check(self):
         """Raises UserError for options that do not exist, naming those that do."""
-        for field, allowed in CHOICES.items():
-            if getattr(self, field) not in allowed:
-                raise UserError(
-                    f"model.{field} is {getattr(self, field)!r}; it must be one of {', '.join(map(repr, allowed))}"
-                )
+        choices.check(self, CHOICES)
         if not set(self.attn_levels) <= set(LEVELS):
             raise UserError(f"model.attn_levels is {self.attn_levels}; they must be among 5, 4, 3, 2")
         if self.fpn_channels % (4 * self.heads) or self.fpn_channels % 8:

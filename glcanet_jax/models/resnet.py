@@ -1,7 +1,7 @@
 """ResNet backbones (He et al., 2016), with explicit padding, returning C2..C5.
 
 Feature cell ``j`` of a map at stride ``s`` is centred on input pixel ``s * j``; Flax's ``SAME`` would pad unevenly at
-stride 2 and shift it.
+stride 2 and shift it. The last stages can dilate instead of striding (Yu et al., 2017; PSPNet, DeepLab, ICNet).
 """
 
 from collections.abc import Callable
@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 STRIDES = (4, 8, 16, 32)  # of C2..C5
+CHOICES = {"depth": tuple(BLOCKS), "stride": ("v1.5", "v1"), "stem": ("conv7", "deep")}  # of networks built on one
 
 
 class BatchNorm(nn.BatchNorm):
@@ -90,12 +91,14 @@ class BasicBlock(nn.Module):
     stride: int
     conv: Callable
     norm: Callable
+    dilation: int = 1  # of both
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b h2 w2 c2"]:
-        y = self.conv(self.filters, (3, 3), strides=self.stride, padding=1, name="conv1")(x)
+        conv = partial(self.conv, padding=self.dilation, kernel_dilation=self.dilation)
+        y = conv(self.filters, (3, 3), strides=self.stride, name="conv1")(x)
         y = nn.relu(self.norm(name="norm1")(y, train))
-        y = self.conv(self.filters, (3, 3), padding=1, name="conv2")(y)
+        y = conv(self.filters, (3, 3), name="conv2")(y)
         y = self.norm(name="norm2")(y, train)
         if x.shape != y.shape:
             x = self.conv(self.filters, (1, 1), strides=self.stride, padding=0, name="shortcut_conv")(x)
@@ -111,13 +114,15 @@ class Bottleneck(nn.Module):
     conv: Callable
     norm: Callable
     stride_on_first: bool = False
+    dilation: int = 1  # of the 3x3
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b h2 w2 c2"]:
         first, second = (self.stride, 1) if self.stride_on_first else (1, self.stride)
         y = self.conv(self.filters, (1, 1), strides=first, padding=0, name="conv1")(x)
         y = nn.relu(self.norm(name="norm1")(y, train))
-        y = self.conv(self.filters, (3, 3), strides=second, padding=1, name="conv2")(y)
+        dilated = partial(self.conv, padding=self.dilation, kernel_dilation=self.dilation)
+        y = dilated(self.filters, (3, 3), strides=second, name="conv2")(y)
         y = nn.relu(self.norm(name="norm2")(y, train))
         y = self.conv(4 * self.filters, (1, 1), padding=0, name="conv3")(y)
         y = self.norm(name="norm3")(y, train)
@@ -128,7 +133,11 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """ResNet-10, 18, 34, 50 or 101 without its classifier; any number of input bands."""
+    """ResNet-10, 18, 34, 50 or 101 without its classifier; any number of input bands.
+
+    At an output stride of 16 or 8 the last one or two stages dilate, every block of a stage alike, as in PSPNet (section
+    3.2). With ``stride="v1"`` that changes no cell of the strided network, it only adds cells between them.
+    """
 
     depth: int = 50
     width: int = 64  # filters of the stem; every stage scales with it
@@ -136,6 +145,12 @@ class ResNet(nn.Module):
     conv: Callable = partial(nn.Conv, use_bias=False)
     norm: Callable = norm_layer("batch")
     remat: bool = False
+    output_stride: int = 32  # 16 or 8: the last one or two stages dilate by 2, or by 2 and 4
+    multi_grid: tuple[
+        int, ...
+    ] = ()  # dilations of the last stage's blocks, times the stage's (DeepLabv3, section 3.2.1)
+    stem: str = "conv7"  # or "deep": three 3x3
+    halve_after: str | None = None  # a block: kept under its name, and only every second of its cells goes on (ICNet)
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool = False) -> dict[str, Float[Array, "b _ _ _"]]:
@@ -144,18 +159,34 @@ class ResNet(nn.Module):
             block = nn.remat(block, static_argnums=(2,))  # train; self is 0
         if self.depth >= 50:
             block = partial(block, stride_on_first=self.stride == "v1")
-        x = self.conv(self.width, (7, 7), strides=2, padding=3, name="stem_conv")(x)
-        x = nn.relu(self.norm(name="stem_norm")(x, train))
-        x = max_pool(x)
+        x = max_pool(self._stem(x, train))
         out = {}
-        for stage, blocks in enumerate(BLOCKS[self.depth]):
+        for stage, (blocks, stride) in enumerate(zip(BLOCKS[self.depth], STRIDES, strict=True)):
+            dilation = max(1, stride // self.output_stride)
+            rates = self.multi_grid if stage == 3 and self.multi_grid else (1,) * blocks
             for i in range(blocks):
+                name = f"stage{stage + 1}_block{i + 1}"
                 x = block(
                     filters=self.width * 2**stage,
-                    stride=2 if stage > 0 and i == 0 else 1,
+                    stride=2 if stage > 0 and i == 0 and stride <= self.output_stride else 1,
                     conv=self.conv,
                     norm=self.norm,
-                    name=f"stage{stage + 1}_block{i + 1}",
+                    dilation=dilation * rates[i],
+                    name=name,
                 )(x, train)
+                if name == self.halve_after:
+                    out[name] = x
+                    x = x[:, ::2, ::2]
             out[f"c{stage + 2}"] = x
         return out
+
+    def _stem(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h2 w2 c2"]:
+        """One 7x7, or three 3x3 of ``width``, ``width`` and ``2 width`` filters (PSPNet's and ICNet's published layers)."""
+        if self.stem == "conv7":
+            x = self.conv(self.width, (7, 7), strides=2, padding=3, name="stem_conv")(x)
+            return nn.relu(self.norm(name="stem_norm")(x, train))
+        for i, (filters, stride) in enumerate(((self.width, 2), (self.width, 1), (2 * self.width, 1)), 1):
+            number = "" if i == 1 else str(i)
+            x = self.conv(filters, (3, 3), strides=stride, padding=1, name=f"stem_conv{number}")(x)
+            x = nn.relu(self.norm(name=f"stem_norm{number}")(x, train))
+        return x

@@ -65,19 +65,20 @@ def sample_box(
     stride: int,
     patch: Float[Array, " 2"],
     size: Float[Array, " 2"],
+    maps_stride: int | None = None,
 ) -> Float[Array, "ph pw c"]:
     """Sample a global map at a patch's cells.
 
     Args:
-        maps: a map of the global branch at ``stride``.
+        maps: a map of the global branch at ``maps_stride`` (by default the patch's).
         box: the patch's box, fractions of the context.
-        cells: rows and columns of the patch's own map at the same ``stride``.
+        cells: rows and columns of the patch's own map at ``stride``.
         patch: pixels of the patch (height, width); size: pixels of the global view.
     """
     for axis in (0, 1):
         centres = geometry.cell_centres(cells[axis], stride, patch[axis])
         fraction = box[axis] + centres * (box[axis + 2] - box[axis])
-        positions = (fraction * size[axis] - 0.5) / stride
+        positions = (fraction * size[axis] - 0.5) / (maps_stride or stride)
         maps = jnp.swapaxes(_lerp(jnp.swapaxes(maps, 0, axis), positions), 0, axis)
     return maps
 
@@ -89,7 +90,8 @@ def sample_boxes(
     stride: int,
     patch: Float[Array, "b n 2"],
     size: Float[Array, "b 2"],
+    maps_stride: int | None = None,
 ) -> Float[Array, "b n ph pw c"]:
     """:func:`sample_box` for the ``n`` patches of each of ``b`` contexts."""
-    sample = lambda m, box, p, s: sample_box(m, box, cells, stride, p, s)  # noqa: E731
+    sample = lambda m, box, p, s: sample_box(m, box, cells, stride, p, s, maps_stride)  # noqa: E731
     return jax.vmap(jax.vmap(sample, in_axes=(None, 0, 0, None)))(maps, boxes, patch, size)

@@ -1,0 +1,199 @@
+"""Trials: configurations trained and scored one after another, each in processes of its own, going on where they were cut off.
+
+``run(trials)`` does what is missing and returns a record of each, failures included. A trial's folder holds ``trial.json``, the
+run (``run/``), what its processes printed (``train.log``, ``score.log``) and, at the end, ``result.json``.
+"""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glcanet_jax import config as configs
+from glcanet_jax.config import Config
+from glcanet_jax.errors import UserError
+
+PROBE = 3  # steps that are timed to tell how many fit into minutes
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a trial trains: steps, or minutes of steps (compiling, saving and scoring come on top)."""
+
+    steps: int | None = None
+    minutes: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "Budget":
+        """From ``200``, ``"200 steps"``, ``"30 minutes"`` or ``30min``.
+
+        Raises:
+            UserError: it is none of these.
+        """
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(steps?|min|minutes?|)\s*", text)
+        if not match or float(match[1]) <= 0 or (match[2] in ("", "step", "steps") and "." in match[1]):
+            raise UserError(f"--budget is {text!r}; it must be steps or minutes, as in 2000steps or 30minutes")
+        if match[2].startswith("min"):
+            return cls(minutes=float(match[1]))
+        return cls(steps=int(match[1]))
+
+    def __str__(self) -> str:
+        return f"{self.steps} steps" if self.minutes is None else f"{self.minutes:g} minutes"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One configuration to train, and what to score it on."""
+
+    name: str  # of its folder
+    config: Config
+    splits: tuple[str, ...]
+
+
+def run(trials: Sequence[Trial], budget: Budget, folder: Path) -> list[dict[str, Any]]:
+    """The record of every trial: its ``status`` ("done" or "failed", with the ``reason``) and, when done, its results."""
+    records = []
+    for i, trial in enumerate(trials):
+        print(f"[{i + 1}/{len(trials)}] {trial.name}: ", end="", flush=True)
+        record = _one(trial, budget, folder / trial.name)
+        print(record["status"] if record["status"] == "done" else f"failed: {record['reason']}", flush=True)
+        records.append(record)
+    return records
+
+
+def _one(trial: Trial, budget: Budget, folder: Path) -> dict[str, Any]:
+    config = dataclasses.replace(trial.config, out=str(folder / "run"))
+    asked = {"config": configs.to_dict(config), "splits": list(trial.splits), "budget": dataclasses.asdict(budget)}
+    base = {"trial": trial.name, "budget": str(budget)}
+    if (folder / "trial.json").exists():
+        changed = configs.differences(asked, json.loads((folder / "trial.json").read_text()))
+        if changed:
+            reason = f"{folder} holds a trial of other settings ({'; '.join(changed[:2])}); move it away, or give another --work"
+            return base | {"status": "failed", "reason": reason}
+    if (folder / "result.json").exists():
+        return base | {"status": "done"} | json.loads((folder / "result.json").read_text())
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "trial.json").write_text(json.dumps(asked, indent=1))
+    for part in ("train", "score"):
+        if part == "train" and (folder / "trained.json").exists():
+            continue
+        with (folder / f"{part}.log").open("w") as log:
+            command = [sys.executable, "-m", "experiments.trial", part, str(folder)]
+            code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode
+        if code:
+            return base | {"status": "failed", "reason": _reason(folder / f"{part}.log", code)}
+    return base | {"status": "done"} | json.loads((folder / "result.json").read_text())
+
+
+def _reason(log: Path, code: int) -> str:
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    last = lines[-1].strip().removeprefix("error: ") if lines else "nothing was printed"
+    return (
+        f"{last} (exit code {code}, {log})"
+        if code > 0
+        else f"killed by signal {-code}, short of memory perhaps ({log})"
+    )
+
+
+# --------------------------------------------------------------------------------------------- in processes of their own
+def train(folder: Path) -> None:
+    """Train a trial, for as many steps as its budget says."""
+    from glcanet_jax import loop, runs
+
+    asked = json.loads((folder / "trial.json").read_text())
+    config, budget = configs.from_dict(asked["config"]), Budget(**asked["budget"])
+    steps = budget.steps
+    if steps is None:
+        chosen = folder / "steps.json"  # a trial that goes on keeps what it was given
+        if not chosen.exists():
+            runs.write_json(chosen, {"steps": steps_within(config, budget.minutes)})
+        steps = json.loads(chosen.read_text())["steps"]
+    every = min(steps, config.train.checkpoint_every or steps)
+    config = dataclasses.replace(
+        config, train=dataclasses.replace(config.train, steps=steps, eval_every=steps, checkpoint_every=every)
+    )
+    began = time.perf_counter()
+    loop.train(config)
+    records = [json.loads(line) for line in (Path(config.out) / "log.jsonl").read_text().splitlines()]
+    peaks = {k: v for k, v in records[-1].items() if k.startswith("memory/")}
+    seconds = time.perf_counter() - began
+    runs.write_json(folder / "trained.json", {"steps": steps, "seconds": round(seconds, 1)} | peaks)
+
+
+def steps_within(config: Config, minutes: float | int) -> int:
+    """Steps that fit into so many minutes here: each phase is timed, once compiled."""
+    import itertools
+
+    import jax
+
+    from glcanet_jax import loop, models, optim, runs, training
+    from glcanet_jax.data.loader import TrainLoader
+
+    dataset = runs.open_data(config.data)
+    config = runs.resolve(config, dataset)
+    scenes = dataset.scenes(config.data.train_split)
+    model = runs.build_model(config, len(dataset.classes.names))
+    spans = optim.phases(config.train.schedule, 1000, config.train.global_steps, models.stages(model))
+    tx = optim.optimiser(config.optimiser, spans)
+    mesh = loop.make_mesh(config.loader.batch_size, config.train.devices)
+    loader = TrainLoader(scenes, config.views, config.loader, len(dataset.classes.names))
+    batches = [loop.place_batch(b, mesh) for b in itertools.islice(iter(loader), PROBE + 1)]
+    per_step = 0.0
+    for phase in spans:
+        state = training.create_state(runs.initial_variables(config, model, scenes[0].bands), tx, jax.random.key(0))
+        step = training.make_train_step(model, tx, config, config.normalisation.scale, phase)
+        state, _ = step(state, batches[0])
+        began = time.perf_counter()
+        for batch in batches[1:]:
+            state, metrics = step(jax.block_until_ready(state), batch)
+        jax.block_until_ready(metrics)
+        per_step += (phase.stop - phase.start) / 1000 * (time.perf_counter() - began) / PROBE
+    return max(1, round(60 * minutes / per_step))
+
+
+def score(folder: Path) -> None:
+    """Score a trained trial in a process that has done nothing else, so that its peak memory is that of prediction."""
+    import jax
+
+    from glcanet_jax import runs
+    from glcanet_jax.profiling import peak_memory, process_device_memory
+
+    asked = json.loads((folder / "trial.json").read_text())
+    config = configs.from_dict(asked["config"])
+    runs.enable_compilation_cache()
+    dataset, scores, seconds, scenes = runs.open_data(config.data), {}, 0.0, 0
+    weights = Path(config.out) / "last.safetensors"  # not the best by validation: what is reported chooses nothing
+    for split in asked["splits"]:
+        result = runs.evaluate_split(weights, dataset, split, Path(config.out) / f"eval-{split}", config.eval_batch)
+        scores[split] = {k: result[k] for k in ("protocols", "confusion", "scenes", "majority")}
+        seconds, scenes = seconds + result["seconds"], scenes + len(result["scenes"])
+    device = jax.devices()[0]
+    measured = {
+        "device": device.device_kind,
+        "jax": jax.__version__,
+        "seconds_per_scene": round(seconds / scenes, 2),
+        "scenes": scenes,
+        **peak_memory(),
+    }
+    process = process_device_memory()
+    if process is not None:
+        measured["memory/device_process_mb"] = process
+    trained = json.loads((folder / "trained.json").read_text())
+    runs.write_json(folder / "result.json", {"scores": scores, "train": trained, "predict": measured})
+
+
+def main() -> None:
+    part, folder = sys.argv[1:]
+    {"train": train, "score": score}[part](Path(folder))
+
+
+if __name__ == "__main__":
+    from glcanet_jax import cli
+
+    cli.run(main)

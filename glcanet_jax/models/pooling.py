@@ -1,0 +1,39 @@
+"""Means over a coarse grid of bins, and bins spread over a map again: products with two small constant matrices."""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+
+def bin_means(size: int, bins: int) -> np.ndarray:
+    """A matrix ``[bins, size]`` of means along an axis: bin ``i`` holds cells ``floor(i size / bins)`` up to, but not
+    with, ``ceil((i + 1) size / bins)``; neighbours share a cell where they do not divide evenly.
+    """
+    out = np.zeros((bins, size))
+    for i in range(bins):
+        start, stop = i * size // bins, -(-(i + 1) * size // bins)
+        out[i, start:stop] = 1 / (stop - start)
+    return out
+
+
+def align_corners(bins: int, size: int) -> np.ndarray:
+    """A matrix ``[size, bins]`` of bilinear resizing along an axis: the first and last bin lie on the first and last cell."""
+    positions = np.arange(size) * ((bins - 1) / max(size - 1, 1))
+    return np.maximum(0, 1 - np.abs(positions[:, None] - np.arange(bins)))
+
+
+def adaptive_mean(x: Float[Array, "b h w c"], bins: int) -> Float[Array, "b n n c"]:
+    """Adaptive average pooling to ``bins`` a side, in float32 at least."""
+    h, w = x.shape[1:3]
+    return _both_axes(x, bin_means(h, bins), bin_means(w, bins))
+
+
+def spread(x: Float[Array, "b n m c"], size: tuple[int, int]) -> Float[Array, "b h w c"]:
+    """Bins over a whole map again, in float32 at least."""
+    return _both_axes(x, *(align_corners(bins, cells) for bins, cells in zip(x.shape[1:3], size, strict=True)))
+
+
+def _both_axes(x: Array, rows: np.ndarray, columns: np.ndarray) -> Array:
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    x = jnp.einsum("nh,bhwc->bnwc", jnp.asarray(rows, dtype), x.astype(dtype), precision="highest")
+    return jnp.einsum("mw,bnwc->bnmc", jnp.asarray(columns, dtype), x, precision="highest")

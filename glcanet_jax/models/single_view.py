@@ -1,0 +1,99 @@
+"""A network of one view under the contract of those of two, so that everything else need not know the difference."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Float
+
+from glcanet_jax import geometry
+from glcanet_jax.models import choices
+from glcanet_jax.models.sampling import sample_boxes
+
+VIEWS = {"patch": "local", "global": "global"}  # and the root of its parameters
+Maps = dict[str, Any]
+
+
+class SingleView(nn.Module):
+    """A network that looks at patches alone, or at the shrunk scene alone (the two halves of the paper's Table 1).
+
+    ``global``: its logits for the shrunk scene are sampled at every pixel of a patch.
+    """
+
+    num_classes: int
+    make: Callable[..., nn.Module]  # the network: image -> (logits, out)
+    view: str = "patch"
+
+    def __post_init__(self):
+        choices.check(self, {"view": tuple(VIEWS)})
+        self.make(parent=None)  # bad options are refused at once
+        super().__post_init__()
+
+    def setup(self):
+        setattr(self, VIEWS[self.view], self.make())
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return ("global",) if self.view == "global" else ("joint",)
+
+    @property
+    def auxiliary(self) -> Mapping[str, float]:
+        return self.make(parent=None).auxiliary
+
+    def _stages(self, image: Float[Array, "b h w c"], view: str, train: bool) -> Maps:
+        """Logits and every named stage for a view, if it is the one looked at; and the shape of the image."""
+        out: Maps = {"grid": image[..., :0]}  # without channels it carries nothing else
+        if view == self.view:
+            logits, stages = getattr(self, VIEWS[view])(image, train=train)
+            out |= stages | {"logits": logits}
+        return out
+
+    def _global_stages(self, image: Float[Array, "b h w c"], train: bool) -> Maps:
+        return self._stages(image, "global", train)
+
+    def _local_stages(self, patches: Float[Array, "b n h w c"], train: bool) -> Maps:
+        out = self._stages(rearrange(patches, "b n h w c -> (b n) h w c"), "patch", train)
+        return {k: rearrange(v, "(b n) ... -> b n ...", b=patches.shape[0]) for k, v in out.items()}
+
+    def encode_global(self, global_image: Float[Array, "b h w c"], *, train: bool = False) -> Maps:
+        """The answer for the shrunk scene, or next to nothing."""
+        return _answers(self._global_stages(global_image, train))
+
+    def encode_local(self, patches: Float[Array, "b n h w c"], *, train: bool = False) -> Maps:
+        """The answer for the patches, or next to nothing."""
+        return _answers(self._local_stages(patches, train))
+
+    def fuse(
+        self, context: Maps, features: Maps, boxes: Float[Array, "b n 4"], *, train: bool = False
+    ) -> tuple[Float[Array, "b n h w k"], Maps]:
+        """Logits of the patches, from the one view or the other, and the stages of the local one."""
+        if self.view == "patch":
+            stages = {f"local/{k}": v for k, v in features.items() if k not in ("grid", "logits")}
+            return features["logits"], stages | {"logits": features["logits"]}
+        view, patch = context["grid"].shape[1:3], features["grid"].shape[2:4]
+        b, n = boxes.shape[:2]
+        stride = geometry.stride_of(context["logits"].shape[1], view[0])
+        size = jnp.broadcast_to(jnp.asarray(view, jnp.float32)[None], (b, 2))
+        pixels = jnp.broadcast_to(jnp.asarray(patch, jnp.float32)[None, None], (b, n, 2))
+        logits = sample_boxes(context["logits"], boxes, patch, 1, pixels, size, maps_stride=stride)
+        return logits, {"logits": logits}
+
+    def __call__(
+        self,
+        global_image: Float[Array, "b h w c"],
+        patches: Float[Array, "b n ph pw c"],
+        boxes: Float[Array, "b n 4"],
+        *,
+        train: bool = False,
+    ) -> tuple[Float[Array, "b n qh qw k"], Maps]:
+        """The three functions composed, and every named stage of the view that is looked at."""
+        context, features = self._global_stages(global_image, train), self._local_stages(patches, train)
+        logits, out = self.fuse(_answers(context), features, boxes, train=train)
+        return logits, out | {f"global/{k}": v for k, v in context.items() if k != "grid"}
+
+
+def _answers(stages: Maps) -> Maps:
+    """Of the stages what answers for pixels, and the grid: the rest would only be carried about."""
+    return {k: v for k, v in stages.items() if k == "grid" or k.endswith("logits")}
