@@ -10,7 +10,6 @@ import dataclasses
 import json
 import platform
 import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -65,6 +64,7 @@ class Size:
     rates: dict[str, float]  # by initialisation, of every root
     options: dict[str, dict[str, Any]]  # of networks
     norm: str  # of pretrained backbones
+    eval_batch: int  # patches at once in scoring
 
 
 SIZES = {
@@ -76,15 +76,17 @@ SIZES = {
         {"imagenet": 1e-4, "scratch": 5e-4},
         {},
         "batch",
+        1,  # as the paper measures memory
     ),
     # for CPUs: every network in minutes, none at its best
     "small": Size(
         Views(context_size=176, global_size=64, patch_size=64, overlap=8),
-        160,
+        128,
         LoaderConfig(batch_size=2, patches_per_context=4, contexts_per_scene=20),
         {"imagenet": 1e-4, "scratch": 5e-4},
         {"unet": {"padding": "same"}, "fcn8s": {"padding": "same"}},  # the papers' margins are wider than these patches
         "frozen",
+        4,
     ),
 }
 
@@ -121,8 +123,8 @@ class Row:
 def rows(options: Options) -> list[Row]:
     """The table's lines, in its order."""
     unknown = set(options.networks) - set(ENTRIES)
-    if unknown:
-        raise UserError(f"--networks names {', '.join(sorted(unknown))}; there are {', '.join(ENTRIES)}")
+    if unknown or not options.networks:
+        raise UserError(f"--networks names {', '.join(sorted(unknown)) or 'none'}; there are {', '.join(ENTRIES)}")
     out = []
     for name in options.networks:
         entry = ENTRIES[name]
@@ -165,7 +167,7 @@ def configure(row: Row, options: Options, size: Size, seed: int) -> Config:
         ),
         train=TrainConfig(schedule=schedule, seed=seed, colour_jitter=0.2, tensorboard=False, log_every=10),
         backbone=str(options.backbone) if pretrained else None,
-        eval_batch=4,
+        eval_batch=size.eval_batch,
     )
 
 
@@ -203,6 +205,15 @@ def cost(config: Config, num_classes: int, bands: int, work: Path, memory: bool)
     return out
 
 
+def command(options: Options) -> str:
+    """What was asked for, without the places of this machine's files."""
+    words = ["python -m experiments.table1", f"--dataset {options.dataset}", "--data-dir DIR"]
+    if set(options.networks) != set(ENTRIES):
+        words.append(f"--networks {' '.join(options.networks)}")
+    words += [f"--seeds {options.seeds}", f"--budget {options.budget}", f"--size {options.size}"]
+    return " ".join(words + ["--backbone FILE"] * (options.backbone is not None))
+
+
 def commit() -> str | None:
     """The commit that runs, "+" if files were changed; None outside of a repository."""
     here = Path(__file__).parent
@@ -233,7 +244,7 @@ def build(options: Options) -> dict[str, Any]:
     result: dict[str, Any] = {
         "dataset": options.dataset,
         "splits": list(SPLITS[options.dataset]),
-        "command": "python -m experiments.table1 " + " ".join(sys.argv[1:]),
+        "command": command(options),
         "size": {
             "name": name,
             "patch": size.views.patch_size,
@@ -251,7 +262,8 @@ def build(options: Options) -> dict[str, Any]:
         },
         "rows": [],
     }
-    for row in lines:
+    for i, row in enumerate(lines):
+        print(f"row {i + 1} of {len(lines)}: ", end="", flush=True)
         made = [configure(row, options, size, seed) for seed in range(options.seeds)]
         trials = [trial.Trial(f"{row.name}-{seed}", c, SPLITS[options.dataset]) for seed, c in enumerate(made)]
         record = {"label": ENTRIES[row.entry].label} | dataclasses.asdict(row)

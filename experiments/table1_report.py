@@ -51,8 +51,9 @@ def _line(row: dict[str, Any], split: str) -> str:
     parameters = cost["parameters"] / 1e6 if "parameters" in cost else None
     gflop = cost["gflop"]["scene"] if "gflop" in cost else None
     memory = cost.get("memory", {}).get("peak_mb")
+    measured = max((t["predict"].get("memory/device_peak_mb", 0) for t in done), default=0) or None
     cells = [
-        row["label"], row["inference"], score, steps, _value(memory, 0), _value(gflop, 0), _value(parameters),
+        row["label"], row["inference"], score, steps, _value(memory, 0), _value(measured, 0), _value(gflop, 0), _value(parameters),
         _value(seconds), _value(row["paper"][0]), _value(row["paper"][1], 0),
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
@@ -75,11 +76,12 @@ def markdown(result: dict[str, Any]) -> str:
         "",
         "*Memory* and *GFLOP* are of a 2448 x 2448 px scene at the paper's sizes (500-px patches; global: the scene at half its "
         "size), float32, one patch at once; memory is the largest program's peak as compiled ahead of time for an H100, "
-        "weights included, without the driver's own. *s/scene* is the measured walk over this dataset's scenes at the sizes "
+        "weights included, without the driver's own. *Measured MB* is the allocator's peak on the device that scored, where it says "
+        "(GPUs), at the sizes above. *s/scene* is the measured walk over this dataset's scenes at the sizes "
         "above. The paper's columns are its own numbers for DeepGlobe on a GTX 1080Ti (gpustat) and not comparable with ours.",
     ]
     head = [
-        "network", "inference", "mIoU, ours", "steps", "memory MB", "GFLOP", "M parameters", "s/scene",
+        "network", "inference", "mIoU, ours", "steps", "memory MB", "measured MB", "GFLOP", "M parameters", "s/scene",
         "mIoU, the paper's", "MB, the paper's",
     ]  # fmt: skip
     for start, words in INITIALISATIONS.items():

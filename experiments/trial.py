@@ -59,8 +59,8 @@ class Trial:
 def run(trials: Sequence[Trial], budget: Budget, folder: Path) -> list[dict[str, Any]]:
     """The record of every trial: its ``status`` ("done" or "failed", with the ``reason``) and, when done, its results."""
     records = []
-    for i, trial in enumerate(trials):
-        print(f"[{i + 1}/{len(trials)}] {trial.name}: ", end="", flush=True)
+    for trial in trials:
+        print(f"{trial.name}: ", end="", flush=True)
         record = _one(trial, budget, folder / trial.name)
         print(record["status"] if record["status"] == "done" else f"failed: {record['reason']}", flush=True)
         records.append(record)

@@ -1,4 +1,4 @@
-"""GLNet's own evaluation of one image, as the release does it: to compare with its weights and its numbers (facts 1.9)."""
+"""GLNet's own evaluation of one image, as the release does it: to compare with its weights and its numbers."""
 
 from functools import lru_cache
 from typing import Any, NamedTuple

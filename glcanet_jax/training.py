@@ -71,7 +71,11 @@ def jitter_colour(key: Array, image: Array, patches: Array, strength: float) -> 
 
 
 def loss_terms(
-    config: Any, logits: Array | None, out: dict[str, Array], batch: Batch, auxiliary: Mapping[str, float] | None = None
+    config: Any,
+    logits: Array | None,
+    out: dict[str, Array],
+    batch: Batch,
+    auxiliary: Mapping[str, int | float] | None = None,
 ) -> dict[str, Array]:
     """The weighted terms of the loss (DESIGN section 3); absent outputs have no term.
 
@@ -148,8 +152,9 @@ def _feedback(model: nn.Module, variables: Any, context: Any, batch: Batch, key:
     items = context, batch["patches"], batch["boxes"], batch["valid"]
     kept, gathered = jax.lax.stop_gradient(jax.lax.map(collect, items))
     again, stats = second.encode_again(variables, context, gathered, batch["global_image"], train=True, key=key)
+    variables = variables | {"batch_stats": variables["batch_stats"] | stats}
     (logits, out), fused = second.fuse_again(variables, again, kept, batch["boxes"], train=True, key=key)
-    return (logits, out | _answers_of(again)), variables["batch_stats"] | stats | fused
+    return (logits, out | _answers_of(again)), variables["batch_stats"] | fused
 
 
 def make_train_step(

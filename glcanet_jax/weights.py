@@ -1,13 +1,9 @@
 """Weights in (torchvision-layout ResNets and VGG-16, no pickled code run) and out (one file that rebuilds the model)."""
 
-import io
 import json
-import math
 import os
-import pickle
 import re
 import zipfile
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +18,7 @@ from glcanet_jax.errors import UserError
 from glcanet_jax.models import vgg
 from glcanet_jax.models.glnet import GLNet
 from glcanet_jax.models.resnet import BLOCKS
+from glcanet_jax.torch_files import read_torch
 
 FORMAT = "glcanet_jax weights"
 VERSION = 1
@@ -57,7 +54,7 @@ def load_torchvision(path: str | Path, *, stride: str | None = None) -> Torchvis
         raise UserError(
             f"there is no weights file at {path}; give a .safetensors, .npz or .pth file in torchvision's key layout"
         )
-    readers = {".safetensors": _read_safetensors, ".npz": _read_npz, ".pth": read_torch_zip, ".pt": read_torch_zip}
+    readers = {".safetensors": _read_safetensors, ".npz": _read_npz, ".pth": _read_torch, ".pt": _read_torch}
     if path.suffix not in readers:
         raise UserError(
             f"{path} is a {path.suffix or 'file without suffix'}; weights are read from {', '.join(readers)}"
@@ -104,96 +101,8 @@ def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     return arrays, {k: str(arrays.pop(k)) for k in ("stride", "variant") if k in arrays}
 
 
-_STORAGES = {
-    "FloatStorage": np.float32,
-    "DoubleStorage": np.float64,
-    "HalfStorage": np.float16,
-    "LongStorage": np.int64,
-    "IntStorage": np.int32,
-    "ShortStorage": np.int16,
-    "CharStorage": np.int8,
-    "ByteStorage": np.uint8,
-    "BoolStorage": np.bool_,
-    "BFloat16Storage": "bfloat16",
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    """Builds tensors as numpy arrays and knows nothing else: a pickle that names any other thing is refused unrun."""
-
-    def __init__(self, file: Any, archive: zipfile.ZipFile, prefix: str, path: Path):
-        super().__init__(file)
-        self._archive, self._prefix, self._path = archive, prefix, path
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _rebuild
-        if (module, name) == ("torch._utils", "_rebuild_parameter"):
-            return lambda tensor, *_: tensor
-        if module == "torch" and name in _STORAGES:
-            return name
-        raise UserError(
-            f"{self._path} wants to run {module}.{name}; only plain tensors are read: save its state_dict alone, or as safetensors"
-        )
-
-    def persistent_load(self, pid: Any) -> np.ndarray:
-        kind, storage, key, _, count = pid
-        if kind != "storage" or storage not in _STORAGES:
-            raise UserError(
-                f"{self._path} holds a storage of an unknown kind ({storage}); save its state_dict as safetensors"
-            )
-        data = self._archive.read(f"{self._prefix}/data/{key}")
-        if _STORAGES[storage] == "bfloat16":
-            import ml_dtypes
-
-            return np.frombuffer(data, ml_dtypes.bfloat16, count)
-        return np.frombuffer(data, _STORAGES[storage], count)
-
-
-def _rebuild(storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> np.ndarray:
-    last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True)) if all(size) else offset
-    if offset < 0 or any(s < 0 for s in stride) or (math.prod(size) and last >= len(storage)):
-        raise ValueError("a tensor reaches past its storage")
-    strides = tuple(s * storage.itemsize for s in stride)
-    return np.lib.stride_tricks.as_strided(storage[offset:], size, strides, writeable=False).copy()
-
-
-def read_torch_zip(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Tensors of a PyTorch checkpoint (the zip format, since 1.6) by name, through ``state_dict`` or ``model`` wrappers.
-
-    Raises:
-        UserError: not such a file, or its pickle names anything but tensors; nothing in it is run.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [n for n in archive.namelist() if n.endswith("data.pkl")]
-            if not names:
-                raise UserError(
-                    f"{path} is a zip without data.pkl; give a PyTorch checkpoint, or save it as safetensors"
-                )
-            prefix = names[0].rpartition("/")[0]
-            content = _Unpickler(io.BytesIO(archive.read(names[0])), archive, prefix, path).load()
-    except (
-        zipfile.BadZipFile,
-        OSError,
-        pickle.UnpicklingError,
-        EOFError,
-        KeyError,
-        ValueError,
-        TypeError,
-        AttributeError,
-    ) as error:
-        raise UserError(
-            f"{path} is no readable PyTorch checkpoint ({error}); PyTorch's format before 1.6 is not read: save it again, or as safetensors"
-        ) from error
-    for wrapper in ("state_dict", "model", "model_state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}, not a state_dict; save the model's state_dict")
-    return {k: v for k, v in content.items() if isinstance(v, np.ndarray)}, {}
+def _read_torch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    return read_torch(path), {}
 
 
 def _clean(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -466,7 +375,7 @@ def _glnet_arrays(state: Mapping[str, Any] | str | Path) -> dict[str, np.ndarray
     if isinstance(state, str | Path):
         if not Path(state).is_file():
             raise UserError(f"there is no checkpoint at {state}; give a .pth file of GLNet's release")
-        state = read_torch_zip(Path(state))[0]
+        state = read_torch(Path(state))
     names = {name.removeprefix("module."): name for name in state}
     ignored = lambda name: name.endswith("num_batches_tracked") or re.match(r"resnet_\w+\.fc\.", name)  # noqa: E731
     return {short: np.asarray(state[name]).astype(np.float32) for short, name in names.items() if not ignored(short)}

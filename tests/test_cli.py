@@ -10,6 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments import deepglobe
+from glcanet_jax import cli, info, models
+from glcanet_jax import config as configs
+from glcanet_jax.__main__ import Info
+from glcanet_jax.errors import UserError
+
 ROOT = Path(__file__).parents[1]
 SMALL = [
     "--model.depth", "10", "--model.width", "8", "--model.fpn-channels", "16", "--views.context-size", "256",
@@ -231,3 +237,30 @@ def test_options_that_do_not_go_together_are_told(tmp_path):
     assert_told(run(*common, "--train.accumulation", "3"), "it must divide the 4 contexts")
     assert_told(run(*common, "--model.depth", "51"), "it must be one of 10, 18, 34, 50, 101")
     assert not (tmp_path / "run").exists()
+
+
+# ----------------------------------------------------------------------------------------------------- other networks
+def test_a_preset_takes_another_network_and_its_options():
+    """``--model.network`` changes what options there are; those that both networks have stay the preset's."""
+    argv = ["tiny", "--model.network", "unet", "--model.padding", "same", "--train.steps", "3"]
+    name, config = cli.choose_preset(deepglobe.PRESETS, "paper", "experiments.deepglobe", argv)
+    assert name == "tiny" and config.train.steps == 3
+    assert (config.model.network, config.model.padding, config.model.width) == ("unet", "same", 8)
+    _, same = cli.choose_preset(deepglobe.PRESETS, "paper", "experiments.deepglobe", ["tiny", "--model.mask=window"])
+    assert (same.model.network, same.model.mask) == ("glcanet", "window")
+    with pytest.raises(UserError, match="perhaps you meant 'unet'"):
+        cli.choose_preset(deepglobe.PRESETS, "paper", "experiments.deepglobe", ["tiny", "--model.network=u-net"])
+
+
+def test_an_option_of_another_network_is_refused(capsys):
+    argv = ["tiny", "--model.network", "unet", "--model.mask", "window"]
+    with pytest.raises(SystemExit) as stopped:
+        cli.choose_preset(deepglobe.PRESETS, "paper", "experiments.deepglobe", argv)
+    assert stopped.value.code == 2 and "--model.mask" in capsys.readouterr().err
+
+
+def test_info_knows_every_network():
+    for name in models.names():
+        args = Info(model=name, scene="600x500", options=configs.model_config(name), context=None, json=True)
+        told = json.loads(info.report(args))
+        assert told["patches"] == 2 and told["parameters"]["total"] > 1e6 and told["gflop"]["scene"] > 10

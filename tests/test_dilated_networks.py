@@ -11,6 +11,7 @@ from flax.traverse_util import flatten_dict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from glcanet_jax import models
 from glcanet_jax.errors import UserError
 from glcanet_jax.models import pooling
 from glcanet_jax.models.deeplabv3plus import DeepLabV3Plus
@@ -94,8 +95,8 @@ def test_shapes_at_any_size(name, size, bands):
 @every_network
 def test_auxiliary_logits_are_there_in_training_only(name):
     model, variables = small(name), variables_of(name)
-    assert all(isinstance(w, float) for w in model.auxiliary.values())
-    assert set(model.auxiliary) == set(AUXILIARY[name])
+    assert all(isinstance(w, float) for w in models.auxiliary(model).values())
+    assert set(models.auxiliary(model)) == set(AUXILIARY[name])
     _, out = jax.eval_shape(model.apply, variables, image())
     assert not [k for k in out if k.endswith("/logits")]
     (_, out), new = jax.eval_shape(step(model), variables, image(), jax.random.key(0))
@@ -130,7 +131,7 @@ def test_dropout_is_seeded_and_in_training_only(name):
 def loss_of(name, **options):
     """The weighted sum of the squares of all logits, a function of the parameters."""
     model, variables, x = small(name, **options), variables_of(name), image(3)
-    names = {f"{k}/logits": w for k, w in model.auxiliary.items()}
+    names = {f"{k}/logits": w for k, w in models.auxiliary(model).items()}
 
     def loss(params):
         logits, out = step(model)({**variables, "params": params}, x, jax.random.key(0))[0]

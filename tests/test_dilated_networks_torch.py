@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from glcanet_jax import models
 from glcanet_jax.models.deeplabv3plus import DeepLabV3Plus
 from glcanet_jax.models.icnet import ICNet
 from glcanet_jax.models.pspnet import PSPNet
@@ -157,7 +158,7 @@ def compare(model, reference, size, bands, **how):
     with torch.no_grad():
         expected = reference(Layers(variables), torch.as_tensor(x).double().permute(0, 3, 1, 2), **how)
     logits, ours = jax.jit(model.apply)(variables, x)
-    auxiliary = {f"{k}/logits" for k in model.auxiliary}
+    auxiliary = {f"{k}/logits" for k in models.auxiliary(model)}
     assert auxiliary == {k for k in expected if k.endswith("/logits")} and not auxiliary & set(ours)
     # the heads that inference leaves out: an initialisation that is given its variables runs all there is
     whole = flax.core.apply(lambda scope, x: model.clone(parent=scope)(x)[1], flags={"initializing": True})

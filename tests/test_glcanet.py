@@ -314,10 +314,6 @@ def test_counted_operations(key):
     assert ours == pytest.approx(xla, rel=0.1)  # XLA adds sums and activations and leaves out what meets padding
 
 
-def test_no_network_lacks_a_count():
-    assert set(models.names()) == {"glcanet"}
-
-
 def test_bad_options_are_told():
     with pytest.raises(UserError, match="perhaps you meant 'glcanet'"):
         models.build("glcanets", 5)

@@ -269,6 +269,11 @@ def test_phases():
     assert [tuple(p) for p in optim.phases("joint", 10, 4)] == [("global", 0, 4), ("joint", 4, 10)]
     assert [tuple(p) for p in optim.phases("staged", 170, None)] == [("global", 0, 120), ("rest", 120, 170)]
     assert [tuple(p) for p in optim.phases("joint", 10, None)] == [("joint", 0, 10)]
+    stages = ("global", "rest", "feedback")  # GLNet's epochs are 120, 50 and 120
+    assert [tuple(p)[1:] for p in optim.phases("staged", 290, None, stages)] == [(0, 120), (120, 170), (170, 290)]
+    assert [tuple(p)[1:] for p in optim.phases("staged", 270, 100, stages)] == [(0, 100), (100, 150), (150, 270)]
+    for schedule in ("joint", "staged"):  # a network of one phase has it, whatever the schedule
+        assert optim.phases(schedule, 9, None, ("joint",)) == (optim.Phase("joint", 0, 9),)
     with pytest.raises(UserError, match="train.global_steps is 11; it must lie between 0 and the 10 steps"):
         optim.phases("staged", 10, 11)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from glcanet_jax import weights
+from glcanet_jax import torch_files, weights
 from glcanet_jax.errors import UserError
 from glcanet_jax.models import resnet
 
@@ -107,13 +107,27 @@ def test_pickled_code_is_refused_unrun(tmp_path, monkeypatch):
     assert not (tmp_path / "pwned").exists()
 
 
+def test_pickled_code_of_the_old_format_is_refused_unrun(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    head = [torch_files.MAGIC, torch_files.PROTOCOL, {"little_endian": True}]
+    for i in range(4):  # in whichever of the pickles it stands
+        parts = [*head, {"x": 1}, []]
+        parts[i] = {"conv1.weight": Evil()}
+        (tmp_path / "evil.pth").write_bytes(b"".join(pickle.dumps(part, protocol=2) for part in parts))
+        with pytest.raises(UserError, match="wants to run posix.system"):
+            weights.load_torchvision(tmp_path / "evil.pth")
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("old", [False, True])
 @pytest.mark.parametrize("wrapper", [None, "state_dict"])
-def test_real_torch_files(tmp_path, wrapper):
+def test_real_torch_files(tmp_path, wrapper, old):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     state = {k: torch.as_tensor(v) for k, v in arrays().items()}
     state["conv1.weight"] = torch.nn.Parameter(state["conv1.weight"].transpose(2, 3))  # strided, and a parameter
     state["bn1.num_batches_tracked"] = torch.tensor(3)
-    torch.save({wrapper: state} if wrapper else state, tmp_path / "r18.pth")
+    content = {wrapper: state} if wrapper else state
+    torch.save(content, tmp_path / "r18.pth", _use_new_zipfile_serialization=not old)
     loaded = weights.load_torchvision(tmp_path / "r18.pth")
     assert set(loaded.arrays) == set(arrays())
     for name, value in loaded.arrays.items():

@@ -150,7 +150,7 @@ def stages(model: nn.Module) -> tuple[str, ...]:
     return getattr(model, "stages", ("global", "rest"))
 
 
-def auxiliary(model: nn.Module) -> Mapping[str, float]:
+def auxiliary(model: nn.Module) -> Mapping[str, int | float]:
     """Weights of a network's own auxiliary losses, by the name of the logits in its ``out``."""
     return getattr(model, "auxiliary", {})
 

@@ -21,3 +21,13 @@ def check(model: Any, choices: Mapping[str, tuple[Any, ...]]) -> None:
         value = getattr(model, field)
         if value not in allowed:
             raise UserError(f"model.{field} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
+
+
+def check_dropout(model: Any) -> None:
+    """Check the rate of a network's dropout.
+
+    Raises:
+        UserError: it is no share below one.
+    """
+    if not 0 <= model.dropout < 1:
+        raise UserError(f"model.dropout is {model.dropout}; it must be at least 0 and less than 1")

@@ -1,4 +1,4 @@
-"""How GLNet carries features between a context and its patches, both ways (facts 1.5, 1.6).
+"""How GLNet carries features between a context and its patches, both ways.
 
 Two geometries. *Whole cells*, the released code's: crops start and end at rounded cells, maps are resized between half-pixel
 centres. *Centres*, ours: exact fractional positions of cell centres (DESIGN section 2, "Geometry"). The functions of one

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from glcanet_jax.errors import UserError
 from glcanet_jax.models import choices, convolution, pooling, resnet
 from glcanet_jax.models.blocks import ConvNorm
-from glcanet_jax.models.resnet import BLOCKS, ResNet, norm_layer
+from glcanet_jax.models.resnet import BLOCKS, backbone_of, new_norm_of
 from glcanet_jax.models.sampling import logits_to_pixels, upsample
 
 CHOICES = resnet.CHOICES | choices.COMMON | {"output_stride": (16, 8)}
@@ -75,30 +75,20 @@ class DeepLabV3Plus(nn.Module):
             raise UserError(f"model.multi_grid {self.multi_grid} and model.rates {self.rates} must be 1 or more")
         super().__post_init__()
 
-    @property
-    def auxiliary(self) -> dict[str, int | float]:
-        """Auxiliary logits that a loss reads, and its weights: none."""
-        return {}
-
     @nn.compact
     def __call__(
         self, x: Float[Array, "b h w c"], *, train: bool = False
     ) -> tuple[Float[Array, "b h w k"], dict[str, Array]]:
         dtype, size = jnp.dtype(self.dtype), x.shape[1:3]
         conv = partial(nn.Conv, dtype=dtype, conv_general_dilated=convolution.choose(self.fast_conv))
-        block = partial(ConvNorm, conv=conv, norm=norm_layer("group" if self.norm == "frozen" else self.norm, dtype))
-        out = ResNet(
-            depth=self.depth,
-            width=self.width,
-            stride=self.stride,
-            conv=partial(conv, use_bias=False),
-            norm=norm_layer(self.norm, dtype),
-            remat=self.remat,
+        block = partial(ConvNorm, conv=conv, norm=new_norm_of(self))
+        out = backbone_of(
+            self,
+            conv,
             output_stride=self.output_stride,
             multi_grid=self.multi_grid,
             stem=self.stem,
-            name="resnet",
-        )(x, train)
+        )(name="resnet")(x, train)
         rates = tuple(16 // self.output_stride * rate for rate in self.rates)
         out["aspp"] = SpatialPyramid(self.channels, rates, block, name="aspp")(out["c5"], train)
         y = nn.Dropout(self.dropout, deterministic=not train, name="drop")(out["aspp"])

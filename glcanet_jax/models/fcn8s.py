@@ -1,6 +1,6 @@
 """FCN-8s (Long, Shelhamer and Darrell, 2015, section 4 and figure 3; Shelhamer et al., 2017) on VGG-16."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from glcanet_jax.errors import UserError
 from glcanet_jax.models import choices, convolution
 from glcanet_jax.models.vgg import VGG16, he_normal
 
@@ -68,14 +67,8 @@ class FCN8s(nn.Module):
 
     def __post_init__(self):
         choices.check(self, CHOICES)
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"model.dropout is {self.dropout}; it must be at least 0 and less than 1")
+        choices.check_dropout(self)
         super().__post_init__()
-
-    @property
-    def auxiliary(self) -> Mapping[str, float]:
-        """Weights of auxiliary losses: it has none."""
-        return {}
 
     @nn.compact
     def __call__(

@@ -50,7 +50,7 @@ class Smooth(nn.Module):
 
 
 class SharedSmooth(nn.Module):
-    """GLNet's smoothing with the global branch's maps beside the local ones at every phase (``facts``: sharing points ps0, ps1, ps2)."""
+    """GLNet's smoothing with the global branch's maps beside the local ones at every of its three later sharing points."""
 
     channels: int
     conv: Callable

@@ -18,7 +18,7 @@ from glcanet_jax.errors import UserError
 from glcanet_jax.models import attention, choices, convolution
 from glcanet_jax.models.attention import CrossAttention, SelfAttention
 from glcanet_jax.models.fpn import LEVELS, Laterals, LocalEnhancement, SharedSmooth, Smooth, stride
-from glcanet_jax.models.resnet import BLOCKS, ResNet, norm_layer
+from glcanet_jax.models.resnet import BLOCKS, backbone_of, norm_layer
 from glcanet_jax.models.sampling import sample_boxes, upsample
 
 SELF_LEVELS = (4, 5)  # self-attention sits on P5 and P4
@@ -143,21 +143,12 @@ class GLCANet(nn.Module):
     def setup(self):
         dtype = jnp.dtype(self.dtype)
         conv = partial(nn.Conv, dtype=dtype, conv_general_dilated=convolution.choose(self.fast_conv))
-        norm = norm_layer(self.norm, dtype)
         new_norm = norm_layer(
             ("batch" if self.norm == "batch" else "group") if self.lem_norm == "auto" else self.lem_norm, dtype
         )
         attends = self.self_attention and self.sharing == "none"
         levels = self.attn_levels if self.sharing == "none" else ()
-        backbone = partial(
-            ResNet,
-            depth=self.depth,
-            width=self.width,
-            stride=self.stride,
-            conv=partial(conv, use_bias=False),
-            norm=norm,
-            remat=self.remat,
-        )
+        backbone = backbone_of(self, conv)
         branch = partial(
             Branch,
             self.num_classes,

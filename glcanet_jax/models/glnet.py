@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float
 
 from glcanet_jax.models import choices, convolution, cropping
 from glcanet_jax.models.fpn import LEVELS, Laterals, SharedSmooth, Smooth
-from glcanet_jax.models.resnet import BLOCKS, ResNet, norm_layer
+from glcanet_jax.models.resnet import BLOCKS, backbone_of
 from glcanet_jax.models.sampling import upsample
 
 CHOICES = {
@@ -76,7 +76,7 @@ class Branch(nn.Module):
 
 
 class Aggregation(nn.Module):
-    """One convolution of both branches' last maps (facts 1.4)."""
+    """One convolution of both branches' last maps."""
 
     num_classes: int
     conv: Callable
@@ -119,15 +119,7 @@ class GLNet(nn.Module):
         dtype = jnp.dtype(self.dtype)
         conv = partial(nn.Conv, dtype=dtype, conv_general_dilated=convolution.choose(self.fast_conv))
         head_conv = partial(conv, kernel_init=nn.initializers.normal(0.01))
-        backbone = partial(
-            ResNet,
-            depth=self.depth,
-            width=self.width,
-            stride=self.stride,
-            conv=partial(conv, use_bias=False),
-            norm=norm_layer(self.norm, dtype),
-            remat=self.remat,
-        )
+        backbone = backbone_of(self, conv)
         resize = cropping.resize if self.strict else upsample
         branch = partial(Branch, self.num_classes, self.fpn_channels, backbone, head_conv, resize)
         setattr(self, "global", branch())

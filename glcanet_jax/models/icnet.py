@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from glcanet_jax.errors import UserError
 from glcanet_jax.models import choices, convolution, pooling, resnet
 from glcanet_jax.models.blocks import ConvNorm
-from glcanet_jax.models.resnet import ResNet, norm_layer
+from glcanet_jax.models.resnet import backbone_of, new_norm_of
 from glcanet_jax.models.sampling import upsample
 
 OUTPUT_STRIDE = 8  # of the ResNet, were it not for the halving
@@ -76,23 +76,18 @@ class ICNet(nn.Module):
     ) -> tuple[Float[Array, "b h4 w4 k"], dict[str, Array]]:
         dtype = jnp.dtype(self.dtype)
         conv = partial(nn.Conv, dtype=dtype, conv_general_dilated=convolution.choose(self.fast_conv))
-        block = partial(ConvNorm, conv=conv, norm=norm_layer("group" if self.norm == "frozen" else self.norm, dtype))
+        block = partial(ConvNorm, conv=conv, norm=new_norm_of(self))
         fusion = partial(CascadeFusion, 4 * self.width, block)
         classify = partial(conv, self.num_classes, (1, 1), padding=0)
         finer = lambda y, stride: upsample(y, tuple(-(-n // stride) for n in x.shape[1:3]))  # noqa: E731
 
-        out = ResNet(  # medium branch up to SHARED, at stride 16 of the image; the low one, at stride 32, after it
-            depth=self.depth,
-            width=self.width,
-            stride=self.stride,
-            conv=partial(conv, use_bias=False),
-            norm=norm_layer(self.norm, dtype),
-            remat=self.remat,
+        out = backbone_of(  # medium branch up to SHARED, at stride 16 of the image; the low one, at stride 32, after it
+            self,
+            conv,
             output_stride=OUTPUT_STRIDE,
             stem=self.stem,
             halve_after=SHARED,
-            name="resnet",
-        )(x[:, ::2, ::2], train)
+        )(name="resnet")(x[:, ::2, ::2], train)
         medium, low = out.pop(SHARED), out["c5"]
         out["pyramid"] = low + self._pooled(low)
         low = block(low.shape[-1] // 4, kernel=1, name="low")(out["pyramid"], train)

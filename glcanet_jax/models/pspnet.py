@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from glcanet_jax.errors import UserError
 from glcanet_jax.models import choices, convolution, pooling, resnet
 from glcanet_jax.models.blocks import ConvNorm
-from glcanet_jax.models.resnet import ResNet, norm_layer
+from glcanet_jax.models.resnet import backbone_of, new_norm_of
 from glcanet_jax.models.sampling import logits_to_pixels
 
 OUTPUT_STRIDE = 8
@@ -75,19 +75,14 @@ class PSPNet(nn.Module):
     ) -> tuple[Float[Array, "b h w k"], dict[str, Array]]:
         dtype, size = jnp.dtype(self.dtype), x.shape[1:3]
         conv = partial(nn.Conv, dtype=dtype, conv_general_dilated=convolution.choose(self.fast_conv))
-        block = partial(ConvNorm, conv=conv, norm=norm_layer("group" if self.norm == "frozen" else self.norm, dtype))
+        block = partial(ConvNorm, conv=conv, norm=new_norm_of(self))
         drop = partial(nn.Dropout, self.dropout, deterministic=not train)
-        out = ResNet(
-            depth=self.depth,
-            width=self.width,
-            stride=self.stride,
-            conv=partial(conv, use_bias=False),
-            norm=norm_layer(self.norm, dtype),
-            remat=self.remat,
+        out = backbone_of(
+            self,
+            conv,
             output_stride=OUTPUT_STRIDE,
             stem=self.stem,
-            name="resnet",
-        )(x, train)
+        )(name="resnet")(x, train)
         quarter = out["c5"].shape[-1] // 4
         out["pyramid"] = PyramidPooling(self.bins, quarter, block, name="pyramid")(out["c5"], train)
         out["fused"] = block(quarter, name="fuse")(out["pyramid"], train)

@@ -190,3 +190,22 @@ class ResNet(nn.Module):
             x = self.conv(filters, (3, 3), strides=stride, padding=1, name=f"stem_conv{number}")(x)
             x = nn.relu(self.norm(name=f"stem_norm{number}")(x, train))
         return x
+
+
+def backbone_of(network: Any, conv: Callable, **more: Any) -> Callable[..., ResNet]:
+    """The ResNet that a network's options ``depth``, ``width``, ``stride``, ``norm``, ``dtype`` and ``remat`` ask for."""
+    return partial(
+        ResNet,
+        depth=network.depth,
+        width=network.width,
+        stride=network.stride,
+        conv=partial(conv, use_bias=False),
+        norm=norm_layer(network.norm, jnp.dtype(network.dtype)),
+        remat=network.remat,
+        **more,
+    )
+
+
+def new_norm_of(network: Any) -> Callable[..., nn.Module]:
+    """The norm of layers beside a backbone: the backbone's, but of groups for a frozen one, which they have no statistics for."""
+    return norm_layer("group" if network.norm == "frozen" else network.norm, jnp.dtype(network.dtype))

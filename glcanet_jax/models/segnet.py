@@ -1,6 +1,5 @@
 """SegNet (Badrinarayanan, Kendall and Cipolla, 2017, section 3 and figure 2): unpooling to where the maxima came from."""
 
-from collections.abc import Mapping
 from functools import partial
 
 import flax.linen as nn
@@ -28,11 +27,6 @@ class SegNet(nn.Module):
     def __post_init__(self):
         choices.check(self, choices.COMMON)
         super().__post_init__()
-
-    @property
-    def auxiliary(self) -> Mapping[str, float]:
-        """Weights of auxiliary losses: it has none."""
-        return {}
 
     @nn.compact
     def __call__(

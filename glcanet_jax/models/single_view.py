@@ -39,8 +39,8 @@ class SingleView(nn.Module):
         return ("global",) if self.view == "global" else ("joint",)
 
     @property
-    def auxiliary(self) -> Mapping[str, float]:
-        return self.make(parent=None).auxiliary
+    def auxiliary(self) -> Mapping[str, int | float]:
+        return getattr(self.make(parent=None), "auxiliary", {})
 
     def _stages(self, image: Float[Array, "b h w c"], view: str, train: bool) -> Maps:
         """Logits and every named stage for a view, if it is the one looked at; and the shape of the image."""

@@ -1,6 +1,5 @@
 """U-Net (Ronneberger, Fischer and Brox, 2015, figure 1 and section 2), with its overlap-tile strategy (figure 2)."""
 
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -9,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from glcanet_jax.errors import UserError
 from glcanet_jax.models import choices, convolution
 from glcanet_jax.models.vgg import conv_name, he_normal, max_pool
 
@@ -69,14 +67,8 @@ class UNet(nn.Module):
 
     def __post_init__(self):
         choices.check(self, CHOICES)
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"model.dropout is {self.dropout}; it must be at least 0 and less than 1")
+        choices.check_dropout(self)
         super().__post_init__()
-
-    @property
-    def auxiliary(self) -> Mapping[str, float]:
-        """Weights of auxiliary losses: it has none."""
-        return {}
 
     @nn.compact
     def __call__(
