@@ -5,7 +5,6 @@ figures to read are the ratios within a round; a busy machine moves all of them.
 """
 
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ import jax.numpy as jnp
 from glcanet_jax import cli
 from glcanet_jax.models import convolution, fpn, resnet
 from glcanet_jax.models.sampling import upsample
+from glcanet_jax.profiling import machine
 
 
 @dataclass(frozen=True)
@@ -154,9 +154,7 @@ def main() -> None:
             name: round(statistics.median(t / o for t, o in zip(times, seconds["ours"], strict=True)), 3)
             for name, times in seconds.items()
         },
-        "jax": jax.__version__,
-        "platform": platform.platform(),
-        "date": time.strftime("%Y-%m-%d"),
+        **machine(),
     }
     print(json.dumps(result, indent=1))
     if options.out:

@@ -6,7 +6,6 @@ command in a process of its own. The network is untrained: what it costs does no
 
 import dataclasses
 import json
-import platform
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ import numpy as np
 from glcanet_jax import cli, geometry, models, raster, runs
 from glcanet_jax import config as configs
 from glcanet_jax.data import open_dataset
+from glcanet_jax.profiling import machine
 
 NETWORKS = {
     "default": configs.model_config(),
@@ -144,9 +144,7 @@ def main() -> None:
     result = {
         "what": "prediction of square scenes, a fresh process each; host peak is the process's, programs' memory the compiler's",
         "views": dataclasses.asdict(geometry.Views()),
-        "jax": jax.__version__,
-        "platform": platform.platform(),
-        "date": time.strftime("%Y-%m-%d"),
+        **machine(),
         "rows": rows,
     }
     if options.out:

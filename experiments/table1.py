@@ -8,7 +8,6 @@ GLCANet is there both ways when ``--backbone`` is given.
 
 import dataclasses
 import json
-import platform
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from glcanet_jax.config import Config, DataConfig, LossConfig, OptimiserConfig, 
 from glcanet_jax.data.loader import LoaderConfig
 from glcanet_jax.errors import UserError
 from glcanet_jax.geometry import Views, patch_starts
+from glcanet_jax.profiling import machine
 
 SPLITS = {"deepglobe": ("val", "test"), "mbrsc": ("val",)}  # the first is the table's
 SCENE = 2448  # pixels a side of the scene that memory and GFLOP are told for, as the paper's
@@ -253,13 +253,7 @@ def build(options: Options) -> dict[str, Any]:
             "whole scene": size.global_side,
         },
         "budget": str(budget),
-        "machine": {
-            "platform": platform.platform(),
-            "commit": commit(),
-            "python": platform.python_version(),
-            "jax": jax.__version__,
-            "device": jax.devices()[0].device_kind,
-        },
+        "machine": machine() | {"commit": commit()},
         "rows": [],
     }
     for i, row in enumerate(lines):

@@ -68,7 +68,8 @@ def markdown(result: dict[str, Any]) -> str:
     out = [
         f"# Table 1 on {result['dataset']}, split {split}, protocol {protocol}",
         "",
-        f"`{result['command']}`; {result['machine']['device']}, jax {result['machine']['jax']}; {result['budget']} a run.",
+        f"`{result['command']}`; {result['machine']['device']}, {result['machine']['cores']} cores, "
+        f"jax {result['machine']['jax']}, {result['machine']['date']}; {result['budget']} a run.",
         "",
         f"Trained and scored with patches of {size['patch']} px in contexts of {size['context']} px shrunk to "
         f"{size['global view']} px (both), patches alone (patch), or the whole scene shrunk to {size['whole scene']} px (global). "

@@ -159,10 +159,8 @@ def steps_within(config: Config, minutes: float | int) -> int:
 
 def score(folder: Path) -> None:
     """Score a trained trial in a process that has done nothing else, so that its peak memory is that of prediction."""
-    import jax
-
     from glcanet_jax import runs
-    from glcanet_jax.profiling import peak_memory, process_device_memory
+    from glcanet_jax.profiling import machine, peak_memory, process_device_memory
 
     asked = json.loads((folder / "trial.json").read_text())
     config = configs.from_dict(asked["config"])
@@ -173,10 +171,8 @@ def score(folder: Path) -> None:
         result = runs.evaluate_split(weights, dataset, split, Path(config.out) / f"eval-{split}", config.eval_batch)
         scores[split] = {k: result[k] for k in ("protocols", "confusion", "scenes", "majority")}
         seconds, scenes = seconds + result["seconds"], scenes + len(result["scenes"])
-    device = jax.devices()[0]
     measured = {
-        "device": device.device_kind,
-        "jax": jax.__version__,
+        **machine(),
         "seconds_per_scene": round(seconds / scenes, 2),
         "scenes": scenes,
         **peak_memory(),

@@ -172,14 +172,14 @@ def train(config: Config) -> Path:
     if models.second_pass(model) is not None:
         _check_whole_grid(config, scenes)
     mesh = make_mesh(config.loader.batch_size, config.train.devices)
-    out = runs.open_run(config)  # last, so that a refused configuration leaves nothing behind
     steps = config.train.steps or config.train.epochs * loader.steps_per_epoch
     eval_every, checkpoint_every = _intervals(config, loader.steps_per_epoch, steps)
+    spans = optim.phases(config.train.schedule, steps, config.train.global_steps, models.stages(model))
 
     # ------------------------------------------------------------------ the model and its state
-    print(f"training on {len(scenes)} scenes for {steps} steps; everything is written to {out}")
     variables = runs.initial_variables(config, model, bands)
-    spans = optim.phases(config.train.schedule, steps, config.train.global_steps, models.stages(model))
+    out = runs.open_run(config)  # so late, that a refused configuration leaves nothing behind
+    print(f"training on {len(scenes)} scenes for {steps} steps; everything is written to {out}")
     tx = optim.optimiser(config.optimiser, spans)
     state = create_state(variables, tx, jax.random.key(config.train.seed))
     state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))

@@ -3,9 +3,12 @@
 import contextlib
 import ctypes
 import os
+import platform
 import resource
 import subprocess
 import sys
+import time
+from typing import Any
 
 import jax
 
@@ -44,6 +47,27 @@ def free_device_memory() -> int | None:
     """Bytes that the first device's allocator can still give; None where it does not say (CPUs)."""
     stats = jax.local_devices()[0].memory_stats() or {}
     return stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else None
+
+
+def machine() -> dict[str, Any]:
+    """What a measurement was made with: device, cores, versions, day."""
+    return {
+        "device": device_name(),
+        "cores": os.cpu_count(),
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def device_name() -> str:
+    """The first device's kind; of a CPU its model, where Linux tells it."""
+    kind = jax.devices()[0].device_kind
+    if jax.default_backend() == "cpu":
+        with contextlib.suppress(OSError, StopIteration), open("/proc/cpuinfo") as file:
+            return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
+    return kind
 
 
 def resident_memory() -> int:

@@ -64,9 +64,11 @@ def resolve(config: Config, dataset: Any) -> Config:
         data = dataclasses.replace(data, val_split=dataset.validation_split)
     if config.backbone is not None:
         loaded = load_backbone(config)
-        if not hasattr(model, "depth") and loaded.kind == "resnet":
+        wanted = models.backbone(model.network)
+        if loaded.kind != wanted:
             raise UserError(
-                f"{loaded.source} is a ResNet-{loaded.depth}; {model.network} has no ResNet: leave out --backbone"
+                f"{loaded.source} holds a {loaded.kind} backbone, {model.network} has {'none' if wanted is None else f'a {wanted}'}; "
+                "leave out --backbone, or give other weights"
             )
         if loaded.kind == "resnet" and (loaded.depth, loaded.stride) != (model.depth, model.stride):
             print(f"backbone weights: {loaded.source}: ResNet-{loaded.depth} {loaded.stride}")
@@ -84,23 +86,17 @@ def initial_variables(config: Config, model: Any, bands: int) -> dict[str, Any]:
     variables = models.init(model, jax.random.key(config.train.seed), bands)
     if config.backbone is None:
         return variables
-    return with_backbones(load_backbone(config), variables, bands, config.model.network)
+    return with_backbones(load_backbone(config), variables, bands)
 
 
-def with_backbones(
-    loaded: weights.TorchvisionWeights, variables: dict[str, Any], bands: int, network: str
-) -> dict[str, Any]:
+def with_backbones(loaded: weights.TorchvisionWeights, variables: dict[str, Any], bands: int) -> dict[str, Any]:
     """Variables whose every backbone of a file's kind is the file's.
 
     Raises:
-        UserError: the network has none, or the file's does not fit.
+        UserError: the file's does not fit.
     """
     params, stats = flatten_dict(variables["params"]), flatten_dict(variables.get("batch_stats", {}))
     places = {path[: path.index(loaded.kind) + 1] for path in params if loaded.kind in path}
-    if not places:
-        raise UserError(
-            f"{loaded.source} holds a {loaded.kind} backbone; {network} has none: leave out --backbone, or take other weights"
-        )
     for place in places:
         own = lambda flat: {k[len(place) :]: v for k, v in flat.items() if k[: len(place)] == place}  # noqa: B023, E731
         template = {"params": unflatten_dict(own(params)), "batch_stats": unflatten_dict(own(stats))}

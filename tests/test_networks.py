@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from test_evaluation import NORMALISATION, VIEWS, blended, dense_reference, scene_of
 from test_training import CLASSES, make_batch, moved
+from test_vgg_networks import torchvision_arrays, write
 
 from experiments.presets import TINY
 from glcanet_jax import config as configs
@@ -336,13 +337,47 @@ def test_backbones_are_loaded_wherever_a_network_has_them(tmp_path, name, places
     arrays = torchvision_resnet(template)
     np.savez(tmp_path / "resnet.npz", **arrays)
     loaded = weights.load_torchvision(tmp_path / "resnet.npz")
-    new = runs.with_backbones(loaded, variables, 3, name)
+    new = runs.with_backbones(loaded, variables, 3)
     for root in roots:
         kernel = new["params"][root]["resnet"]["stage2_block1"]["conv1"]["kernel"]
         np.testing.assert_array_equal(kernel, arrays["layer2.0.conv1.weight"].transpose(2, 3, 1, 0))
         stats = new["batch_stats"][root]["resnet"]["stem_norm"]["var"]
         np.testing.assert_array_equal(stats, arrays["bn1.running_var"])
     assert jax.tree.structure(new) == jax.tree.structure(variables)
-    unet = small("unet")
-    with pytest.raises(UserError, match="holds a resnet backbone; unet has none: leave out --backbone"):
-        runs.with_backbones(loaded, models.init(unet, jax.random.key(0), 3), 3, "unet")
+
+
+@pytest.mark.parametrize(("name", "told"), [("unet", "unet has none"), ("segnet", "segnet has a vgg")])
+def test_a_backbone_of_another_kind_is_told_before_anything_is_written(tmp_path, name, told):
+    model = small("pspnet", depth=18, width=4)
+    variables = models.init(model, jax.random.key(0), 3)
+    template = {k: variables[k]["local"]["resnet"] for k in ("params", "batch_stats")}
+    np.savez(tmp_path / "resnet.npz", **torchvision_resnet(template))
+    config = dataclasses.replace(
+        TINY,
+        data=DataConfig(dataset="sample"),
+        model=configs.model_config(name, **SMALL[name]),
+        backbone=str(tmp_path / "resnet.npz"),
+        out=str(tmp_path / "run"),
+    )
+    with pytest.raises(UserError, match=f"holds a resnet backbone, {told}; leave out --backbone"):
+        loop.train(config)
+    fits_not = dataclasses.replace(config, model=configs.model_config("pspnet", depth=18, width=8))
+    with pytest.raises(UserError, match="does not fit the backbone: shapes differ"):
+        loop.train(fits_not)
+    assert not (tmp_path / "run").exists()
+
+
+def test_fcn_takes_the_classifier_with_the_backbone_and_segnet_does_not_need_it(tmp_path):
+    arrays = torchvision_arrays(norms=False, width=4, fc=6)
+    write(tmp_path / "vgg.npz", arrays)
+    loaded = weights.load_torchvision(tmp_path / "vgg.npz")
+    variables = models.init(small("fcn8s", fc=6), jax.random.key(0), 3)
+    new = runs.with_backbones(loaded, variables, 3)["params"]["local"]
+    wanted = arrays["classifier.0.weight"].reshape(6, -1, 7, 7).transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(new["fc6"]["kernel"], wanted)
+    np.testing.assert_array_equal(new["vgg"]["conv1_2"]["bias"], arrays["features.2.bias"])
+    np.testing.assert_array_equal(new["score_fc7"]["kernel"], variables["params"]["local"]["score_fc7"]["kernel"])
+    narrow = models.init(small("fcn8s", fc=5), jax.random.key(0), 3)
+    kept = runs.with_backbones(loaded, narrow, 3)["params"]["local"]  # another width: the backbone alone
+    np.testing.assert_array_equal(kept["fc6"]["kernel"], narrow["params"]["local"]["fc6"]["kernel"])
+    np.testing.assert_array_equal(kept["vgg"]["conv1_2"]["bias"], arrays["features.2.bias"])

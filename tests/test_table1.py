@@ -139,7 +139,7 @@ def result(*rows):
     size = {"name": "small", "patch": 64, "context": 176, "global view": 64, "whole scene": 160}
     return {
         "dataset": "mbrsc", "splits": ["val"], "command": "python -m experiments.table1 --dataset mbrsc", "size": size,
-        "budget": "200 steps", "machine": {"device": "cpu", "jax": "0"}, "rows": made,
+        "budget": "200 steps", "machine": {"device": "cpu", "cores": 2, "jax": "0", "date": "2026-11-24"}, "rows": made,
     }  # fmt: skip
 
 

@@ -155,6 +155,11 @@ def auxiliary(model: nn.Module) -> Mapping[str, int | float]:
     return getattr(model, "auxiliary", {})
 
 
+def backbone(name: str) -> str | None:
+    """The kind of pretrained backbone that a network takes: ``resnet``, ``vgg`` or none; its module has that name."""
+    return getattr(find(name), "backbone", None)
+
+
 def enter(model: nn.Module, phase: str, variables: dict[str, Any]) -> dict[str, Any]:
     """The variables with which a phase of training begins, after those that the last one ended with."""
     change = getattr(model, "enter", None)

@@ -64,6 +64,8 @@ class DeepLabV3Plus(nn.Module):
     remat: bool = False  # recompute the backbone's blocks in the backward pass
     fast_conv: bool | None = None  # kernel gradient made for CPUs; None: on CPUs only
 
+    backbone = "resnet"  # what pretrained weights it takes
+
     def __post_init__(self):
         choices.check(self, CHOICES)
         if 0 < len(self.multi_grid) < BLOCKS[self.depth][-1]:

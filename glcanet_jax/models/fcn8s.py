@@ -65,6 +65,8 @@ class FCN8s(nn.Module):
     dtype: str = "float32"  # of the computation; parameters stay float32
     fast_conv: bool | None = None  # kernel gradient made for CPUs; None: on CPUs only
 
+    backbone = "vgg"  # what pretrained weights it takes
+
     def __post_init__(self):
         choices.check(self, CHOICES)
         choices.check_dropout(self)

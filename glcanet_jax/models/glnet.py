@@ -111,6 +111,8 @@ class GLNet(nn.Module):
     remat: bool = False  # recompute the backbones' blocks in the backward pass
     fast_conv: bool | None = None  # kernel gradient made for CPUs; None: on CPUs only
 
+    backbone = "resnet"  # what pretrained weights it takes
+
     def __post_init__(self):
         choices.check(self, CHOICES)  # at once, not at the first use
         super().__post_init__()

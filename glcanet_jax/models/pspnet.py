@@ -58,6 +58,8 @@ class PSPNet(nn.Module):
     remat: bool = False  # recompute the backbone's blocks in the backward pass
     fast_conv: bool | None = None  # kernel gradient made for CPUs; None: on CPUs only
 
+    backbone = "resnet"  # what pretrained weights it takes
+
     def __post_init__(self):
         choices.check(self, CHOICES)
         if not self.bins or min(self.bins) < 1 or len(set(self.bins)) < len(self.bins):

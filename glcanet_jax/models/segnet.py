@@ -24,6 +24,8 @@ class SegNet(nn.Module):
     dtype: str = "float32"  # of the computation; parameters stay float32
     fast_conv: bool | None = None  # kernel gradient made for CPUs; None: on CPUs only
 
+    backbone = "vgg"  # what pretrained weights it takes
+
     def __post_init__(self):
         choices.check(self, choices.COMMON)
         super().__post_init__()
