@@ -8,24 +8,20 @@ GLCANet is there both ways when ``--backbone`` is given.
 
 import dataclasses
 import json
-import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 
-from experiments import table1_report, trial
+from experiments import sizes, table1_report, trial
+from experiments.sizes import SCENE, SIZES, SPLITS, Size
 from glcanet_jax import aot, cli, info, models, runs
 from glcanet_jax import config as configs
-from glcanet_jax.config import Config, DataConfig, LossConfig, OptimiserConfig, TrainConfig
-from glcanet_jax.data.loader import LoaderConfig
+from glcanet_jax.config import Config
 from glcanet_jax.errors import UserError
-from glcanet_jax.geometry import Views, patch_starts
+from glcanet_jax.geometry import patch_starts
 from glcanet_jax.profiling import machine
-
-SPLITS = {"deepglobe": ("val", "test"), "mbrsc": ("val",)}  # the first is the table's
-SCENE = 2448  # pixels a side of the scene that memory and GFLOP are told for, as the paper's
 
 
 @dataclass(frozen=True)
@@ -51,43 +47,6 @@ ENTRIES = {
     "glnet-g2l": Entry("GLNet G=>L", "glnet", {"both": (70.9, 1395)}, pretrained=True),
     "glnet": Entry("GLNet G<=>L", "glnet", {"both": (71.6, 1865)}, {"mutual": True}, pretrained=True),
     "glcanet": Entry("GLCANet", "glcanet", {"both": (73.4, 1766)}, pretrained=True),
-}
-
-
-@dataclass(frozen=True)
-class Size:
-    """How large everything is."""
-
-    views: Views
-    global_side: int  # pixels a side of the whole scene shrunk, for networks that look at nothing else
-    loader: LoaderConfig
-    rates: dict[str, float]  # by initialisation, of every root
-    options: dict[str, dict[str, Any]]  # of networks
-    norm: str  # of pretrained backbones
-    eval_batch: int  # patches at once in scoring
-
-
-SIZES = {
-    # 500-px patches, whole scenes shrunk to half of DeepGlobe's (the paper does not say its size), for a GPU
-    "full": Size(
-        Views(),
-        SCENE // 2,
-        LoaderConfig(batch_size=6, patches_per_context=2, threads=16),
-        {"imagenet": 1e-4, "scratch": 5e-4},
-        {},
-        "batch",
-        1,  # as the paper measures memory
-    ),
-    # for CPUs: every network in minutes, none at its best
-    "small": Size(
-        Views(context_size=176, global_size=64, patch_size=64, overlap=8),
-        128,
-        LoaderConfig(batch_size=2, patches_per_context=4, contexts_per_scene=20),
-        {"imagenet": 1e-4, "scratch": 5e-4},
-        {"unet": {"padding": "same"}, "fcn8s": {"padding": "same"}},  # the papers' margins are wider than these patches
-        "frozen",
-        4,
-    ),
 }
 
 
@@ -155,19 +114,13 @@ def configure(row: Row, options: Options, size: Size, seed: int) -> Config:
             loader = dataclasses.replace(
                 loader, positions="grid", patches_per_context=side**2, batch_size=max(1, round(patches / side**2))
             )
-    rate = size.rates[row.initialisation]
-    return Config(
-        data=DataConfig(dataset=options.dataset, dir=str(options.data_dir), val_split=""),
+    config = sizes.configure(size, options.dataset, options.data_dir, options.backbone if pretrained else None, seed)
+    return dataclasses.replace(
+        config,
         views=views,
         loader=loader,
         model=configs.model_config(entry.network, **chosen),
-        loss=LossConfig(gamma=2.0),
-        optimiser=OptimiserConfig(
-            global_rate=rate, local_rate=rate, fusion_rate=3 * rate if pretrained else rate, clip=1.0, warmup_steps=20
-        ),
-        train=TrainConfig(schedule=schedule, seed=seed, colour_jitter=0.2, tensorboard=False, log_every=10),
-        backbone=str(options.backbone) if pretrained else None,
-        eval_batch=size.eval_batch,
+        train=dataclasses.replace(config.train, schedule=schedule),
     )
 
 
@@ -214,23 +167,9 @@ def command(options: Options) -> str:
     return " ".join(words + ["--backbone FILE"] * (options.backbone is not None))
 
 
-def commit() -> str | None:
-    """The commit that runs, "+" if files were changed; None outside of a repository."""
-    here = Path(__file__).parent
-    git = lambda *words: subprocess.run(["git", *words], cwd=here, capture_output=True, text=True)  # noqa: E731
-    try:
-        head = git("rev-parse", "--short", "HEAD")
-    except OSError:  # no git
-        return None
-    if head.returncode:
-        return None
-    return head.stdout.strip() + ("+" if git("status", "--porcelain", "--untracked-files=no").stdout.strip() else "")
-
-
 def build(options: Options) -> dict[str, Any]:
     """Do what is missing, and write the tables and the picture after every row."""
-    on_gpu = jax.default_backend() == "gpu"
-    name = options.size if options.size != "auto" else "full" if on_gpu else "small"
+    name = sizes.choose(options.size)
     size, budget = SIZES[name], trial.Budget.parse(options.budget)
     lines = rows(options)
     runs.enable_compilation_cache()
@@ -253,7 +192,7 @@ def build(options: Options) -> dict[str, Any]:
             "whole scene": size.global_side,
         },
         "budget": str(budget),
-        "machine": machine() | {"commit": commit()},
+        "machine": machine() | {"commit": sizes.commit()},
         "rows": [],
     }
     for i, row in enumerate(lines):

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments import trial
 from glcanet_jax import report, runs
 
 INITIALISATIONS = {"imagenet": "ResNet-50 from ImageNet weights", "scratch": "everything from scratch"}
@@ -19,25 +20,12 @@ def write(result: dict[str, Any], folder: Path) -> None:
     picture(result, folder / f"{name}.png")
 
 
-def scores_of(row: dict[str, Any], split: str) -> dict[str, Any] | None:
-    """mIoU in percent of a row's trials on a split: ``mean``, ``spread`` (standard deviation, None of one), and that of an
-    all-majority map; None while no trial is done."""
-    done = [t for t in row["trials"] if t["status"] == "done"]
-    if not done:
-        return None
-    protocols = [next(iter(t["scores"][split]["protocols"].values())) for t in done]
-    floor = next(iter(done[0]["scores"][split]["majority"].values()))
-    values = [100 * (p["miou"] or 0.0) for p in protocols]
-    spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return {"mean": float(np.mean(values)), "spread": spread, "majority": 100 * floor["miou"]}
-
-
 def _value(value: Any, digits: int = 1) -> str:
     return "-" if value is None else f"{value:,.{digits}f}"
 
 
 def _line(row: dict[str, Any], split: str) -> str:
-    own, cost = scores_of(row, split), row["cost"]
+    own, cost = trial.summary(row["trials"], split), row["cost"]
     failed = [t for t in row["trials"] if t["status"] != "done"]
     if own is None:
         score = f"failed: {failed[0]['reason']}" if failed else "not run"
@@ -97,7 +85,9 @@ def markdown(result: dict[str, Any]) -> str:
                 *lines,
             ]
     if any_done:
-        floor = next(scores_of(row, split)["majority"] for row in rows if scores_of(row, split))
+        floor = next(
+            trial.summary(row["trials"], split)["majority"] for row in rows if trial.summary(row["trials"], split)
+        )
         out += ["", f"An all-majority map scores {floor:.1f}."]
     if len(result["splits"]) > 1:
         out += ["", "The other splits and protocols are in the JSON beside this page."]
@@ -114,7 +104,7 @@ def picture(result: dict[str, Any], path: Path) -> None:
     colours = {"patch": "#1f77b4", "global": "#ff7f0e", "both": "#2ca02c"}
     for row in result["rows"]:
         colour, name = colours[row["inference"]], f"{row['label']} ({row['inference']})"
-        own, memory = scores_of(row, split), row["cost"].get("memory", {}).get("peak_mb")
+        own, memory = trial.summary(row["trials"], split), row["cost"].get("memory", {}).get("peak_mb")
         if own and memory:
             marker = "o" if row["initialisation"] == "imagenet" else "^"
             ours.errorbar(memory, own["mean"], yerr=own["spread"], fmt=marker, color=colour, capsize=3)

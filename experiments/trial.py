@@ -91,6 +91,29 @@ def _one(trial: Trial, budget: Budget, folder: Path) -> dict[str, Any]:
     return base | {"status": "done"} | json.loads((folder / "result.json").read_text())
 
 
+def summary(records: Sequence[dict[str, Any]], split: str) -> dict[str, Any] | None:
+    """mIoU in percent of records under a split's first protocol; None while no trial is done.
+
+    Returns:
+        ``mean``, ``spread`` (standard deviation, None of one) and ``majority``, that of an all-majority map; and ``scenes``:
+        of every trial by name and scene, to compare pairwise.
+    """
+    done = [r for r in records if r["status"] == "done"]
+    if not done:
+        return None
+    protocol = next(iter(done[0]["scores"][split]["protocols"]))
+    values = [100 * (r["scores"][split]["protocols"][protocol]["miou"] or 0.0) for r in done]
+    scenes = {
+        (int(r["trial"].rpartition("-")[2]), name): 100 * (scores[protocol]["miou"] or 0.0)
+        for r in done
+        for name, scores in r["scores"][split].get("scenes", {}).items()
+    }
+    mean = sum(values) / len(values)
+    spread = (sum((v - mean) ** 2 for v in values) / (len(values) - 1)) ** 0.5 if len(values) > 1 else None
+    majority = 100 * done[0]["scores"][split]["majority"][protocol]["miou"]
+    return {"mean": mean, "spread": spread, "majority": majority, "scenes": scenes}
+
+
 def _reason(log: Path, code: int) -> str:
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     last = lines[-1].strip().removeprefix("error: ") if lines else "nothing was printed"

@@ -45,7 +45,7 @@ class Predictor:
         With ``tta`` the logits are the mean over the eight views of a square (four turns, mirrored or not).
         """
         self.views, self.batch, self.bands, self.num_classes = views, batch, bands, model.num_classes
-        self.normalisation = normalisation
+        self.model, self.normalisation = model, normalisation
         self.turns: Sequence[int] = geometry.DIHEDRAL if tta else (0,)
         self.traces = 0
         self.variables = variables

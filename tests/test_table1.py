@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from test_data import write_deepglobe
 
-from experiments import table1, table1_report, trial
+from experiments import sizes, table1, table1_report, trial
 from experiments.presets import TINY
 from glcanet_jax import config as configs
 from glcanet_jax import models, optim
@@ -29,10 +30,10 @@ def test_all_nine_networks_are_there_in_both_kinds_of_inference():
     assert [r.initialisation for r in table1.rows(OPTIONS) if r.entry == "glcanet"] == ["imagenet", "scratch"]
 
 
-@pytest.mark.parametrize("size", table1.SIZES)
+@pytest.mark.parametrize("size", sizes.SIZES)
 def test_every_row_can_be_built_and_sees_the_same(size):
     """Views, augmentation, loss and schedule are one for all; networks of one view look at what their row says."""
-    size, seen = table1.SIZES[size], set()
+    size, seen = sizes.SIZES[size], set()
     for row in table1.rows(OPTIONS):
         config = table1.configure(row, OPTIONS, size, seed=3)
         options = configs.model_options(config.model)
@@ -48,7 +49,7 @@ def test_every_row_can_be_built_and_sees_the_same(size):
 
 def test_memory_is_told_for_the_paper_s_sizes_and_networks():
     row = table1.Row("unet", "global", "scratch")
-    config = table1.at_paper_size(table1.configure(row, OPTIONS, table1.SIZES["small"], 0))
+    config = table1.at_paper_size(table1.configure(row, OPTIONS, sizes.SIZES["small"], 0))
     assert config.views.global_size == 1224 and config.views.context_extent(2448, 2448) == (2448, 2448)
     assert config.model.padding == "mirror" and config.model.view == "global"
 
@@ -178,8 +179,28 @@ def test_everything_is_written(tmp_path):
 
 
 def test_costs_are_kept_and_told_without_a_compiler(tmp_path, monkeypatch):
-    config = table1.configure(table1.Row("icnet", "patch", "scratch"), OPTIONS, table1.SIZES["small"], 0)
+    config = table1.configure(table1.Row("icnet", "patch", "scratch"), OPTIONS, sizes.SIZES["small"], 0)
     cost = table1.cost(config, 6, 3, tmp_path, memory=False)
     assert cost["parameters"] == pytest.approx(6.7e6, rel=0.01) and cost["patches"] == 36
     monkeypatch.setattr(table1.info, "parameters", lambda *_: pytest.fail("counted again"))
     assert table1.cost(config, 6, 3, tmp_path, memory=False) == cost
+
+
+@pytest.mark.slow
+def test_deepglobe_end_to_end(tmp_path, monkeypatch, capsys):
+    """The whole command on a few scenes in DeepGlobe's layout: both kinds of inference, val and test, and nothing done twice."""
+    write_deepglobe(tmp_path / "data", "archive", height=200, width=200)
+    monkeypatch.chdir(tmp_path)
+    options = table1.Options(
+        "deepglobe", tmp_path / "data", networks=("icnet",), budget="2steps", size="small", memory=False, work=tmp_path / "w",
+        results=tmp_path / "r",
+    )  # fmt: skip
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    result = table1.build(options)
+    trials = [t for row in result["rows"] for t in row["trials"]]
+    assert [t["status"] for t in trials] == ["done", "done"], [t.get("reason") for t in trials]
+    assert set(trials[0]["scores"]) == {"val", "test"} and set(trials[0]["scores"]["val"]["protocols"]) >= {"glnet"}
+    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "w").rglob("result.json")}
+    assert table1.build(options)["rows"] == result["rows"]
+    assert stamps == {p: p.stat().st_mtime_ns for p in (tmp_path / "w").rglob("result.json")}
+    assert "row 2 of 2: icnet-global-scratch-0: done" in capsys.readouterr().out

@@ -131,7 +131,7 @@ class GLCANet(nn.Module):
     mask: str = "footprint"  # window, none
     mask_margin: float = 0.5  # sides of the box
     mask_radius: float = 250.0  # scene pixels
-    sharing: str = "none"  # "glnet": concatenation at GLNet's four points instead of attention
+    sharing: str = "none"  # "glnet": concatenation at GLNet's four points instead of cross-attention
     dtype: str = "float32"  # of the computation; parameters stay float32
     remat: bool = False  # recompute the backbones' blocks in the backward pass
     fast_conv: bool | None = None  # kernel gradient made for CPUs; None: on CPUs only
@@ -148,7 +148,6 @@ class GLCANet(nn.Module):
         new_norm = norm_layer(
             ("batch" if self.norm == "batch" else "group") if self.lem_norm == "auto" else self.lem_norm, dtype
         )
-        attends = self.self_attention and self.sharing == "none"
         levels = self.attn_levels if self.sharing == "none" else ()
         backbone = backbone_of(self, conv)
         branch = partial(
@@ -158,7 +157,7 @@ class GLCANet(nn.Module):
             conv=conv,
             heads=self.heads,
             dtype=dtype,
-            self_attention=attends,
+            self_attention=self.self_attention,
         )
         self.local = branch(
             backbone=None if self.share_backbone else backbone,

@@ -1,0 +1,90 @@
+"""What experiments that compare many runs share: two sizes of everything, and one configuration to begin from."""
+
+import dataclasses
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from glcanet_jax.config import Config, DataConfig, LossConfig, OptimiserConfig, TrainConfig
+from glcanet_jax.data.loader import LoaderConfig
+from glcanet_jax.geometry import Views
+
+SPLITS = {"deepglobe": ("val", "test"), "mbrsc": ("val",)}  # to score, the first for the tables
+SCENE = 2448  # pixels a side of the scene that memory and GFLOP are told for, as the paper's
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large everything is."""
+
+    views: Views
+    global_side: int  # pixels a side of the whole scene shrunk, for networks that look at nothing else
+    loader: LoaderConfig
+    rates: dict[str, float]  # by initialisation, of every root
+    options: dict[str, dict[str, Any]]  # of networks
+    norm: str  # of pretrained backbones
+    eval_batch: int  # patches at once in scoring
+
+
+SIZES = {
+    # 500-px patches, whole scenes shrunk to half of DeepGlobe's (the paper does not say its size), for a GPU
+    "full": Size(
+        Views(),
+        SCENE // 2,
+        LoaderConfig(batch_size=6, patches_per_context=2, threads=16),
+        {"imagenet": 1e-4, "scratch": 5e-4},
+        {},
+        "batch",
+        1,  # as the paper measures memory
+    ),
+    # for CPUs: every network in minutes, none at its best
+    "small": Size(
+        Views(context_size=176, global_size=64, patch_size=64, overlap=8),
+        128,
+        LoaderConfig(batch_size=2, patches_per_context=4, contexts_per_scene=20),
+        {"imagenet": 1e-4, "scratch": 5e-4},
+        {"unet": {"padding": "same"}, "fcn8s": {"padding": "same"}},  # the papers' margins are wider than these patches
+        "frozen",
+        4,
+    ),
+}
+
+
+def choose(size: str) -> str:
+    """``auto`` is ``full`` on a GPU and ``small`` without."""
+    if size != "auto":
+        return size
+    return "full" if jax.default_backend() == "gpu" else "small"
+
+
+def configure(size: Size, dataset: str, data_dir: Path, backbone: Path | None, seed: int) -> Config:
+    """GLCANet's configuration at a size; with a backbone's weights, everything that was not in them learns faster."""
+    rate = size.rates["imagenet" if backbone else "scratch"]
+    return Config(
+        data=DataConfig(dataset=dataset, dir=str(data_dir), val_split=""),  # the weights of the last step are scored
+        views=size.views,
+        loader=dataclasses.replace(size.loader, seed=seed),
+        loss=LossConfig(gamma=2.0),
+        optimiser=OptimiserConfig(
+            global_rate=rate, local_rate=rate, fusion_rate=3 * rate if backbone else rate, clip=1.0, warmup_steps=20
+        ),
+        train=TrainConfig(seed=seed, colour_jitter=0.2, tensorboard=False, log_every=10),
+        backbone=str(backbone) if backbone else None,
+        eval_batch=size.eval_batch,
+    )
+
+
+def commit() -> str | None:
+    """The commit that runs, "+" if files were changed; None outside of a repository."""
+    here = Path(__file__).parent
+    git = lambda *words: subprocess.run(["git", *words], cwd=here, capture_output=True, text=True)  # noqa: E731
+    try:
+        head = git("rev-parse", "--short", "HEAD")
+    except OSError:  # no git
+        return None
+    if head.returncode:
+        return None
+    return head.stdout.strip() + ("+" if git("status", "--porcelain", "--untracked-files=no").stdout.strip() else "")
