@@ -76,6 +76,54 @@ def save_map(
     _save_panels(path, [("image", image), ("map", blended)], legend)
 
 
+def save_comparison(
+    path: Path,
+    image: np.ndarray,
+    truth: np.ndarray,
+    predictions: dict[str, np.ndarray],
+    palette: Sequence[tuple[int, int, int]],
+    class_names: Sequence[str],
+) -> None:
+    """Image, truth and the maps of several networks by name, with a legend; arguments as for :func:`save_overlay`."""
+    colours = _colours(palette)
+    panels = [("image", image), ("truth", colours[truth])] + [(name, colours[x]) for name, x in predictions.items()]
+    _save_panels(path, panels, [*zip(class_names, palette, strict=True), ("ignored", (GREY,) * 3)])
+
+
+def save_attention(
+    path: Path,
+    image: np.ndarray,
+    weights: np.ndarray,
+    visible: np.ndarray,
+    pixel: tuple[int, int],
+    patch: tuple[int, int, int, int],
+) -> None:
+    """What a pixel sees of its context and how it weighs it, both over the image, the pixel and its patch marked.
+
+    Args:
+        image: the context, ``[h, w, 3]`` uint8; weights, visible: of its tokens; pixel: row and column in it;
+        patch: top, left, height and width in it.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    figure = Figure(figsize=(13, 4.8), layout="constrained")
+    height, width = image.shape[:2]
+    titles = ("context", "visible to the pixel", "its attention")
+    for axis, title, layer in zip(figure.subplots(1, 3), titles, (None, visible.astype(float), weights), strict=True):
+        axis.imshow(image)
+        if layer is not None:
+            style = dict(cmap="inferno", alpha=0.65, interpolation="nearest", vmin=0)
+            shown = axis.imshow(layer, extent=(0, width, height, 0), **style)
+            figure.colorbar(shown, ax=axis, shrink=0.8)
+        top, left, rows, columns = patch
+        axis.add_patch(Rectangle((left, top), columns, rows, fill=False, edgecolor="cyan", linewidth=1.5))
+        axis.plot(pixel[1], pixel[0], "c+", markersize=12, markeredgewidth=2)
+        axis.set(title=title, xlim=(0, width), ylim=(height, 0))
+        axis.set_axis_off()
+    save_figure(figure, Path(path))
+
+
 def _colours(palette: Sequence[tuple[int, int, int]]) -> np.ndarray:
     colours = np.full((256, 3), GREY, np.uint8)
     colours[: len(palette)] = palette
