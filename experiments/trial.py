@@ -72,7 +72,10 @@ def _one(trial: Trial, budget: Budget, folder: Path) -> dict[str, Any]:
     asked = {"config": configs.to_dict(config), "splits": list(trial.splits), "budget": dataclasses.asdict(budget)}
     base = {"trial": trial.name, "budget": str(budget)}
     if (folder / "trial.json").exists():
-        changed = configs.differences(asked, json.loads((folder / "trial.json").read_text()))
+        before = json.loads((folder / "trial.json").read_text())
+        # options that are newer than the trial have their defaults
+        before["config"] = configs.to_dict(configs.from_dict(before["config"]))
+        changed = configs.differences(asked, before)
         if changed:
             reason = f"{folder} holds a trial of other settings ({'; '.join(changed[:2])}); move it away, or give another --work"
             return base | {"status": "failed", "reason": reason}

@@ -30,6 +30,7 @@ class Eval:
     out: Path  # where to write
     data_dir: str | None = None  # the dataset's manual directory
     split: str = "test"
+    bands: str | None = None  # of ISPRS; None: those that the weights were trained on
     batch: int = 6  # patches at once
 
 
@@ -98,11 +99,14 @@ def train(args: Train) -> None:
 
 def evaluate(args: Eval) -> None:
     from glcanet_jax import metrics, runs
-    from glcanet_jax.data import open_dataset
+    from glcanet_jax.data import OPTIONS, open_dataset
 
     runs.enable_compilation_cache()
     path = runs.find_weights(args.weights)
-    dataset = open_dataset(args.dataset, args.data_dir)
+    bands = args.bands
+    if bands is None and "bands" in OPTIONS.get(args.dataset, ()):
+        bands = runs.trained_bands(path)
+    dataset = open_dataset(args.dataset, args.data_dir, **({} if bands is None else {"bands": bands}))
     result = runs.evaluate_split(path, dataset, args.split, args.out, args.batch)
     for name, scores in result["protocols"].items():
         print(f"\n{dataset.name} {args.split}, protocol {name}\n{metrics.format_table(scores)}")

@@ -61,6 +61,8 @@ class DataConfig:
     val_split: str | None = None  # chooses the best checkpoint; None: the dataset's own, if any
     train_scenes: tuple[str, ...] = ()  # MBRSC: scenes to train on instead of the split's
     val_scenes: tuple[str, ...] = ()  # MBRSC: scenes that choose the best checkpoint
+    bands: str | None = None  # ISPRS: irrg, and for Potsdam rgb and irrgb, each also with +dsm; None: the first there
+    drop_faulty: bool = True  # Potsdam: leave out tile 7_10, whose labels are wrong
     tfds_dir: str | None = None  # read a prepared tfds build from here (made at first use) instead of the plain files
 
 
@@ -102,6 +104,7 @@ class TrainConfig:
     global_steps: int | None = None  # global branch alone first; None: 0 when joint, 120/170 of the steps when staged
     accumulation: int = 1  # parts of a batch whose gradients are added
     colour_jitter: float = 0.0  # largest relative change of brightness, contrast and colour; both views alike
+    jitter_bands: int | None = None  # the first ones, that are colours; None: as many as the dataset says, else all
     devices: int | None = None  # None: as many as divide the batch
     seed: int = 0
     log_every: int = 10  # steps

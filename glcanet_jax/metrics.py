@@ -1,6 +1,6 @@
 """Scores from confusion matrices over whole datasets; rows are truth, columns are predictions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -75,43 +75,57 @@ def _restrict(logits: np.ndarray, predict: tuple[int, ...] | None) -> np.ndarray
     return np.asarray(predict)[logits[..., list(predict)].argmax(-1)]
 
 
+def confusion_key(truth: str) -> str:
+    """Where ``metrics.json`` has the unrestricted matrix of a truth."""
+    return "confusion" if truth == "labels" else f"confusion_{truth}"
+
+
 class ConfusionAccumulator:
-    """Confusion matrices of several scenes, one for every set of classes that a protocol lets the argmax choose from."""
+    """Confusion matrices of several scenes, from one pass: one for every truth, and for every set of classes that a
+    protocol lets the argmax choose from."""
 
     def __init__(self, num_classes: int, protocols: Sequence[Any]):
         self._k, self._protocols = num_classes, tuple(protocols)
-        self._restrictions = tuple(dict.fromkeys([None, *(p.predict for p in protocols)]))
+        kinds = [("labels", None), *(kind for p in protocols for kind in ((p.truth, None), (p.truth, p.predict)))]
+        self._kinds = tuple(dict.fromkeys(kinds))
         self._scenes: dict[str, dict[Any, np.ndarray]] = {}
 
-    def add(self, scene: str, truth: np.ndarray, logits: np.ndarray) -> None:
-        """Count some rows of a scene: ids ``[h, w]`` and logits ``[h, w, k]``."""
-        matrices = self._scenes.setdefault(
-            scene, {r: np.zeros((self._k, self._k), np.int64) for r in self._restrictions}
-        )
-        for restriction in self._restrictions:
-            matrices[restriction] += confusion_matrix(truth, _restrict(logits, restriction), self._k)
+    @property
+    def truths(self) -> tuple[str, ...]:
+        """Those that :meth:`add` wants besides the labels."""
+        return tuple(dict.fromkeys(truth for truth, _ in self._kinds if truth != "labels"))
 
-    def total(self, restriction: tuple[int, ...] | None = None) -> np.ndarray:
+    def add(
+        self, scene: str, truth: np.ndarray, logits: np.ndarray, others: Mapping[str, np.ndarray] | None = None
+    ) -> None:
+        """Count some rows of a scene: ids ``[h, w]``, those of other truths by name, and logits ``[h, w, k]``."""
+        matrices = self._scenes.setdefault(scene, {k: np.zeros((self._k, self._k), np.int64) for k in self._kinds})
+        truths = {"labels": truth, **(others or {})}
+        predictions = {r: _restrict(logits, r) for r in dict.fromkeys(r for _, r in self._kinds)}
+        for of, restriction in self._kinds:
+            matrices[of, restriction] += confusion_matrix(truths[of], predictions[restriction], self._k)
+
+    def total(self, restriction: tuple[int, ...] | None = None, truth: str = "labels") -> np.ndarray:
         """The matrix over all scenes."""
-        return sum((m[restriction] for m in self._scenes.values()), np.zeros((self._k, self._k), np.int64))
+        return sum((m[truth, restriction] for m in self._scenes.values()), np.zeros((self._k, self._k), np.int64))
 
     def result(self, class_names: Sequence[str], config: dict[str, Any]) -> dict[str, Any]:
-        """``metrics.json``: every protocol over all scenes, the unrestricted matrix, every scene by itself, the configuration."""
+        """``metrics.json``: every protocol over all scenes, the unrestricted matrix of each truth, every scene by itself,
+        the configuration."""
 
         def by_protocol(matrix_of: Any) -> dict[str, Any]:
-            return {p.name: scores(matrix_of(p.predict), class_names, p) for p in self._protocols}
+            return {p.name: scores(matrix_of(p.predict, p.truth), class_names, p) for p in self._protocols}
+
+        def matrices_of(matrix_of: Any) -> dict[str, Any]:
+            return {confusion_key(truth): matrix_of(None, truth).tolist() for truth in ("labels", *self.truths)}
 
         scenes = {}
         for name, matrices in self._scenes.items():
-            own = by_protocol(matrices.__getitem__)
+            of_scene = lambda restriction, truth: matrices[truth, restriction]  # noqa: B023, E731
+            own = by_protocol(of_scene)
             scenes[name] = {p: {k: s[k] for k in ("miou", "mf1", "oa")} for p, s in own.items()}
-            scenes[name]["confusion"] = matrices[None].tolist()
-        return {
-            "protocols": by_protocol(self.total),
-            "confusion": self.total().tolist(),
-            "scenes": scenes,
-            "config": config,
-        }
+            scenes[name] |= matrices_of(of_scene)
+        return {"protocols": by_protocol(self.total), **matrices_of(self.total), "scenes": scenes, "config": config}
 
 
 def format_table(result: dict[str, Any]) -> str:

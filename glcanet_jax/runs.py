@@ -16,7 +16,7 @@ from glcanet_jax import metrics, models, report, weights
 from glcanet_jax.config import Config
 from glcanet_jax.data import open_dataset
 from glcanet_jax.errors import UserError
-from glcanet_jax.evaluation import evaluate
+from glcanet_jax.evaluation import countable, evaluate
 from glcanet_jax.predictor import Predictor
 from glcanet_jax.progress import Progress
 
@@ -30,9 +30,13 @@ def enable_compilation_cache() -> None:
 
 def open_data(data: configs.DataConfig) -> Any:
     """The dataset of a configuration."""
-    options = {}
+    options: dict[str, Any] = {}
     if data.train_scenes or data.val_scenes:
         options = {"train": data.train_scenes, "val": data.val_scenes}
+    if data.bands is not None:
+        options["bands"] = data.bands
+    if not data.drop_faulty:
+        options["drop_faulty"] = False
     if data.tfds_dir is not None:
         try:
             from glcanet_jax.data.builders import open_tfds
@@ -55,8 +59,15 @@ def build_model(config: Config, num_classes: int) -> Any:
 def resolve(config: Config, dataset: Any) -> Config:
     """The configuration with everything that it leaves to the data filled in."""
     normalisation, model, data, views = config.normalisation, config.model, config.data, config.views
+    train = config.train
     if normalisation.scale is None:
         normalisation = dataclasses.replace(normalisation, scale=dataset.scale)
+    if data.bands is None:
+        data = dataclasses.replace(data, bands=dataset.bands)
+    if dataset.extra is not None:
+        normalisation = _with_extra_band(normalisation, dataset, data.train_split)
+        if train.jitter_bands is None:
+            train = dataclasses.replace(train, jitter_bands=dataset.extra.colours)
     if views.context_size is None:
         sides = [side for scene in dataset.scenes(data.train_split) for side in (scene.height, scene.width)]
         views = dataclasses.replace(views, scene_size=max(sides, default=None))
@@ -73,7 +84,26 @@ def resolve(config: Config, dataset: Any) -> Config:
         if loaded.kind == "resnet" and (loaded.depth, loaded.stride) != (model.depth, model.stride):
             print(f"backbone weights: {loaded.source}: ResNet-{loaded.depth} {loaded.stride}")
             model = dataclasses.replace(model, depth=loaded.depth, stride=loaded.stride)
-    return dataclasses.replace(config, normalisation=normalisation, model=model, data=data, views=views)
+    return dataclasses.replace(config, normalisation=normalisation, model=model, data=data, views=views, train=train)
+
+
+def _with_extra_band(
+    normalisation: configs.NormalisationConfig, dataset: Any, split: str
+) -> configs.NormalisationConfig:
+    """A mean and a deviation for every band: the colours' as they are, the extra band's over the scenes trained on.
+
+    Values for all bands are the user's own, and stay.
+    """
+    colours = dataset.extra.colours
+    if len(normalisation.mean) == len(normalisation.std) == colours + 1:
+        return normalisation
+    print(f"measuring the band behind the colours on the {len(dataset.scenes(split))} scenes of {split}")
+    measured = (v / normalisation.scale for v in dataset.extra.statistics(dataset.scenes(split)))
+    mean, std = (
+        (*(of[i % len(of)] for i in range(colours)), own)
+        for of, own in zip((normalisation.mean, normalisation.std), measured, strict=True)
+    )
+    return dataclasses.replace(normalisation, mean=mean, std=std)
 
 
 def load_backbone(config: Config) -> weights.TorchvisionWeights:
@@ -134,6 +164,11 @@ def find_weights(path: str | Path) -> Path:
     return path
 
 
+def trained_bands(path: Path) -> str | None:
+    """The choice of bands that weights were trained on; None where the data had none."""
+    return weights.load_weights(path).config["data"].get("bands")
+
+
 def load_predictor(
     path: str | Path,
     batch: int = 6,
@@ -187,12 +222,15 @@ def evaluate_split(weights_path: Path, dataset: Any, split: str, out: Path, batc
     check_fit(dataset, scenes, predictor, classes["names"], split)
     first = scenes[0]
     predictor.compile(first.read_image(0, 0, 1, 1).dtype, config.views.context_extent(first.height, first.width))
+    left_out = [p.name for p in dataset.protocols if p not in countable(dataset, scenes)]
+    if left_out:
+        print(f"left out, for a scene of {split} lacks their labels: {', '.join(left_out)}")
     began = time.perf_counter()
     megapixels = sum(s.height * s.width for s in scenes) / 1e6
     with Progress(megapixels, f"evaluating {split}", "Mpx") as progress:
         settings = {**configs.to_dict(config), "split": split, "weights": str(weights_path), "evaluated": dataset.name}
         result, pictures = evaluate(predictor, scenes, dataset, settings, lambda n: progress.advance(n / 1e6), True)
-    result["majority"] = majority(np.asarray(result["confusion"]), dataset)
+    result["majority"] = majority(result, dataset)
     result["seconds"] = round(time.perf_counter() - began, 3)
     out.mkdir(parents=True, exist_ok=True)
     names, palette = dataset.classes.names, dataset.classes.palette
@@ -205,10 +243,11 @@ def evaluate_split(weights_path: Path, dataset: Any, split: str, out: Path, batc
     return result
 
 
-def majority(confusion: np.ndarray, dataset: Any) -> dict[str, dict[str, Any]]:
+def majority(result: dict[str, Any], dataset: Any) -> dict[str, dict[str, Any]]:
     """mIoU and overall accuracy, by protocol, of a map that is everywhere the commonest true class."""
     out, names = {}, dataset.classes.names
-    for protocol in dataset.protocols:
+    for protocol in (p for p in dataset.protocols if p.name in result["protocols"]):
+        confusion = np.asarray(result[metrics.confusion_key(protocol.truth)])
         scores = metrics.scores(metrics.majority_baseline(confusion), names, protocol)
         out[protocol.name] = {k: scores[k] for k in ("miou", "oa")}
     return out
@@ -229,6 +268,7 @@ def open_run(config: Config) -> Path:
     ours = configs.to_dict(config)
     if (out / "config.json").exists():
         theirs = json.loads((out / "config.json").read_text())
+        theirs = configs.to_dict(configs.from_dict(theirs))  # options that are newer than the run have their defaults
         changed = configs.differences(ours, theirs)
         if changed:
             raise UserError(

@@ -48,12 +48,20 @@ def normalise(image: Array, mean: tuple[float, ...], std: tuple[float, ...], sca
     return (image.astype(jnp.float32) / scale - per_band[0]) / per_band[1]
 
 
-def jitter_colour(key: Array, image: Array, patches: Array, strength: float) -> tuple[Array, Array]:
+def jitter_colour(
+    key: Array, image: Array, patches: Array, strength: float, bands: int | None = None
+) -> tuple[Array, Array]:
     """Brightness, contrast and the gain of each band changed by up to ``strength``, alike in both views of a context.
 
     Args:
         image: ``[b, h, w, c]`` from 0 to 1; patches: ``[b, n, h, w, c]``.
+        bands: the first ones are colours, the others are left as they are; None: all are.
     """
+    if bands is not None:
+        new = jitter_colour(key, image[..., :bands], patches[..., :bands], strength)
+        return tuple(
+            jnp.concatenate([x, old[..., bands:]], axis=-1) for x, old in zip(new, (image, patches), strict=True)
+        )
     b, c = image.shape[0], image.shape[-1]
     keys = jax.random.split(key, 3)
     draw = lambda k, width: jax.random.uniform(k, (b, width), minval=-strength, maxval=strength)  # noqa: E731
@@ -171,7 +179,8 @@ def make_train_step(
         unit = dict(mean=(0.0,), std=(1.0,), scale=scale)
         image, patches = normalise(batch["global_image"], **unit), normalise(batch["patches"], **unit)
         if config.train.colour_jitter:
-            image, patches = jitter_colour(key, image, patches, config.train.colour_jitter)
+            strength, bands = config.train.colour_jitter, config.train.jitter_bands
+            image, patches = jitter_colour(key, image, patches, strength, bands)
         mean, std = config.normalisation.mean, config.normalisation.std
         inputs = {"global_image": normalise(image, mean, std, 1.0), "patches": normalise(patches, mean, std, 1.0)}
         drop = jax.random.fold_in(key, 1)  # not what the colours drew from

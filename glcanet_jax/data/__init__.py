@@ -6,13 +6,22 @@ from typing import Any
 
 from glcanet_jax.data.deepglobe import open_deepglobe
 from glcanet_jax.data.folder import open_folder
+from glcanet_jax.data.isprs import open_potsdam, open_vaihingen
 from glcanet_jax.data.mbrsc import open_mbrsc, open_sample
 from glcanet_jax.data.scenes import ClassTable, Dataset, DatasetMissing, Protocol
 from glcanet_jax.errors import UserError
 
-__all__ = ["ClassTable", "Dataset", "DatasetMissing", "Protocol", "names", "open_dataset"]
+__all__ = ["ClassTable", "Dataset", "DatasetMissing", "Protocol", "check_options", "names", "open_dataset"]
 
-DATASETS = {"deepglobe": open_deepglobe, "mbrsc": open_mbrsc, "folder": open_folder, "sample": open_sample}
+DATASETS = {
+    "deepglobe": open_deepglobe,
+    "vaihingen": open_vaihingen,
+    "potsdam": open_potsdam,
+    "mbrsc": open_mbrsc,
+    "folder": open_folder,
+    "sample": open_sample,
+}
+OPTIONS = {"mbrsc": ("train", "val"), "vaihingen": ("bands",), "potsdam": ("bands", "drop_faulty")}
 
 
 def names() -> tuple[str, ...]:
@@ -20,8 +29,21 @@ def names() -> tuple[str, ...]:
     return tuple(DATASETS)
 
 
+def check_options(name: str, options: dict[str, Any]) -> None:
+    """Raises UserError if a dataset does not take all of these options."""
+    refused = [option for option in options if option not in OPTIONS.get(name, ())]
+    if refused:
+        takers = {option: [other for other, taken in OPTIONS.items() if option in taken] for option in refused}
+        listed = "; ".join(
+            f"{o} is for {' and '.join(t)} alone" if t else f"nothing takes {o}" for o, t in takers.items()
+        )
+        raise UserError(f"{name} takes no {', '.join(refused)}: {listed}")
+
+
 def open_dataset(name: str, data_dir: str | Path | None = None, **options: Any) -> Dataset:
-    """A dataset by name; ``train=`` and ``val=`` scene names change MBRSC's splits.
+    """A dataset by name, with those of :data:`OPTIONS` that it takes.
+
+    ``train=`` and ``val=`` scene names change MBRSC's splits; ``bands=`` and ``drop_faulty=`` are ISPRS's.
 
     Raises:
         UserError: no such dataset, or an option that it does not take.
@@ -31,6 +53,5 @@ def open_dataset(name: str, data_dir: str | Path | None = None, **options: Any) 
         near = difflib.get_close_matches(name, DATASETS, n=1)
         perhaps = f" (perhaps you meant {near[0]!r})" if near else ""
         raise UserError(f"no dataset is called {name!r}{perhaps}; there are {', '.join(DATASETS)}")
-    if options and name != "mbrsc":
-        raise UserError(f"{name} takes no {', '.join(options)}; scenes are chosen by name for mbrsc alone")
+    check_options(name, options)
     return DATASETS[name](data_dir, **options)

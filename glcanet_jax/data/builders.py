@@ -1,6 +1,6 @@
 """``tfds`` builders of the datasets, built and read without TensorFlow (array_record files).
 
-All three store the same thing: a record is a rectangular **part** of a scene, so that whatever its size a scene can be
+All store the same thing: a record is a rectangular **part** of a scene, so that whatever its size a scene can be
 read by window. DeepGlobe's images are one part each, as the JPEG files they are; masks become class ids once, at build
 time. :func:`open_tfds` gives the same scenes as the plain files, pixel for pixel.
 """
@@ -15,17 +15,22 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from glcanet_jax.data import OPTIONS, check_options
 from glcanet_jax.data.deepglobe import open_deepglobe
 from glcanet_jax.data.folder import open_folder
+from glcanet_jax.data.isprs import SURVEYS, TileScene, open_potsdam, open_vaihingen
 from glcanet_jax.data.mbrsc import FOLD, assign, open_mbrsc
+from glcanet_jax.data.moments import ExtraBand, Moments
 from glcanet_jax.data.scenes import (
     CACHE,
+    IGNORE,
     ClassTable,
     Dataset,
     FileScene,
     GridScene,
     Protocol,
     WindowScene,
+    has_truth,
     open_image,
     window,
 )
@@ -41,6 +46,8 @@ class PartsConfig(tfds.core.BuilderConfig):
 
     bands: int = 3
     dtype: str = "uint8"
+    truths: tuple[str, ...] = ()  # besides the labels
+    options: tuple[tuple[str, Any], ...] = ()  # that the dataset is opened with
 
     @property
     def picture(self) -> bool:
@@ -48,13 +55,13 @@ class PartsConfig(tfds.core.BuilderConfig):
 
 
 class PartsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Common to the three builders; they say where scenes come from."""
+    """Common to the builders; they say where scenes come from."""
 
     VERSION = tfds.core.Version("1.0.0")
     MANUAL_DOWNLOAD_INSTRUCTIONS = "manual_dir is the dataset's own folder; see glcanet_jax.data"
 
     @staticmethod
-    def open(manual_dir: Path) -> Dataset:
+    def open(manual_dir: Path, **options: Any) -> Dataset:
         """The dataset from its plain files."""
         raise NotImplementedError
 
@@ -78,6 +85,7 @@ class PartsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             "top": tfds.features.Scalar(np.int64),  # of the part in its scene, pixels
             "left": tfds.features.Scalar(np.int64),
         }
+        features |= {truth: tfds.features.Image(shape=(None, None, 1)) for truth in config.truths}
         return tfds.core.DatasetInfo(
             builder=self,
             features=tfds.features.FeaturesDict(features),
@@ -86,7 +94,7 @@ class PartsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
-        dataset = self.open(Path(dl_manager.manual_dir))
+        dataset = self.open(Path(dl_manager.manual_dir), **dict(self._parts_config.options))
         scenes = {split: members for split, members in dataset.splits.items() if members}
         self.info.metadata.update(
             scale=dataset.scale,
@@ -97,6 +105,11 @@ class PartsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             fingerprint=fingerprint(dataset),
             index={split: [_describe(scene) for scene in members] for split, members in scenes.items()},
         )
+        if dataset.bands is not None:
+            self.info.metadata["bands"] = dataset.bands
+        if dataset.extra is not None:
+            moments = {s.name: dataclasses.asdict(dataset.extra.moments(s)) for m in scenes.values() for s in m}
+            self.info.metadata["extra"] = {"colours": dataset.extra.colours, "moments": moments}
         return {_stored_name(split): self._generate_examples(members) for split, members in scenes.items()}
 
     def _generate_examples(self, scenes: tuple[Any, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -105,13 +118,12 @@ class PartsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         config = self._parts_config
         placed = ((scene, *place) for scene in scenes for place in _parts(scene))
         for key, (scene, part, top, left) in enumerate(placed):
-            labels = part.read_labels() if part.labelled else np.full((part.height, part.width), 255, np.uint8)
+            labels = {truth: _truth(part, truth) for truth in ("labels", *config.truths)}
             image = _stored_file(part, config.bands) if config.picture else part.read_image()
             if image is None:
                 image = part.read_image()
                 image = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
-            labels = Image.fromarray(labels)
-            yield key, {"image": image, "labels": labels, "scene": scene.name, "top": top, "left": left}
+            yield key, {"image": image, **labels, "scene": scene.name, "top": top, "left": left}
 
 
 class DeepGlobe(PartsBuilder):
@@ -128,6 +140,20 @@ class Mbrsc(PartsBuilder):
     open = staticmethod(open_mbrsc)
 
 
+class Vaihingen(PartsBuilder):
+    """ISPRS Vaihingen, one build for each choice of bands."""
+
+    name = "vaihingen"
+    open = staticmethod(open_vaihingen)
+
+
+class Potsdam(PartsBuilder):
+    """ISPRS Potsdam, one build for each choice of bands."""
+
+    name = "potsdam"
+    open = staticmethod(open_potsdam)
+
+
 class Folder(PartsBuilder):
     """The user's own scenes; give a ``PartsConfig`` with their bands and type."""
 
@@ -135,7 +161,7 @@ class Folder(PartsBuilder):
     open = staticmethod(open_folder)
 
 
-BUILDERS = {"deepglobe": DeepGlobe, "mbrsc": Mbrsc, "folder": Folder}
+BUILDERS = {builder.name: builder for builder in (DeepGlobe, Vaihingen, Potsdam, Mbrsc, Folder)}
 
 
 def _stored_name(split: str) -> str:
@@ -161,6 +187,15 @@ def _parts(scene: Any) -> tuple[tuple[Any, int, int], ...]:
     )
 
 
+def _truth(part: Any, truth: str) -> Any:
+    """A class map of a part as a picture, all ignored where it has none."""
+    from PIL import Image
+
+    if not has_truth(part, truth):
+        return Image.fromarray(np.full((part.height, part.width), IGNORE, np.uint8))
+    return Image.fromarray(getattr(part, f"read_{truth}")())
+
+
 def _stored_file(part: Any, bands: int) -> Path | None:
     """The part's file, if its bytes can be stored as they are: a JPEG or PNG that decodes to what we would read."""
     if not isinstance(part, FileScene) or part.image.suffix.lower() not in (".jpg", ".jpeg", ".png"):
@@ -171,7 +206,7 @@ def _stored_file(part: Any, bands: int) -> Path | None:
 
 def _describe(scene: Any) -> dict[str, Any]:
     """What must be known of a scene without reading its records."""
-    return {
+    described = {
         "name": scene.name,
         "height": scene.height,
         "width": scene.width,
@@ -179,12 +214,16 @@ def _describe(scene: Any) -> dict[str, Any]:
         "crop": scene.crop if isinstance(scene, GridScene) else None,
         "parts": [[top, left, part.height, part.width] for part, top, left in _parts(scene)],
     }
+    truths = getattr(scene, "truths", ())
+    return described | ({"truths": list(truths)} if truths else {})
 
 
 def _files(scene: Any) -> Iterator[Path]:
     if isinstance(scene, GridScene):
         for part, _, _ in scene.parts:
             yield from _files(part)
+    elif isinstance(scene, TileScene):
+        yield from scene.files
     else:
         yield from (path for path in (scene.image, scene.mask) if path is not None)
 
@@ -192,6 +231,7 @@ def _files(scene: Any) -> Iterator[Path]:
 def fingerprint(dataset: Dataset) -> str:
     """Changes when a file of the dataset, its splits or its classes do."""
     seen = [repr((dataset.classes, dataset.protocols))]
+    seen += [f"{p.name} {p.truth}" for p in dataset.protocols if p.truth != "labels"]
     for split, scenes in dataset.splits.items():
         for scene in scenes:
             seen.append(f"{split} {scene.name} {getattr(scene, 'crop', None)}")
@@ -204,13 +244,14 @@ class RecordScene:
     """A part of a scene in tfds data sources; its image and its labels are each decoded once and kept for a while."""
 
     name: str
-    sources: dict[str, Any]  # of "image" and of "labels": each leaves the other undecoded
+    sources: dict[str, Any]  # of "image" and of "labels" and other truths: each leaves the others undecoded
     index: int
     key: str  # of the build and split, for the cache
     height: int
     width: int
     bands: int
     labelled: bool
+    truths: tuple[str, ...] = ()  # besides the labels
 
     def _record(self, what: str) -> np.ndarray:
         return CACHE.get((self.key, self.index, what), lambda: np.asarray(self.sources[what][self.index][what]))
@@ -225,8 +266,24 @@ class RecordScene:
     ) -> np.ndarray:
         return self._record("labels")[..., 0][window(self, top, left, height, width)]
 
+    def read_eroded(
+        self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
+    ) -> np.ndarray:
+        return self._record("eroded")[..., 0][window(self, top, left, height, width)]
 
-def _config_for(name: str, dataset: Dataset) -> PartsConfig | None:
+
+def _config_for(name: str, dataset: Dataset, options: dict[str, Any]) -> PartsConfig | None:
+    if dataset.bands is not None:
+        scenes = [scene for members in dataset.splits.values() for scene in members]
+        truths = tuple(sorted({truth for scene in scenes for truth in scene.truths}))
+        dtype = "uint8" if dataset.extra is None else "float32"
+        return PartsConfig(
+            name=_config_name(dataset.bands, options),
+            bands=scenes[0].bands,
+            dtype=dtype,
+            truths=truths,
+            options=tuple({**options, "bands": dataset.bands}.items()),
+        )
     if name != "folder":
         return None
     scene = next(scene for members in dataset.splits.values() for scene in members)
@@ -237,10 +294,24 @@ def _config_for(name: str, dataset: Dataset) -> PartsConfig | None:
     return PartsConfig(name=f"{bands}x{dtype}", bands=bands, dtype=dtype)
 
 
-def prepare(name: str, data_dir: str | Path | None, tfds_dir: str | Path) -> tfds.core.DatasetBuilder:
+def _config_name(bands: str, options: dict[str, Any]) -> str:
+    """Of a build with a choice of bands."""
+    return bands.replace("+", "_") + ("" if options.get("drop_faulty", True) else "_with_faulty")
+
+
+def _made(cls: type[PartsBuilder], root: Path, options: dict[str, Any]) -> list[Path]:
+    """The builds under ``root`` that these options ask for; where bands are left open, those of any."""
+    made = sorted((root / cls.name).glob(f"**/{cls.VERSION}/dataset_info.json"))
+    if "bands" not in OPTIONS.get(cls.name, ()):
+        return made
+    wanted = [options["bands"]] if options.get("bands") else SURVEYS[cls.name].choices
+    return [path for bands in wanted for path in made if path.parents[1].name == _config_name(bands, options)]
+
+
+def prepare(name: str, data_dir: str | Path | None, tfds_dir: str | Path, **options: Any) -> tfds.core.DatasetBuilder:
     """The build of a dataset under ``tfds_dir``, made from the plain files in ``data_dir`` if it is not there yet.
 
-    Without the plain files a build that is there is taken as it is.
+    Without the plain files a build that is there is taken as it is. ``options`` are ISPRS's (bands, drop_faulty).
 
     Raises:
         UserError: no such builder, or the build was made from other files than those in ``data_dir``.
@@ -249,11 +320,11 @@ def prepare(name: str, data_dir: str | Path | None, tfds_dir: str | Path) -> tfd
     if name not in BUILDERS:
         raise UserError(f"{name} has no tfds builder; there are {', '.join(BUILDERS)}")
     cls, root = BUILDERS[name], Path(tfds_dir)
-    made = sorted((root / name).glob(f"**/{cls.VERSION}/dataset_info.json"))
+    made = _made(cls, root, options)
     if made and (data_dir is None or not Path(data_dir).is_dir()):
         return tfds.builder_from_directory(made[0].parent)
-    dataset = cls.open(Path(data_dir) if data_dir is not None else None)
-    builder = cls(data_dir=root, config=_config_for(name, dataset), file_format="array_record")
+    dataset = cls.open(Path(data_dir) if data_dir is not None else None, **options)
+    builder = cls(data_dir=root, config=_config_for(name, dataset, options), file_format="array_record")
     if builder.is_prepared():
         if builder.info.metadata["fingerprint"] != fingerprint(dataset):
             raise UserError(
@@ -272,15 +343,15 @@ def open_tfds(
     tfds_dir: str | Path,
     train: tuple[str, ...] = (),
     val: tuple[str, ...] = (),
+    **options: Any,
 ) -> Dataset:
     """A dataset read from its tfds build, which is made at first use; equal to :func:`glcanet_jax.data.open_dataset`.
 
     Raises:
         UserError, DatasetMissing: as :func:`prepare`.
     """
-    if (train or val) and name != "mbrsc":
-        raise UserError(f"{name} takes no choice of scenes; it is for mbrsc alone")
-    builder = prepare(name, data_dir, tfds_dir)
+    check_options(name, options | {k: v for k, v in (("train", train), ("val", val)) if v})
+    builder = prepare(name, data_dir, tfds_dir, **options)
     metadata, splits = builder.info.metadata, {}
     image = builder.info.features["image"]
     for split, members in metadata["index"].items():
@@ -288,7 +359,7 @@ def open_tfds(
         for entry in members:
             parts = []
             for top, left, height, width in entry["parts"]:
-                shape = (height, width, image.shape[-1], entry["labelled"])
+                shape = (height, width, image.shape[-1], entry["labelled"], tuple(entry.get("truths", ())))
                 part = RecordScene(f"{entry['name']}/{first}", sources, first, f"{builder.data_path}/{split}", *shape)
                 parts.append((part, top, left))
                 first += 1
@@ -309,16 +380,26 @@ def open_tfds(
         Path(metadata["manual_dir"]),
         FOLD if val else metadata["validation_split"],
         metadata["scale"],
+        metadata.get("bands"),
+        _extra_band(metadata.get("extra")),
     )
 
 
+def _extra_band(stored: dict[str, Any] | None) -> ExtraBand | None:
+    if stored is None:
+        return None
+    return ExtraBand(stored["colours"], lambda scene: Moments(**stored["moments"][scene.name]))
+
+
 def _sources(builder: tfds.core.DatasetBuilder, split: str) -> dict[str, Any]:
-    """A data source for the images of a split and one for its labels, so that neither read decodes the other."""
+    """A data source for the images of a split and one for each of its truths, so that no read decodes the others."""
     skip = tfds.decode.SkipDecoding()
-    others = {"image": "labels", "labels": "image"}
+    pictures = [name for name in builder.info.features if name not in ("scene", "top", "left")]
     return {
-        what: builder.as_data_source(split=_stored_name(split), decoders={other: skip})
-        for what, other in others.items()
+        what: builder.as_data_source(
+            split=_stored_name(split), decoders={other: skip for other in pictures if other != what}
+        )
+        for what in pictures
     }
 
 

@@ -1,6 +1,7 @@
 """Reads a whole dataset and lists everything that is wrong with it, at once."""
 
 import filecmp
+import functools
 import itertools
 from collections import Counter
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from glcanet_jax.data import deepglobe, folder, open_dataset
+from glcanet_jax.data import deepglobe, folder, isprs, open_dataset
 from glcanet_jax.data.mbrsc import SAMPLE, assign, class_table, entries_of, lacking, read_json, splits_of
 from glcanet_jax.data.scenes import (
     ClassTable,
@@ -21,27 +22,32 @@ from glcanet_jax.data.scenes import (
 )
 from glcanet_jax.errors import UserError
 
+ROWS = 512  # of a TIFF at a time
+
 
 def check_mask(
     path: Path, shape: tuple[int, int] | None, table: ClassTable, ids_expected: bool = False
 ) -> Iterator[str]:
     """Problems of a mask file: unreadable, of another size than its image, colours or ids that are no class."""
+    unknown: dict[tuple[int, int, int], tuple[int, tuple[int, int]]] = {}
+    wrong: dict[int | float, tuple[int, tuple[int, int]]] = {}  # ids: how many pixels, and the first (row, column)
+    height = 0
     try:
-        if path.suffix.lower() in (".tif", ".tiff"):
-            height, width, _ = image_shape(path)
-            raw = read_window(path, slice(0, height), slice(0, width))
-        else:
-            raw = decode(path)
+        for raw in _row_bands(path):
+            if raw.shape[-1] >= 3 and raw.dtype != np.uint8:
+                yield f"{path}: a mask of colours is {raw.dtype}; it must be uint8"
+                return
+            if raw.shape[-1] >= 3:
+                _merge(unknown, table.unknown_colours(raw[..., :3]), height)
+            else:
+                _merge(wrong, _unknown_ids(raw[..., 0], table), height)
+            height += raw.shape[0]
     except UserError as error:
         yield str(error)
         return
-    if shape is not None and raw.shape[:2] != shape:
-        yield f"{path}: {raw.shape[0]} x {raw.shape[1]} pixels, its image {shape[0]} x {shape[1]}; they must agree"
+    if shape is not None and (height, raw.shape[1]) != shape:
+        yield f"{path}: {height} x {raw.shape[1]} pixels, its image {shape[0]} x {shape[1]}; they must agree"
     if raw.shape[-1] >= 3:
-        if raw.dtype != np.uint8:
-            yield f"{path}: a mask of colours is {raw.dtype}; it must be uint8"
-            return
-        unknown = table.unknown_colours(raw[..., :3])
         if ids_expected:
             fits = (
                 "its colours are those of the classes and are converted"
@@ -52,27 +58,49 @@ def check_mask(
         if unknown:
             yield f"{path}: {describe_colours(unknown)}"
         return
-    ids = raw[..., 0]
-    bad = table.unknown_ids(ids)
-    if bad.any():
-        values, counts = np.unique(ids[bad], return_counts=True)
-        row, column = np.argwhere(bad)[0]
-        listed = ", ".join(f"{v} on {n} pixels" for v, n in zip(values[:3].tolist(), counts[:3].tolist(), strict=True))
+    if wrong:
+        listed = ", ".join(f"{value} on {wrong[value][0]} pixels" for value in sorted(wrong)[:3])
+        row, column = min(first for _, first in wrong.values())
         yield f"{path}: ids that are no class: {listed}, first at row {row} column {column}; ids are 0 to {len(table.names) - 1}"
+
+
+def _row_bands(path: Path) -> Iterator[np.ndarray]:
+    """A file from top to bottom, ``[h, w, c]``: TIFFs by bands of rows, others whole."""
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        yield decode(path)
+        return
+    height, width, _ = image_shape(path)
+    for top in range(0, height, ROWS):
+        yield read_window(path, slice(top, min(top + ROWS, height)), slice(0, width))
+
+
+def _unknown_ids(ids: np.ndarray, table: ClassTable) -> dict[int | float, tuple[int, tuple[int, int]]]:
+    bad = table.unknown_ids(ids)
+    if not bad.any():
+        return {}
+    rows, columns = np.nonzero(bad)
+    values, first, counts = np.unique(ids[bad], return_index=True, return_counts=True)
+    return {
+        v: (n, (int(rows[i]), int(columns[i]))) for v, i, n in zip(values.tolist(), first, counts.tolist(), strict=True)
+    }
+
+
+def _merge(seen: dict[Any, Any], found: dict[Any, Any], top: int) -> None:
+    """Add what was found from row ``top`` on: counts, and first places where there was none."""
+    for key, (count, (row, column)) in found.items():
+        before, first = seen.get(key, (0, (top + row, column)))
+        seen[key] = before + count, first
 
 
 def check_image(path: Path, kinds: dict[str, list[str]]) -> tuple[tuple[int, int] | None, list[str]]:
     """Height and width of an image that can be decoded whole, and what is wrong with it; ``kinds`` gets its kind."""
+    height = 0
     try:
-        if path.suffix.lower() in (".tif", ".tiff"):
-            height, width, _ = image_shape(path)
-            for top in range(0, height, 512):
-                array = read_window(path, slice(top, min(top + 512, height)), slice(0, width))
-        else:
-            array = decode(path)
-            height, width = array.shape[:2]
+        for array in _row_bands(path):
+            height += array.shape[0]
     except UserError as error:
         return None, [str(error)]
+    width = array.shape[1]
     kinds.setdefault(f"{array.shape[2]} bands of {array.dtype}", []).append(path.name)
     return (height, width), []
 
@@ -207,7 +235,63 @@ def _folder(root: Path) -> Iterator[str]:
             yield f"{root / 'splits.json'}: scene {stem!r} is in no split"
 
 
-CHECKS = {"deepglobe": _deepglobe, "mbrsc": _parts, "folder": _folder}
+_KINDS = {"labels": "labels", "eroded": "eroded labels", "dsm": "DSM"}
+
+
+def _isprs(root: Path, survey: isprs.Survey) -> Iterator[str]:
+    found = survey.find(root)
+    images = survey.images(found)
+    if not any(images.values()):
+        open_dataset(survey.name, root)  # raises, with the layout
+    with_images = {tile for members in images.values() for tile in members}
+    listed = {split: isprs.tiles_of(survey.name, split) for split in isprs.SPLITS}
+    for split, ids in listed.items():
+        yield from _lacking(root, [t for t in ids if t not in with_images], f"image ({split})")
+    tiles = [t for ids in listed.values() for t in ids if t in with_images]
+    for kind, members in found.items():
+        if members:  # of the bands and the DSM only what is used must be there
+            yield from _lacking(root, [t for t in tiles if t not in members], _KINDS.get(kind, f"{kind} image"))
+    if not found["labels"]:
+        yield f"{root}: there are no labels; training and scores need them"
+    if not found["eroded"]:
+        yield f"{root}: there are no eroded labels; the eroded protocols are left out"
+    extra = sorted(with_images - {*tiles, *isprs.FAULTY})
+    if extra:
+        yield f"{root}: {len(extra)} tiles are in no split: {', '.join(extra[:8])}{' ...' * (len(extra) > 8)}"
+    shapes: dict[str, tuple[int, int]] = {}
+    for kind, members in images.items():
+        kinds: dict[str, list[str]] = {}
+        for tile, path in members.items():
+            shape, problems = check_image(path, kinds)
+            yield from problems
+            if shape is not None and shapes.setdefault(tile, shape) != shape:
+                yield f"{path}: {shape[0]} x {shape[1]} pixels, another image of the tile {shapes[tile][0]} x {shapes[tile][1]}; they must agree"
+        yield from check_kinds(f"{root}: {kind}", kinds)
+    for path, tile in ((path, tile) for kind in ("labels", "eroded") for tile, path in found[kind].items()):
+        yield from check_mask(path, shapes.get(tile), isprs.CLASSES)
+    heights: dict[str, list[str]] = {}
+    for tile, path in found["dsm"].items():
+        shape, problems = check_image(path, heights)
+        yield from problems
+        if shape is not None and tile in shapes:
+            try:
+                isprs.Heights(path, *shapes[tile])
+            except UserError as error:
+                yield str(error)
+    yield from check_kinds(f"{root}: DSM", heights)
+
+
+def _lacking(root: Path, tiles: list[str], what: str) -> Iterator[str]:
+    if tiles:
+        yield f"{root}: {len(tiles)} tiles have no {what}: {', '.join(tiles[:8])}{' ...' * (len(tiles) > 8)}"
+
+
+CHECKS = {
+    "deepglobe": _deepglobe,
+    **{name: functools.partial(_isprs, survey=survey) for name, survey in isprs.SURVEYS.items()},
+    "mbrsc": _parts,
+    "folder": _folder,
+}
 
 
 def check_dataset(name: str, data_dir: str | Path | None) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Protocol as TypingProtocol
 
 import numpy as np
 
+from glcanet_jax.data.moments import ExtraBand
 from glcanet_jax.errors import UserError
 
 IGNORE = 255
@@ -24,6 +25,7 @@ class Protocol:
     classes: tuple[int, ...]  # ids that means are taken over
     ignore: tuple[int, ...] = ()  # truth ids whose pixels are dropped
     predict: tuple[int, ...] | None = None  # ids that the argmax is restricted to
+    truth: str = field(default="labels", repr=False)  # a scene's read_<truth>; no part of older builds' fingerprints
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,10 @@ def _table_of(classes: ClassTable) -> np.ndarray:
 
 
 class Scene(TypingProtocol):
-    """An image, and when labelled a class map of the same size. Windows lie inside the scene; defaults reach its end."""
+    """An image, and when labelled a class map of the same size. Windows lie inside the scene; defaults reach its end.
+
+    A scene with ``truths``, as ``("eroded",)``, has further class maps, read by methods as ``read_eroded``.
+    """
 
     name: str
     height: int
@@ -116,7 +121,7 @@ class Scene(TypingProtocol):
     def read_image(
         self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
     ) -> np.ndarray:
-        """``[h, w, bands]``, uint8 or uint16."""
+        """``[h, w, bands]``, uint8, uint16 or float32."""
 
     def read_labels(
         self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
@@ -129,6 +134,11 @@ def window(scene: Any, top: int, left: int, height: int | None, width: int | Non
     bottom = scene.height if height is None else top + height
     right = scene.width if width is None else left + width
     return slice(top, bottom), slice(left, right)
+
+
+def has_truth(scene: Any, truth: str) -> bool:
+    """Whether a scene has the class map that a protocol is counted against."""
+    return scene.labelled if truth == "labels" else truth in getattr(scene, "truths", ())
 
 
 class Cache:
@@ -198,6 +208,16 @@ def image_shape(path: Path) -> tuple[int, int, int]:
             image.width,
             {"L": 1, "1": 1, "LA": 2, "RGB": 3, "RGBA": 4}.get(mode, 1 if mode.startswith("I") else 3),
         )
+
+
+def image_nodata(path: Path) -> float | None:
+    """The value that stands for "nothing here" in a file, if its header names one."""
+    if not _is_tiff(path):
+        return None
+    import rasterio
+
+    with _rasterio_open(rasterio, path) as source:
+        return None if source.nodata is None else float(source.nodata)
 
 
 def _rasterio_open(rasterio: Any, path: Path) -> Any:
@@ -330,6 +350,12 @@ class GridScene:
     def labelled(self) -> bool:
         return all(part.labelled for part, _, _ in self.parts)
 
+    @property
+    def truths(self) -> tuple[str, ...]:
+        return tuple(
+            t for t in getattr(self.parts[0][0], "truths", ()) if all(has_truth(p, t) for p, _, _ in self.parts)
+        )
+
     def _assemble(self, out: np.ndarray, rows: slice, columns: slice, read: str) -> np.ndarray:
         for part, top, left in self.parts:
             first, last = max(rows.start, top), min(rows.stop, top + part.height)
@@ -354,9 +380,16 @@ class GridScene:
     def read_labels(
         self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
     ) -> np.ndarray:
-        rows, columns = window(self, top, left, height, width)
+        return self._labels("read_labels", *window(self, top, left, height, width))
+
+    def read_eroded(
+        self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
+    ) -> np.ndarray:
+        return self._labels("read_eroded", *window(self, top, left, height, width))
+
+    def _labels(self, read: str, rows: slice, columns: slice) -> np.ndarray:
         shape = (rows.stop - rows.start, columns.stop - columns.start)
-        labels = self._assemble(np.full(shape, IGNORE, np.uint8), rows, columns, "read_labels")
+        labels = self._assemble(np.full(shape, IGNORE, np.uint8), rows, columns, read)
         if self.crop is not None:
             x0, y0, x1, y1 = self.crop
             y, x = np.arange(rows.start, rows.stop), np.arange(columns.start, columns.stop)
@@ -384,6 +417,10 @@ class WindowScene:
     def labelled(self) -> bool:
         return self.scene.labelled
 
+    @property
+    def truths(self) -> tuple[str, ...]:
+        return getattr(self.scene, "truths", ())
+
     def _read(self, read: str, top: int, left: int, height: int | None, width: int | None) -> np.ndarray:
         rows, columns = window(self, top, left, height, width)
         size = rows.stop - rows.start, columns.stop - columns.start
@@ -398,6 +435,11 @@ class WindowScene:
         self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
     ) -> np.ndarray:
         return self._read("read_labels", top, left, height, width)
+
+    def read_eroded(
+        self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
+    ) -> np.ndarray:
+        return self._read("read_eroded", top, left, height, width)
 
 
 @dataclass(frozen=True, eq=False)
@@ -446,6 +488,8 @@ class Dataset:
     root: Path | None = None
     validation_split: str | None = None  # chooses a checkpoint; never one that is reported
     scale: float = 255.0  # full scale of the images' values
+    bands: str | None = None  # which were chosen, where there is a choice
+    extra: ExtraBand | None = None  # the band behind the colours, if there is one
 
     def scenes(self, split: str) -> tuple[Any, ...]:
         """The scenes of a split.
