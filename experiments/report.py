@@ -86,10 +86,10 @@ def markdown(results: dict[str, Any], tables: dict[str, str], pictures: dict[str
         "our runs say of it, and what it would take to say more. A verdict is of the runs named beside it and of no others: of a few hundred "
         "steps on small patches it says little about full training.",
         "",
-        "| claim | the paper | where | verdict |",
+        "| claim | verdict | the paper | where |",
         "|---|---|---|---|",
     ]
-    out += [f"| {c.title} | {c.says} | {c.where} | **{c.verdict(results)}** |" for c in claims.CLAIMS]
+    out += [f"| {c.title} | **{c.verdict(results)}** | {c.says} | {c.where} |" for c in claims.CLAIMS]
     for claim in claims.CLAIMS:
         out += ["", f"## {claim.title}", "", f"The paper ({claim.where}): {claim.says}.", ""]
         found = claim.look(results)
