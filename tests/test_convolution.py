@@ -50,10 +50,11 @@ def cases(draw):
         "dilation": dilation,
         "padding": padding,
         "band": draw(st.sampled_from([1, 7, 30, 4096])),  # one row, some rows, all rows of an image at a time
+        "large": draw(st.sampled_from([2**24, 1])),  # of kernels: none here, or all
     }
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=35, deadline=None, derandomize=True)
 @given(cases())
 def test_values_and_gradients(case):
     rng = np.random.default_rng(0)
@@ -63,6 +64,7 @@ def test_values_and_gradients(case):
     options = {"window_strides": case["strides"], "padding": case["padding"], "rhs_dilation": case["dilation"]}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(convolution, "BAND", case["band"])
+        patch.setattr(convolution, "LARGE", case["large"])
         agree(x, kernel, 1e-5, **options)
 
 

@@ -18,6 +18,9 @@ BAND = (
     4096  # output cells of one band of rows: of 1, 2, 4 thousand and whole images the fastest over ResNet-50's shapes
 )
 
+# numbers of a kernel that outweighs every map it sees (FCN's fc6 has 103 million): it is read once for each of three products
+LARGE = 2**24
+
 
 def choose(fast: bool | None = None) -> Callable[..., jax.Array]:
     """A convolution for ``nn.Conv(conv_general_dilated=...)``: ours on CPUs, XLA's elsewhere; ``fast`` decides itself."""
@@ -65,6 +68,8 @@ def conv_general_dilated(
     padding = tuple(tuple(p) for p in padding)
     if rhs.shape[:2] == (1, 1) and padding == ((0, 0), (0, 0)):
         return _pointwise(lhs, rhs[0, 0], strides, precision)
+    if rhs.size >= LARGE:
+        return _unfolded(lhs, rhs, strides, padding, dilation, precision)
     return _conv(lhs, rhs, strides, padding, dilation, precision)
 
 
@@ -73,6 +78,25 @@ def _pointwise(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], precis
     x = x[:, :: strides[0], :: strides[1]]
     y = jnp.matmul(x.reshape(-1, x.shape[-1]), kernel, precision=precision)
     return y.reshape(*x.shape[:3], kernel.shape[-1])
+
+
+def _unfolded(
+    x: jax.Array, kernel: jax.Array, strides: tuple, padding: tuple, dilation: tuple, precision: Any
+) -> jax.Array:
+    """A convolution as one product of what each output sees, side by side; its gradients are products, too."""
+    kh, kw, cin, cout = kernel.shape
+    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (*padding[0], 0), (*padding[1], 0), (0, 0, 0)))
+    windows = [(k - 1) * d + 1 for k, d in zip((kh, kw), dilation, strict=True)]
+    oh, ow = ((n - window) // step + 1 for n, window, step in zip(x.shape[1:3], windows, strides, strict=True))
+
+    def seen(i: int, j: int) -> jax.Array:
+        top, left = i * dilation[0], j * dilation[1]
+        rows, columns = top + (oh - 1) * strides[0] + 1, left + (ow - 1) * strides[1] + 1
+        return x[:, top : rows : strides[0], left : columns : strides[1]]
+
+    columns = jnp.concatenate([seen(i, j) for i in range(kh) for j in range(kw)], axis=-1)
+    y = jnp.matmul(columns.reshape(-1, kh * kw * cin), kernel.reshape(-1, cout), precision=precision)
+    return y.reshape(x.shape[0], oh, ow, cout)
 
 
 def _stock(lhs, rhs, strides, padding, dilation, precision):
