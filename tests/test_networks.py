@@ -52,7 +52,7 @@ def every_view(*own):
     """Networks and views; those with tests of their own, and the global view of all but one, only when asked for."""
     slow = pytest.mark.slow
     pairs = [(name, "patch", (slow,) if name in own else ()) for name in models.names()]
-    pairs += [(name, "global", () if name == "icnet" else (slow,)) for name in SINGLE]
+    pairs += [(name, "global", () if name == "unet" else (slow,)) for name in SINGLE]
     return pytest.mark.parametrize(("name", "view"), [pytest.param(n, v, marks=marks) for n, v, marks in pairs])
 
 
@@ -108,7 +108,7 @@ def test_the_functions_compose(name, view):
     assert len(out) > 3
 
 
-@every_view("glcanet", "glnet")
+@every_view("glcanet", "glnet", "deeplabv3plus")
 def test_a_training_step(name, view):
     """Finite, every root of its phase moves, its own auxiliary losses count, and dropout draws from the step's key."""
     model = small(name, **({"view": view} if name in SINGLE else {}))
@@ -188,7 +188,7 @@ def test_the_global_view_answers_for_the_scene_it_was_shrunk_from(stride):
     np.testing.assert_allclose(got, expected, atol=1e-2)
 
 
-@pytest.mark.parametrize("name", ["segnet", "icnet", "glnet"])
+@pytest.mark.parametrize("name", ["segnet", "icnet", pytest.param("glnet", marks=pytest.mark.slow)])
 def test_a_streamed_scene_is_the_whole_scene_reference(name):
     """Logits at every pixel, at stride 4, and of two views; blocks of context, blended."""
     model = small(name, 3)
