@@ -10,12 +10,12 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from experiments import sizes, trial
-from experiments.sizes import SIZES, SPLITS, Size
+from experiments.sizes import SIZES, SPLITS, Comparison, Size
 from glcanet_jax import cli, report, runs
 from glcanet_jax import config as configs
 from glcanet_jax.config import Config
@@ -62,17 +62,10 @@ SINGLE = {
 CELLS = GRID | SINGLE
 
 
-@dataclass(frozen=True)
-class Options:
-    dataset: Literal["deepglobe", "mbrsc"]
-    data_dir: Path  # the dataset's manual directory
+@dataclass(frozen=True, kw_only=True)
+class Options(Comparison):
     cells: tuple[str, ...] = tuple(CELLS)
-    seeds: int = 1  # runs of every cell
-    budget: str = "2000steps"  # of every run: steps, or minutes as in 30minutes
-    size: Literal["auto", "full", "small"] = "auto"  # of patches and batches; auto: full on a GPU, small without
-    backbone: Path | None = None  # ImageNet ResNet-50 weights; without: all from scratch
     work: Path = Path("runs/ablation")  # runs and all that can be done again
-    results: Path = Path("results")  # where the table and the picture go
 
 
 def configure(cell: Cell, options: Options, size: Size, seed: int) -> Config:
@@ -123,11 +116,11 @@ def build(options: Options) -> dict[str, Any]:
     size, budget = SIZES[name], trial.Budget.parse(options.budget)
     runs.enable_compilation_cache()
     runs.open_data(configure(CELLS[DEFAULT], options, size, 0).data)  # a missing dataset is told before anything begins
+    chosen = [f"--cells {' '.join(options.cells)}"] if set(options.cells) != set(CELLS) else []
     result = {
         "dataset": options.dataset,
         "splits": list(SPLITS[options.dataset]),
-        "command": f"python -m experiments.ablation --dataset {options.dataset} --data-dir DIR --seeds {options.seeds} "
-        f"--budget {options.budget} --size {options.size}" + " --backbone FILE" * (options.backbone is not None),
+        "command": options.command("ablation", *chosen),
         "initialisation": "imagenet" if options.backbone else "scratch",
         "size": {"name": name} | dataclasses.asdict(size.views),
         "budget": str(budget),
@@ -174,20 +167,16 @@ def markdown(result: dict[str, Any]) -> str:
     ]
     number = lambda value, digits=1: "-" if value is None else f"{value:.{digits}f}"  # noqa: E731
     for name, cell in cells.items():
-        own, failed = summaries[name], [t for t in cell["trials"] if t["status"] != "done"]
-        if own is None:
-            score = f"failed: {failed[0]['reason']}" if failed else "not run"
-        else:
-            score = number(own["mean"]) + ("" if own["spread"] is None else f" ± {own['spread']:.1f}")
-            score += "" if own["mean"] > own["majority"] else " (not above all-majority)"
-            score += f" ({len(failed)} failed)" if failed else ""
+        own = summaries[name]
         against = None if name == DEFAULT else compare(own, summaries.get(DEFAULT))
         shown = [
             "-" if against is None else f"{against['difference']:+.1f}",
             "-" if against is None else str(against["pairs"]),
             number(against and against["p"], 3),
         ]
-        out.append(f"| {' | '.join([cell['label'], score, *shown, number(cell['paper'])])} |")
+        out.append(
+            f"| {' | '.join([cell['label'], trial.in_words(cell['trials'], own), *shown, number(cell['paper'])])} |"
+        )
     floor = next((s["majority"] for s in summaries.values() if s), None)
     return "\n".join(out + ([] if floor is None else ["", f"An all-majority map scores {floor:.1f}."])) + "\n"
 

@@ -31,25 +31,29 @@ class Claim:
     look: Callable[[Results], list[Evidence]]
     wants: tuple[str, str]  # the dataset that the statement is about, and the command that runs it
 
+    def of_wanted(self, found: list[Evidence]) -> list[Evidence]:
+        """The evidence of the dataset that the statement is about."""
+        return [e for e in found if self.wants[0] == ANY or self.wants[0].lower() in e.source.lower()]
+
     def verdict(self, results: Results) -> str:
         """``holds``, ``does not hold here``, or ``needs DATASET``; of the wanted dataset alone, if there is anything of it."""
         found = self.look(results)
-        own = [e for e in found if self.wants[0].lower() in e.source.lower()] or found
-        if not own:
+        own = self.of_wanted(found)
+        if not found:
             return "not measured yet" if self.wants[0] == ANY else f"needs {self.wants[0]}"
-        verdict = HOLDS if all(e.verdict == HOLDS for e in own) else FAILS
-        elsewhere = not any(self.wants[0].lower() in e.source.lower() for e in own) and self.wants[0] != ANY
-        return f"{verdict} (other data); needs {self.wants[0]}" if elsewhere else verdict
+        verdict = _says(all(e.verdict == HOLDS for e in own or found))
+        return verdict if own else f"{verdict} (other data); needs {self.wants[0]}"
 
 
 def _says(good: bool) -> str:
     return HOLDS if good else FAILS
 
 
-def _source(name: str, result: dict[str, Any], protocol: str) -> str:
+def _source(name: str, result: dict[str, Any], own: dict[str, Any]) -> str:
+    """Where the summary ``own`` is from."""
     made = result["machine"]
     return (
-        f"{name}.json: {result['dataset']}, split {result['splits'][0]}, protocol {protocol}, {result['budget']} a run; "
+        f"{name}.json: {result['dataset']}, split {result['splits'][0]}, protocol {own['protocol']}, {result['budget']} a run; "
         f"{made['device']}, {made['date']}"
     )
 
@@ -68,11 +72,6 @@ def _ranked(result: dict[str, Any], initialisation: str) -> list[tuple[str, dict
     return sorted(rows, key=lambda item: -item[1]["mean"])
 
 
-def _protocol(result: dict[str, Any]) -> str:
-    trials = [t for row in result["rows"] for t in row["trials"] if t["status"] == "done"]
-    return next(iter(trials[0]["scores"][result["splits"][0]]["protocols"])) if trials else "-"
-
-
 def accuracy(results: Results) -> list[Evidence]:
     """Whether GLCANet leads the rows that start as it does."""
     out = []
@@ -84,9 +83,8 @@ def accuracy(results: Results) -> list[Evidence]:
             if own is None or not rivals:
                 continue
             label, best = rivals[0]
-            spread = "" if own["spread"] is None else f" ± {own['spread']:.1f}"
-            finding = f"{start}: GLCANet {own['mean']:.1f}{spread}, best rival {label} {best['mean']:.1f}, of {len(rivals)} rows"
-            source = _source(name, result, _protocol(result))
+            finding = f"{start}: GLCANet {trial.with_spread(own)}, best rival {label} {best['mean']:.1f}, of {len(rivals)} rows"
+            source = _source(name, result, own)
             out.append(Evidence(finding, source, result["command"], _says(own["mean"] > best["mean"])))
     return out
 
@@ -153,7 +151,7 @@ def _against(better: str, worse: str) -> Callable[[Results], list[Evidence]]:
                 continue
             p = "no test" if compared["p"] is None else f"p {compared['p']:.3f}"
             finding = f"{a['mean']:.1f} against {b['mean']:.1f}: {compared['difference']:+.1f} over {compared['pairs']} pairs ({p})"
-            source = _source(name, result, "the first")
+            source = _source(name, result, a)
             out.append(Evidence(finding, source, result["command"], _says(compared["difference"] > 0)))
         return out
 

@@ -98,7 +98,7 @@ def markdown(results: dict[str, Any], tables: dict[str, str], pictures: dict[str
             continue
         out += ["| verdict | measured | with | command |", "|---|---|---|---|"]
         out += [f"| {e.verdict} | {e.finding} | {e.source} | `{e.command}` |" for e in found]
-        if claim.wants[0] != claims.ANY and not any(claim.wants[0].lower() in e.source.lower() for e in found):
+        if not claim.of_wanted(found):
             out += ["", f"The claim is about {claim.wants[0]}: `{claim.wants[1]}`"]
     out += ["", "## What is wrong or contradictory in the paper", "", *(f"* {line}" for line in ERRATA)]
     for name, caption in pictures.items():
@@ -199,11 +199,9 @@ def draw(options: Options, result: dict[str, Any]) -> dict[str, str]:
 def where_they_differ(maps: list[np.ndarray], truth: np.ndarray, side: int = 400) -> tuple[int, int, int]:
     """Top, left and side of the window, of a coarse grid, in which maps differ on most labelled pixels."""
     side = min(side, *truth.shape)
-    differs = (
-        np.any([m != maps[0] for m in maps[1:]], axis=0) & (truth != report.IGNORE)
-        if len(maps) > 1
-        else truth != report.IGNORE
-    )
+    differs = truth != report.IGNORE
+    if len(maps) > 1:
+        differs &= np.any([m != maps[0] for m in maps[1:]], axis=0)
     tops, lefts = (range(0, length - side + 1, max(1, side // 2)) for length in truth.shape)
     counts = {(t, left): int(differs[t : t + side, left : left + side].sum()) for t in tops for left in lefts}
     top, left = max(counts, key=counts.get)

@@ -4,7 +4,7 @@ import dataclasses
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
@@ -51,6 +51,25 @@ SIZES = {
         4,
     ),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The options of every comparison."""
+
+    dataset: Literal["deepglobe", "mbrsc"]
+    data_dir: Path  # the dataset's manual directory
+    seeds: int = 1  # runs of everything that is compared
+    budget: str = "2000steps"  # of every run: steps, or minutes as in 30minutes
+    size: Literal["auto", "full", "small"] = "auto"  # of patches and batches; auto: full on a GPU, small without
+    backbone: Path | None = None  # ImageNet ResNet-50 weights, for networks that have one; without: all from scratch
+    results: Path = Path("results")  # where the table goes
+
+    def command(self, experiment: str, *more: str) -> str:
+        """What was asked for, without the places of this machine's files."""
+        words = [f"python -m experiments.{experiment} --dataset {self.dataset} --data-dir DIR", *more]
+        words += [f"--seeds {self.seeds}", f"--budget {self.budget}", f"--size {self.size}"]
+        return " ".join(words + ["--backbone FILE"] * (self.backbone is not None))
 
 
 def choose(size: str) -> str:

@@ -10,12 +10,12 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 
 from experiments import sizes, table1_report, trial
-from experiments.sizes import SCENE, SIZES, SPLITS, Size
+from experiments.sizes import SCENE, SIZES, SPLITS, Comparison, Size
 from glcanet_jax import aot, cli, info, models, runs
 from glcanet_jax import config as configs
 from glcanet_jax.config import Config
@@ -50,20 +50,11 @@ ENTRIES = {
 }
 
 
-@dataclass(frozen=True)
-class Options:
-    dataset: Literal["deepglobe", "mbrsc"]
-    data_dir: Path  # the dataset's manual directory
+@dataclass(frozen=True, kw_only=True)
+class Options(Comparison):
     networks: tuple[str, ...] = tuple(ENTRIES)
-    seeds: int = 1  # runs of every row
-    budget: str = "2000steps"  # of every run: steps, or minutes as in 30minutes
-    size: Literal["auto", "full", "small"] = "auto"  # of patches and batches; auto: full on a GPU, small without
-    backbone: Path | None = (
-        None  # ImageNet ResNet-50 weights, for the networks that have one; without: all from scratch
-    )
     memory: bool = True  # tell the memory on an H100, at the paper's sizes, ahead of time (requirements-aot.txt)
     work: Path = Path("runs/table1")  # runs and all that can be done again
-    results: Path = Path("results")  # where the tables and the picture go
 
 
 @dataclass(frozen=True)
@@ -158,15 +149,6 @@ def cost(config: Config, num_classes: int, bands: int, work: Path, memory: bool)
     return out
 
 
-def command(options: Options) -> str:
-    """What was asked for, without the places of this machine's files."""
-    words = ["python -m experiments.table1", f"--dataset {options.dataset}", "--data-dir DIR"]
-    if set(options.networks) != set(ENTRIES):
-        words.append(f"--networks {' '.join(options.networks)}")
-    words += [f"--seeds {options.seeds}", f"--budget {options.budget}", f"--size {options.size}"]
-    return " ".join(words + ["--backbone FILE"] * (options.backbone is not None))
-
-
 def build(options: Options) -> dict[str, Any]:
     """Do what is missing, and write the tables and the picture after every row."""
     name = sizes.choose(options.size)
@@ -180,10 +162,11 @@ def build(options: Options) -> dict[str, Any]:
     if options.memory and not memory:
         print("memory on an H100 is left out: it needs requirements-aot.txt")
     work = options.work / options.dataset / name
+    chosen = [f"--networks {' '.join(options.networks)}"] if set(options.networks) != set(ENTRIES) else []
     result: dict[str, Any] = {
         "dataset": options.dataset,
         "splits": list(SPLITS[options.dataset]),
-        "command": command(options),
+        "command": options.command("table1", *chosen),
         "size": {
             "name": name,
             "patch": size.views.patch_size,

@@ -26,13 +26,6 @@ def _value(value: Any, digits: int = 1) -> str:
 
 def _line(row: dict[str, Any], split: str) -> str:
     own, cost = trial.summary(row["trials"], split), row["cost"]
-    failed = [t for t in row["trials"] if t["status"] != "done"]
-    if own is None:
-        score = f"failed: {failed[0]['reason']}" if failed else "not run"
-    else:
-        spread = "" if own["spread"] is None else f" ± {own['spread']:.1f}"
-        score = f"{own['mean']:.1f}{spread}" + ("" if own["mean"] > own["majority"] else " (not above all-majority)")
-        score += f" ({len(failed)} failed)" if failed else ""
     done = [t for t in row["trials"] if t["status"] == "done"]
     seconds = np.mean([t["predict"]["seconds_per_scene"] for t in done]) if done else None
     steps = "/".join(sorted({str(t["train"]["steps"]) for t in done})) or "-"
@@ -41,7 +34,7 @@ def _line(row: dict[str, Any], split: str) -> str:
     memory = cost.get("memory", {}).get("peak_mb")
     measured = max((t["predict"].get("memory/device_peak_mb", 0) for t in done), default=0) or None
     cells = [
-        row["label"], row["inference"], score, steps, _value(memory, 0), _value(measured, 0), _value(gflop, 0), _value(parameters),
+        row["label"], row["inference"], trial.in_words(row["trials"], own), steps, _value(memory, 0), _value(measured, 0), _value(gflop, 0), _value(parameters),
         _value(seconds), _value(row["paper"][0]), _value(row["paper"][1], 0),
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
@@ -51,10 +44,9 @@ def markdown(result: dict[str, Any]) -> str:
     """The tables, one for each initialisation, and what their columns are."""
     size, split = result["size"], result["splits"][0]
     rows = result["rows"]
-    any_done = next((t for row in rows for t in row["trials"] if t["status"] == "done"), None)
-    protocol = next(iter(any_done["scores"][split]["protocols"])) if any_done else "-"
+    scored = next((s for row in rows if (s := trial.summary(row["trials"], split))), None)
     out = [
-        f"# Table 1 on {result['dataset']}, split {split}, protocol {protocol}",
+        f"# Table 1 on {result['dataset']}, split {split}, protocol {scored['protocol'] if scored else '-'}",
         "",
         f"`{result['command']}`; {result['machine']['device']}, {result['machine']['cores']} cores, "
         f"jax {result['machine']['jax']}, {result['machine']['date']}; {result['budget']} a run.",
@@ -84,18 +76,15 @@ def markdown(result: dict[str, Any]) -> str:
                 "|---" * len(head) + "|",
                 *lines,
             ]
-    if any_done:
-        floor = next(
-            trial.summary(row["trials"], split)["majority"] for row in rows if trial.summary(row["trials"], split)
-        )
-        out += ["", f"An all-majority map scores {floor:.1f}."]
+    if scored:
+        out += ["", f"An all-majority map scores {scored['majority']:.1f}."]
     if len(result["splits"]) > 1:
         out += ["", "The other splits and protocols are in the JSON beside this page."]
     return "\n".join(out) + "\n"
 
 
 def picture(result: dict[str, Any], path: Path) -> None:
-    """The paper's plot twice, our numbers and its own: mIoU over memory, larger circles for more GFLOP."""
+    """The paper's plot twice, our numbers and its own: mIoU over memory."""
     from matplotlib.figure import Figure
 
     split = result["splits"][0]

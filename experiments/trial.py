@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from glcanet_jax import config as configs
+from glcanet_jax import runs
 from glcanet_jax.config import Config
 from glcanet_jax.errors import UserError
 
@@ -82,7 +83,7 @@ def _one(trial: Trial, budget: Budget, folder: Path) -> dict[str, Any]:
     if (folder / "result.json").exists():
         return base | {"status": "done"} | json.loads((folder / "result.json").read_text())
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "trial.json").write_text(json.dumps(asked, indent=1))
+    runs.write_json(folder / "trial.json", asked)
     for part in ("train", "score"):
         if part == "train" and (folder / "trained.json").exists():
             continue
@@ -98,8 +99,8 @@ def summary(records: Sequence[dict[str, Any]], split: str) -> dict[str, Any] | N
     """mIoU in percent of records under a split's first protocol; None while no trial is done.
 
     Returns:
-        ``mean``, ``spread`` (standard deviation, None of one) and ``majority``, that of an all-majority map; and ``scenes``:
-        of every trial by name and scene, to compare pairwise.
+        ``protocol`` (its name), ``mean``, ``spread`` (standard deviation, None of one) and ``majority``, that of an all-majority
+        map; and ``scenes``: of every trial by seed and scene, to compare pairwise.
     """
     done = [r for r in records if r["status"] == "done"]
     if not done:
@@ -114,7 +115,21 @@ def summary(records: Sequence[dict[str, Any]], split: str) -> dict[str, Any] | N
     mean = sum(values) / len(values)
     spread = (sum((v - mean) ** 2 for v in values) / (len(values) - 1)) ** 0.5 if len(values) > 1 else None
     majority = 100 * done[0]["scores"][split]["majority"][protocol]["miou"]
-    return {"mean": mean, "spread": spread, "majority": majority, "scenes": scenes}
+    return {"protocol": protocol, "mean": mean, "spread": spread, "majority": majority, "scenes": scenes}
+
+
+def in_words(records: Sequence[dict[str, Any]], own: dict[str, Any] | None) -> str:
+    """A table's cell: the summary ``own`` of records, what it lacks, and failures."""
+    failed = [r for r in records if r["status"] != "done"]
+    if own is None:
+        return f"failed: {failed[0]['reason']}" if failed else "not run"
+    score = with_spread(own) + ("" if own["mean"] > own["majority"] else " (not above all-majority)")
+    return score + (f" ({len(failed)} failed)" if failed else "")
+
+
+def with_spread(own: dict[str, Any]) -> str:
+    """The mean of a summary, and its spread if there is one."""
+    return f"{own['mean']:.1f}" + ("" if own["spread"] is None else f" ± {own['spread']:.1f}")
 
 
 def _reason(log: Path, code: int) -> str:
@@ -130,7 +145,7 @@ def _reason(log: Path, code: int) -> str:
 # --------------------------------------------------------------------------------------------- in processes of their own
 def train(folder: Path) -> None:
     """Train a trial, for as many steps as its budget says."""
-    from glcanet_jax import loop, runs
+    from glcanet_jax import loop
 
     asked = json.loads((folder / "trial.json").read_text())
     config, budget = configs.from_dict(asked["config"]), Budget(**asked["budget"])
@@ -158,7 +173,7 @@ def steps_within(config: Config, minutes: float | int) -> int:
 
     import jax
 
-    from glcanet_jax import loop, models, optim, runs, training
+    from glcanet_jax import loop, models, optim, training
     from glcanet_jax.data.loader import TrainLoader
 
     dataset = runs.open_data(config.data)
@@ -185,7 +200,6 @@ def steps_within(config: Config, minutes: float | int) -> int:
 
 def score(folder: Path) -> None:
     """Score a trained trial in a process that has done nothing else, so that its peak memory is that of prediction."""
-    from glcanet_jax import runs
     from glcanet_jax.profiling import machine, peak_memory, process_device_memory
 
     asked = json.loads((folder / "trial.json").read_text())

@@ -191,6 +191,15 @@ def _check_kind(weights: TorchvisionWeights, modules: set[str]) -> None:
         )
 
 
+def _listed(parts: list[tuple[str, list[str]]]) -> str:
+    """What does not fit, the first four names of each kind."""
+    return "; ".join(
+        f"{what} {', '.join(keys[:4])}{f' ... ({len(keys)} in all)' if len(keys) > 4 else ''}"
+        for what, keys in parts
+        if keys
+    )
+
+
 def backbone_variables(weights: TorchvisionWeights, template: dict[str, Any], in_bands: int = 3) -> dict[str, Any]:
     """``{"params", "batch_stats"}`` of our ResNet or VGG-16 from torchvision's arrays.
 
@@ -226,12 +235,7 @@ def backbone_variables(weights: TorchvisionWeights, template: dict[str, Any], in
         out[path] = np.ascontiguousarray(array)
     if missing or extra or misshapen:
         parts = [("the file lacks", missing), ("the model lacks", extra), ("shapes differ:", misshapen)]
-        listed = [
-            f"{what} {', '.join(keys[:4])}{f' ... ({len(keys)} in all)' if len(keys) > 4 else ''}"
-            for what, keys in parts
-            if keys
-        ]
-        raise UserError(f"{weights.source} does not fit the backbone: {'; '.join(listed)}; check depth, width and norm")
+        raise UserError(f"{weights.source} does not fit the backbone: {_listed(parts)}; check depth, width and norm")
     return {"params": {}, "batch_stats": {}} | unflatten_dict(out)
 
 
@@ -425,12 +429,7 @@ def from_glnet(
         out[path] = np.ascontiguousarray(array)
     if missing or extra or misshapen:
         parts = [("the checkpoint lacks", sorted(missing)), ("GLNet lacks", extra), ("shapes differ:", misshapen)]
-        listed = [
-            f"{what} {', '.join(keys[:4])}{f' ... ({len(keys)} in all)' if len(keys) > 4 else ''}"
-            for what, keys in parts
-            if keys
-        ]
         raise UserError(
-            f"the checkpoint does not fit GLNet: {'; '.join(listed)}; give the whole state_dict of the release"
+            f"the checkpoint does not fit GLNet: {_listed(parts)}; give the whole state_dict of the release"
         )
     return unflatten_dict(out)

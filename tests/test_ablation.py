@@ -13,7 +13,7 @@ from glcanet_jax import config as configs
 from glcanet_jax import info, models
 from glcanet_jax.errors import UserError
 
-OPTIONS = ablation.Options("mbrsc", Path("data"))
+OPTIONS = ablation.Options(dataset="mbrsc", data_dir=Path("data"))
 
 
 def test_the_grid_is_five_ways_to_join_with_and_without_self_attention():

@@ -16,7 +16,7 @@ from glcanet_jax import models, optim
 from glcanet_jax.config import DataConfig
 from glcanet_jax.errors import UserError
 
-OPTIONS = table1.Options("mbrsc", Path("data"), backbone=Path("resnet50.safetensors"))
+OPTIONS = table1.Options(dataset="mbrsc", data_dir=Path("data"), backbone=Path("resnet50.safetensors"))
 
 
 # ------------------------------------------------------------------------------------------------------------- the rows
@@ -192,7 +192,7 @@ def test_deepglobe_end_to_end(tmp_path, monkeypatch, capsys):
     write_deepglobe(tmp_path / "data", "archive", height=200, width=200)
     monkeypatch.chdir(tmp_path)
     options = table1.Options(
-        "deepglobe", tmp_path / "data", networks=("icnet",), budget="2steps", size="small", memory=False, work=tmp_path / "w",
+        dataset="deepglobe", data_dir=tmp_path / "data", networks=("icnet",), budget="2steps", size="small", memory=False, work=tmp_path / "w",
         results=tmp_path / "r",
     )  # fmt: skip
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))

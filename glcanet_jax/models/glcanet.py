@@ -19,7 +19,7 @@ from glcanet_jax.models import attention, choices, convolution
 from glcanet_jax.models.attention import CrossAttention, SelfAttention
 from glcanet_jax.models.fpn import LEVELS, Laterals, LocalEnhancement, SharedSmooth, Smooth, stride
 from glcanet_jax.models.resnet import BLOCKS, backbone_of, norm_layer
-from glcanet_jax.models.sampling import sample_boxes, upsample
+from glcanet_jax.models.sampling import pixels_of, sample_boxes, upsample
 
 SELF_LEVELS = (4, 5)  # self-attention sits on P5 and P4
 CHOICES = {
@@ -201,7 +201,7 @@ class GLCANet(nn.Module):
 
     def _global_stages(self, image: Float[Array, "b h w c"], train: bool) -> Maps:
         branch = getattr(self, "global")
-        size = jnp.broadcast_to(jnp.asarray(image.shape[1:3], jnp.float32)[None], (image.shape[0], 2))
+        size = pixels_of(image)
         features = branch.features(image, train)
         laterals = branch.laterals(features, train)
         pyramid, stages = {}, {"size": size}
@@ -226,12 +226,12 @@ class GLCANet(nn.Module):
 
     def encode_local(self, patches: Float[Array, "b n h w c"], *, train: bool = False) -> Maps:
         """Lateral maps ``[b, n, h, w, c]`` of the patches: all of the local branch that needs no context."""
-        b, n = patches.shape[:2]
+        b = patches.shape[0]
         backbone = getattr(self, "global") if self.share_backbone else self.local
         features = backbone.features(rearrange(patches, "b n h w c -> (b n) h w c"), train)
         maps = self.local.laterals(features, train)
         maps = {k: rearrange(v, "(b n) h w c -> b n h w c", b=b) for k, v in maps.items()}
-        return maps | {"size": jnp.broadcast_to(jnp.asarray(patches.shape[2:4], jnp.float32)[None, None], (b, n, 2))}
+        return maps | {"size": pixels_of(patches)}
 
     def fuse(
         self, context: Maps, features: Maps, boxes: Float[Array, "b n 4"], *, train: bool = False

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float
 from glcanet_jax.models import choices, convolution, cropping
 from glcanet_jax.models.fpn import LEVELS, Laterals, SharedSmooth, Smooth
 from glcanet_jax.models.resnet import BLOCKS, backbone_of
-from glcanet_jax.models.sampling import upsample
+from glcanet_jax.models.sampling import pixels_of, upsample
 
 CHOICES = {
     "depth": tuple(BLOCKS),
@@ -157,16 +157,14 @@ class GLNet(nn.Module):
     def encode_global(self, global_image: Float[Array, "b h w c"], *, train: bool = False) -> Maps:
         """What the patches need of ``b`` contexts, and the global branch's own logits; once a context."""
         branch = getattr(self, "global")
-        size = jnp.broadcast_to(jnp.asarray(global_image.shape[1:3], jnp.float32)[None], (global_image.shape[0], 2))
         maps = branch.features(global_image, train)
-        return maps | branch.stages(maps) | {"size": size}
+        return maps | branch.stages(maps) | {"size": pixels_of(global_image)}
 
     def encode_local(self, patches: Float[Array, "b n h w c"], *, train: bool = False) -> Maps:
         """C2..C5 ``[b, n, h, w, c]`` of the patches: all of the local branch that needs no context."""
-        b, n = patches.shape[:2]
         maps = self.local.features(_flat(patches), train)
-        maps = {k: rearrange(v, "(b n) h w c -> b n h w c", b=b) for k, v in maps.items()}
-        return maps | {"size": jnp.broadcast_to(jnp.asarray(patches.shape[2:4], jnp.float32)[None, None], (b, n, 2))}
+        maps = {k: rearrange(v, "(b n) h w c -> b n h w c", b=patches.shape[0]) for k, v in maps.items()}
+        return maps | {"size": pixels_of(patches)}
 
     def _local_stages(self, context: Maps, features: Maps, boxes: Float[Array, "b n 4"]) -> Maps:
         """Every stage of the local branch, ``[b, n, ...]``, with the context's maps beside its own."""

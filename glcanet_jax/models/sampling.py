@@ -44,6 +44,12 @@ def _next(count: int, wanted: int) -> int:
     return wanted
 
 
+def pixels_of(images: Float[Array, "*b h w c"]) -> Float[Array, "*b 2"]:
+    """Height and width of images, for each of them, as the functions below take them."""
+    *batch, h, w, _ = images.shape
+    return jnp.broadcast_to(jnp.asarray((h, w), jnp.float32).reshape(*(1,) * len(batch), 2), (*batch, 2))
+
+
 def logits_to_pixels(logits: Float[Array, "*b h w k"], size: tuple[int, int]) -> Float[Array, "*b H W k"]:
     """Stride-4 logits at every pixel, in float32."""
     return upsample(logits.astype(jnp.float32), size)

@@ -4,13 +4,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float
 
 from glcanet_jax import geometry
 from glcanet_jax.models import choices
-from glcanet_jax.models.sampling import sample_boxes
+from glcanet_jax.models.sampling import pixels_of, sample_boxes
 
 VIEWS = {"patch": "local", "global": "global"}  # and the root of its parameters
 Maps = dict[str, Any]
@@ -72,12 +71,10 @@ class SingleView(nn.Module):
         if self.view == "patch":
             stages = {f"local/{k}": v for k, v in features.items() if k not in ("grid", "logits")}
             return features["logits"], stages | {"logits": features["logits"]}
-        view, patch = context["grid"].shape[1:3], features["grid"].shape[2:4]
-        b, n = boxes.shape[:2]
-        stride = geometry.stride_of(context["logits"].shape[1], view[0])
-        size = jnp.broadcast_to(jnp.asarray(view, jnp.float32)[None], (b, 2))
-        pixels = jnp.broadcast_to(jnp.asarray(patch, jnp.float32)[None, None], (b, n, 2))
-        logits = sample_boxes(context["logits"], boxes, patch, 1, pixels, size, maps_stride=stride)
+        view, patches = context["grid"], features["grid"]
+        stride = geometry.stride_of(context["logits"].shape[1], view.shape[1])
+        sizes = pixels_of(patches), pixels_of(view)
+        logits = sample_boxes(context["logits"], boxes, patches.shape[2:4], 1, *sizes, maps_stride=stride)
         return logits, {"logits": logits}
 
     def __call__(
