@@ -10,16 +10,18 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from experiments import sizes, trial
-from experiments.sizes import SIZES, SPLITS, Comparison, Size
+from experiments.sizes import SPLITS, Comparison, Size
 from glcanet_jax import cli, report, runs
 from glcanet_jax import config as configs
 from glcanet_jax.config import Config
+from glcanet_jax.data.loader import LoaderConfig
 from glcanet_jax.errors import UserError
+from glcanet_jax.geometry import Views
 from glcanet_jax.profiling import machine
 
 DEFAULT = "footprint-sa"
@@ -61,17 +63,38 @@ SINGLE = {
 }
 CELLS = GRID | SINGLE
 
+# variants of one network differ where views have tokens enough: a small ResNet-18, so that a CPU can afford them
+REDUCED = Size(
+    Views(context_size=352, global_size=128, patch_size=128, overlap=16),
+    128,
+    LoaderConfig(batch_size=2, patches_per_context=4, contexts_per_scene=20),
+    {"scratch": 1e-3},
+    {"glcanet": {"depth": 18, "width": 32, "fpn_channels": 64}},
+    "batch",
+    4,
+)
+SIZES = sizes.SIZES | {"reduced": REDUCED}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Comparison):
     cells: tuple[str, ...] = tuple(CELLS)
+    size: Literal["auto", "full", "small", "reduced"] = "auto"  # auto: full on a GPU; reduced without, a small network
     work: Path = Path("runs/ablation")  # runs and all that can be done again
 
 
 def configure(cell: Cell, options: Options, size: Size, seed: int) -> Config:
-    """What a cell trains."""
+    """What a cell trains.
+
+    Raises:
+        UserError: a backbone is given for a network that is too narrow for it.
+    """
+    if options.backbone and "imagenet" not in size.rates:
+        raise UserError(
+            "the reduced network is narrower than pretrained backbones; leave out --backbone, or give --size small or full"
+        )
     config = sizes.configure(size, options.dataset, options.data_dir, options.backbone, seed)
-    chosen = cell.model | ({"norm": size.norm} if options.backbone else {})
+    chosen = size.options.get("glcanet", {}) | cell.model | ({"norm": size.norm} if options.backbone else {})
     chosen["mask_radius"] = size.views.patch_size / 2  # 250 px of the paper's patches
     return dataclasses.replace(
         config,
@@ -112,7 +135,7 @@ def build(options: Options) -> dict[str, Any]:
     unknown = set(options.cells) - set(CELLS)
     if unknown or not options.cells:
         raise UserError(f"--cells names {', '.join(sorted(unknown)) or 'none'}; there are {', '.join(CELLS)}")
-    name = sizes.choose(options.size)
+    name = sizes.choose(options.size, "reduced")
     size, budget = SIZES[name], trial.Budget.parse(options.budget)
     runs.enable_compilation_cache()
     runs.open_data(configure(CELLS[DEFAULT], options, size, 0).data)  # a missing dataset is told before anything begins
@@ -122,7 +145,7 @@ def build(options: Options) -> dict[str, Any]:
         "splits": list(SPLITS[options.dataset]),
         "command": options.command("ablation", *chosen),
         "initialisation": "imagenet" if options.backbone else "scratch",
-        "size": {"name": name} | dataclasses.asdict(size.views),
+        "size": {"name": name} | dataclasses.asdict(size.views) | {"network": size.options.get("glcanet", {})},
         "budget": str(budget),
         "machine": machine() | {"commit": sizes.commit()},
         "cells": [],
@@ -152,11 +175,12 @@ def markdown(result: dict[str, Any]) -> str:
     cells = {cell["name"]: cell for cell in result["cells"]}
     summaries = {name: trial.summary(cell["trials"], split) for name, cell in cells.items()}
     start = "ResNet-50 from ImageNet weights" if result["initialisation"] == "imagenet" else "from scratch"
+    network = ", ".join(f"{k} {v}" for k, v in views["network"].items())
     out = [
         f"# Ablation on {result['dataset']}, split {split}",
         "",
         f"`{result['command']}`; {made['device']}, {made['cores']} cores, jax {made['jax']}, {made['date']}; {result['budget']} a "
-        f"run, {start}, patches of {views['patch_size']} px in contexts of {views['context_size']} px. Weights of the last step; the "
+        f"run, {start}{f' ({network})' * bool(network)}, patches of {views['patch_size']} px in contexts of {views['context_size']} px. Weights of the last step; the "
         "scored scenes chose nothing.",
         "",
         f"*Difference* is to the default network ({CELLS[DEFAULT].label}), over the scenes and seeds that both have; *p* of a paired "

@@ -72,11 +72,11 @@ class Comparison:
         return " ".join(words + ["--backbone FILE"] * (self.backbone is not None))
 
 
-def choose(size: str) -> str:
-    """``auto`` is ``full`` on a GPU and ``small`` without."""
+def choose(size: str, without_gpu: str = "small") -> str:
+    """``auto`` is ``full`` on a GPU and ``small``, or another one, without."""
     if size != "auto":
         return size
-    return "full" if jax.default_backend() == "gpu" else "small"
+    return "full" if jax.default_backend() == "gpu" else without_gpu
 
 
 def configure(size: Size, dataset: str, data_dir: Path, backbone: Path | None, seed: int) -> Config:

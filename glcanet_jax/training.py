@@ -130,9 +130,12 @@ def forward(model: nn.Module, phase: str, params: Any, batch_stats: Any, batch: 
     if phase == "global":
         context, stats = fns.encode_global(variables, image, train=True, key=key)
         return (None, _answers_of(context)), batch_stats | stats
-    context = jax.lax.stop_gradient(fns.encode_global(variables, image))
     if phase == "feedback":
+        context = jax.lax.stop_gradient(fns.encode_global(variables, image))
         return _feedback(model, variables, context, batch, key)
+    # only the branch is frozen: what the fusion makes of its maps while they are encoded is trained
+    frozen = jax.lax.stop_gradient({k: v for k, v in params.items() if k == "global"})
+    context = fns.encode_global({"params": params | frozen, "batch_stats": batch_stats}, image)
     features, stats = fns.encode_local(variables, patches, train=True, key=key)
     merged = batch_stats | stats
     (logits, out), fused = fns.fuse(

@@ -86,7 +86,7 @@ def test_the_table(tmp_path):
         for n, t in zip(names, trials, strict=True)
     ]
     made = {"device": "cpu", "cores": 2, "jax": "0", "date": "2026-11-24"}
-    size = {"patch_size": 64, "context_size": 176}
+    size = {"patch_size": 64, "context_size": 176, "network": {"depth": 18}}
     result = {
         "dataset": "mbrsc", "splits": ["val"], "command": "python", "initialisation": "scratch", "size": size,
         "budget": "200 steps", "machine": made, "cells": cells,
@@ -102,3 +102,9 @@ def test_the_table(tmp_path):
 def test_unknown_cells_are_told():
     with pytest.raises(UserError, match="--cells names sideways; there are none, none-sa"):
         ablation.build(dataclasses.replace(OPTIONS, cells=("sideways",)))
+
+
+def test_a_pretrained_backbone_does_not_fit_the_reduced_network():
+    options = dataclasses.replace(OPTIONS, backbone=Path("resnet50.safetensors"))
+    with pytest.raises(UserError, match="leave out --backbone"):
+        ablation.configure(ablation.CELLS[ablation.DEFAULT], options, ablation.REDUCED, 0)

@@ -78,6 +78,33 @@ class Branch(nn.Module):
         return rearrange(tokens, "b (h w) c -> b h w c", h=h, w=w)
 
 
+class Aggregation(nn.Module):
+    """The 3x3 convolution of both views' maps side by side (paper section 3.6), of maps that still are on grids of their own.
+
+    Their channels are mixed there, few are left, and those are resized and shifted: the same sums as of the maps resized and
+    side by side, which would be a thousand channels at the finest grid.
+    """
+
+    num_classes: int
+    channels: int  # of all maps side by side
+    dtype: Any
+
+    def setup(self):
+        shape = 3, 3, self.channels, self.num_classes
+        self.kernel = self.param("kernel", nn.initializers.normal(0.01), shape)
+        self.bias = self.param("bias", nn.initializers.zeros, (self.num_classes,))
+
+    def mix(self, x: Float[Array, "*b h w c"], first: int) -> Float[Array, "*b h w m"]:
+        """A map that begins at channel ``first``, mixed: to be resized like it, and added to others."""
+        kernel = self.kernel[:, :, first : first + x.shape[-1]]
+        return convolution.mix(x.astype(self.dtype), kernel.astype(self.dtype))
+
+    def __call__(self, mixed: Float[Array, "b h w m"]) -> Float[Array, "b h w k"]:
+        """Logits, from the sum of all mixed maps."""
+        logits = convolution.shift(mixed, self.kernel.shape, ((1, 1), (1, 1)))
+        return logits + self.bias[None, None, None]
+
+
 class Fusion(nn.Module):
     """GLCA-FM (paper section 3.5), the refinement of the global features by each patch, and the aggregation (section 3.6)."""
 
@@ -104,7 +131,7 @@ class Fusion(nn.Module):
         if self.share:
             # a 1x1 convolution of both branches' maps is the sum of one of each: the global half is made once a context
             self.share_laterals = Laterals(self.channels, partial(self.conv, use_bias=False))
-        self.aggregate = self.conv(self.num_classes, (3, 3), padding=1, kernel_init=nn.initializers.normal(0.01))
+        self.aggregate = Aggregation(self.num_classes, 4 * self.channels, self.dtype)
 
     def backbone_share(self, maps: Maps) -> dict[int, Array]:
         """The global branch's share of the local laterals, on the global grid."""
@@ -212,6 +239,7 @@ class GLCANet(nn.Module):
             pyramid[i] = branch.attend(i, x, self._code(i, x, size)[0] if i in SELF_LEVELS else None)
         x, smooth = branch.smoothing(pyramid)
         stages |= {f"p{i}": y for i, y in pyramid.items()} | smooth | {"x": x, "logits": branch.head(x)}
+        stages["mixed"] = self.fusion.aggregate.mix(x, 2 * self.fpn_channels)
         if self.sharing == "glnet":
             stages |= {f"c{i}": y for i, y in self.fusion.backbone_share(features).items()}
         return stages
@@ -221,7 +249,7 @@ class GLCANet(nn.Module):
         return self._context(self._global_stages(global_image, train))
 
     def _context(self, stages: Maps) -> Maps:
-        names = {"size", "x", "logits"} | {f"p{i}" for i in self.attn_levels}
+        names = {"size", "x", "mixed", "logits"} | {f"p{i}" for i in self.attn_levels}
         return {k: v for k, v in stages.items() if k in names or self.sharing == "glnet"}
 
     def encode_local(self, patches: Float[Array, "b n h w c"], *, train: bool = False) -> Maps:
@@ -254,7 +282,7 @@ class GLCANet(nn.Module):
             shape = features[f"lat{level}"].shape[2:4]
             return flat(sample_boxes(maps, boxes, shape, stride(level), features["size"], context["size"]))
 
-        pyramid, refinement = {}, None
+        pyramid, refinements = {}, {}
         for i in reversed(LEVELS):
             x = flat(features[f"lat{i}"])
             if self.sharing == "glnet":
@@ -269,18 +297,31 @@ class GLCANet(nn.Module):
                 x = flat(x)
                 out[f"fused/p{i}"], out[f"fused/d{i}"] = x, change
                 at_box = _at_own_box(change, boxes, x.shape[1:3], stride(i), features["size"], context["size"])
-                change = upsample(self.fusion.refine[str(i)](flat(at_box)), features["lat2"].shape[2:4])
-                refinement = change if refinement is None else refinement + change
+                refinements[i] = self.fusion.refine[str(i)](flat(at_box))
             pyramid[i] = x
 
-        x_global = at_boxes(context["x"], 2)
         if self.sharing == "glnet":
             level = lambda name: int(name[-1])  # noqa: E731
             x, _ = local.smoothing(pyramid, lambda name: at_boxes(context[name], level(name)))
+            parts = {i: [] for i in LEVELS} | {2: [(0, x)]}
         else:
-            x, _ = local.smoothing(pyramid)
-        refined = x_global if refinement is None else x_global + refinement
-        logits = patched(self.fusion.aggregate(jnp.concatenate([x, refined], axis=-1))).astype(jnp.float32)
+            x, smooth = local.smoothing(pyramid)
+            parts = {i: [(n * self.fpn_channels // 2, smooth[f"second{i}"])] for n, i in enumerate(reversed(LEVELS))}
+        for i, y in refinements.items():
+            parts[i].append((2 * self.fpn_channels, y))
+        mixed = None
+        for i in reversed(LEVELS):
+            if mixed is not None:
+                mixed = upsample(mixed, pyramid[i].shape[1:3])
+            for first, y in parts[i]:
+                y = self.fusion.aggregate.mix(y, first)
+                mixed = y if mixed is None else mixed + y
+        logits = patched(self.fusion.aggregate(mixed + at_boxes(context["mixed"], 2)))
+
+        # what losses and probes may look at; whoever does not, does not pay
+        x_global = refined = at_boxes(context["x"], 2)
+        for y in refinements.values():
+            refined = refined + upsample(y, x.shape[1:3])
         out |= {
             "local/x": x,
             "local/logits": local.head(x),
