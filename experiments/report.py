@@ -184,7 +184,8 @@ def draw(options: Options, result: dict[str, Any]) -> dict[str, str]:
     out["report_zoom.png"] = f"{scene.name}, where they differ most: {side} px from row {top}, column {left}"
     if "GLCANet" in predictors:
         pixel = options.pixel or (scene.height // 2, scene.width // 2)
-        seen = attention_map(predictors["GLCANet"], scene, pixel)
+        finest = min(predictors["GLCANet"].model.attn_levels)
+        seen = attention_map(predictors["GLCANet"], scene, pixel, level=finest)
         y, x, height, width = seen.context
         report.save_attention(
             options.results / "report_attention.png", scene.read_image(y, x, height, width)[..., :3], seen.weights.mean(0),

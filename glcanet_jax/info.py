@@ -35,7 +35,9 @@ def count_flops(jaxpr: Any) -> float:
         elif name == "conv_general_dilated":
             kernel = equation.invars[1].aval.shape
             outputs = parameters["dimension_numbers"].rhs_spec[0]
-            total += 2.0 * equation.outvars[0].aval.size * math.prod(kernel) / kernel[outputs]
+            # between the cells of a dilated input (the gradient of a strided convolution) there are zeros, which cost nothing
+            zeros = math.prod(parameters["lhs_dilation"])
+            total += 2.0 * equation.outvars[0].aval.size * math.prod(kernel) / kernel[outputs] / zeros
         else:
             turns = parameters["length"] if name == "scan" else 1
             inner = [

@@ -19,7 +19,7 @@ from glcanet_jax.data.loader import TrainLoader
 from glcanet_jax.errors import UserError
 from glcanet_jax.evaluation import evaluate
 from glcanet_jax.predictor import Predictor
-from glcanet_jax.profiling import peak_memory
+from glcanet_jax.profiling import peak_memory, program_memory, require_memory
 from glcanet_jax.progress import Progress
 from glcanet_jax.training import TrainState, create_state, make_train_step
 
@@ -115,6 +115,19 @@ def place_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array
         return jax.make_array_from_process_local_data(sharding, x[index * share : (index + 1) * share])
 
     return {k: place(v) for k, v in batch.items()}
+
+
+def compile_step(train_step: Any, state: TrainState, batch: dict[str, jax.Array], phase: str) -> Any:
+    """A train step compiled for a state and batches like these.
+
+    Raises:
+        UserError: the device has less memory than it needs.
+    """
+    compiled = train_step.lower(state, batch).compile()
+    sizes = program_memory(compiled)
+    mend = "give a smaller --loader.batch-size, --train.accumulation, --model.dtype bfloat16 or --model.remat True"
+    require_memory(f"a step of phase {phase}", sizes, sizes["arguments"], mend)
+    return compiled
 
 
 def _intervals(config: Config, per_epoch: int, steps: int) -> tuple[int, int]:
@@ -222,11 +235,14 @@ def train(config: Config) -> Path:
                 state = state.replace(params=begun["params"], batch_stats=begun["batch_stats"])
             print(f"phase {phase.name}: compiling its first step (a minute or so for a whole ResNet-50)")
             train_step = make_train_step(model, tx, config, normalisation["scale"], phase)
-            timer = _Timer()
+            timer, compiled = _Timer(), None
             for step in range(max(start, phase.start), phase.stop):
                 with timer.waiting():
                     batch = next(batches)
-                state, metrics = train_step(state, place_batch(batch, mesh))
+                placed = place_batch(batch, mesh)
+                if compiled is None:
+                    compiled = compile_step(train_step, state, placed, phase.name)
+                state, metrics = compiled(state, placed)
                 monitor.watch(step + 1, metrics, batch)
                 timer.step(batch["patches"].shape[0] * batch["patches"].shape[1])
                 progress.advance()

@@ -26,7 +26,7 @@ from glcanet_jax import config as configs
 from glcanet_jax import map_report, predict, report, runs
 from glcanet_jax.errors import UserError
 from glcanet_jax.predictor import Predictor
-from glcanet_jax.profiling import free_device_memory, peak_memory, resident_memory
+from glcanet_jax.profiling import free_device_memory, peak_memory, require_memory, resident_memory
 from glcanet_jax.progress import Progress
 from glcanet_jax.scratch import Scratch, is_of
 
@@ -162,6 +162,18 @@ def choose_batch(predictor: Predictor, options: MapOptions, dtype: Any, context:
     elif (free := free_device_memory()) is not None:
         held = sum(x.nbytes for x in jax.tree.leaves(predictor.variables))  # counted in the programs' need as well
         predictor.fit_batch(int(0.85 * (free + held)), dtype, context)
+
+
+def check_memory(predictor: Predictor, dtype: Any, context: tuple[int, int]) -> None:
+    """Compile what the walk will run, and say what it needs.
+
+    Raises:
+        UserError: that is more than is free.
+    """
+    largest = max(predictor.memory(dtype, context).values(), key=lambda sizes: sizes["total"])
+    held = sum(x.nbytes for x in jax.tree.leaves(predictor.variables))
+    what = "one patch at once" if predictor.batch == 1 else f"{predictor.batch} patches at once"
+    require_memory(what, largest, held, "give a smaller --batch, --memory-budget, or --dtype bfloat16")
 
 
 # ------------------------------------------------------------------------------------------------------------- files
@@ -425,6 +437,7 @@ def map_scenes(
                     continue
                 context = model.predictor.views.context_extent(plan.source.height, plan.source.width)
                 choose_batch(model.predictor, options, plan.source.dtype, context)
+                check_memory(model.predictor, plan.source.dtype, context)
                 result = map_scene(plan, model, options)
         except KeyboardInterrupt:
             print(f"{name}: stopped; the same command goes on from here", file=sys.stderr)

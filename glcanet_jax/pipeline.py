@@ -1,5 +1,6 @@
 """Two threads beside the main one: what is read ahead of it, and what is written behind it, both through bounded queues."""
 
+import contextlib
 import queue
 import threading
 import time
@@ -73,6 +74,8 @@ class WriteBehind:
                 item = self._queue.get(timeout=_POLL)
             except queue.Empty:
                 continue
+            if item is _END:
+                return
             try:
                 if self._error is None:
                     self._handle(*item)
@@ -112,6 +115,8 @@ class WriteBehind:
                 self.wait()
         finally:
             self._stop.set()
+            with contextlib.suppress(queue.Full):  # then the thread does not wait, and sees the event
+                self._queue.put_nowait(_END)
             self._thread.join()
 
 

@@ -17,7 +17,8 @@ from jaxtyping import Array, Bool, Float, Int, Num, UInt8
 
 from glcanet_jax import geometry
 from glcanet_jax.errors import UserError
-from glcanet_jax.models import functions, second_pass
+from glcanet_jax.models import for_inference
+from glcanet_jax.profiling import program_memory
 from glcanet_jax.raster import PROBABILITY_STEPS
 from glcanet_jax.training import normalise
 
@@ -48,22 +49,24 @@ class Predictor:
         self.model, self.normalisation = model, normalisation
         self.turns: Sequence[int] = geometry.DIHEDRAL if tta else (0,)
         self.traces = 0
+        self._prepare, self._fns, self._second = for_inference(model, bands)
+        self._prepare = jax.jit(self._prepare)
         self.variables = variables
-        self._fns, self._second = functions(model), second_pass(model)
         self._programs: dict[Any, Any] = {}
 
     @property
     def variables(self) -> Any:
+        """As the network uses them: prepared for inference (:func:`glcanet_jax.models.for_inference`)."""
         return self._variables
 
     @variables.setter
     def variables(self, variables: Any) -> None:
         """Others of the same shapes; nothing is compiled again. Shapes alone will do to be told about :meth:`programs`."""
         if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(variables)):
-            self._variables = variables
+            self._variables = jax.eval_shape(self._prepare, variables)
             return
         one = lambda x: x.addressable_data(0) if isinstance(x, jax.Array) and len(x.sharding.device_set) > 1 else x  # noqa: E731
-        self._variables = jax.device_put(jax.tree.map(one, variables), jax.local_devices()[0])
+        self._variables = self._prepare(jax.device_put(jax.tree.map(one, variables), jax.local_devices()[0]))
 
     @property
     def second_pass(self) -> bool:
@@ -313,17 +316,6 @@ class Predictor:
         # the line through two points is a guess: the compiler has the last word
         self.batch = next(b for b in (*reversed(fits), 1) if need(b) <= budget)
         return self.batch
-
-
-def program_memory(program: Any) -> dict[str, int]:
-    """Bytes of a compiled program: arguments, outputs that are not arguments' memory, temporaries, and their total."""
-    analysis = program.memory_analysis()
-    sizes = {
-        "arguments": analysis.argument_size_in_bytes,
-        "outputs": analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
-        "temporaries": analysis.temp_size_in_bytes,
-    }
-    return sizes | {"total": sum(sizes.values())}
 
 
 def answers(logits: Float[Array, "k s w"], outputs: Sequence[str]) -> dict[str, Array]:

@@ -8,9 +8,13 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
+
+from glcanet_jax.errors import UserError
 
 
 def peak_memory() -> dict[str, float]:
@@ -47,6 +51,82 @@ def free_device_memory() -> int | None:
     """Bytes that the first device's allocator can still give; None where it does not say (CPUs)."""
     stats = jax.local_devices()[0].memory_stats() or {}
     return stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else None
+
+
+def free_memory() -> int | None:
+    """Bytes that programs can still take: of the first device, or of the host where that is the device; None if nobody says."""
+    if jax.default_backend() != "cpu":
+        return free_device_memory()
+    try:
+        with open("/proc/meminfo") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return None
+
+
+def require_memory(what: str, sizes: dict[str, int], resident: int, mend: str) -> None:
+    """Say what a program needs before it runs, and refuse one that cannot have it.
+
+    Args:
+        sizes: of :func:`program_memory`; resident: bytes of its arguments that lie on the device already.
+
+    Raises:
+        UserError: it needs more than is free; ``mend`` says what makes it less.
+    """
+    free, more = free_memory(), sizes["total"] - resident
+    have = "" if free is None else f"; {in_units(free)} are free"
+    print(f"{what} needs {in_units(sizes['total'])}, {in_units(more)} of it while it runs{have}", flush=True)
+    if free is not None and more > free:
+        raise UserError(f"{what} needs {in_units(more)} more memory, {in_units(free)} are free; {mend}")
+
+
+def in_units(count: int) -> str:
+    """Bytes in words, as 303 MB or 4.2 GB."""
+    return f"{count / 2**20:.0f} MB" if count < 2**30 else f"{count / 2**30:.1f} GB"
+
+
+def allocator_peak() -> int | None:
+    """Most bytes that the first device's allocator has given out at once in this process; None where it does not say (CPUs).
+
+    It begins with the process and cannot be set back: one measurement needs one process.
+    """
+    return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+
+
+def restart_host_peak() -> bool:
+    """Have the host's peak (:func:`peak_memory`) count from now on; False where it cannot (Linux can)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def recorded(folder: Path | None) -> Iterator[None]:
+    """Write what runs inside into a folder; nothing without one.
+
+    A trace (``plugins/profile``, for TensorBoard and Perfetto), and ``device_memory.prof``, the arrays that were on the device
+    at the end and what made them (for ``pprof``). What a program uses while it runs is not in the latter.
+    """
+    if folder is None:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with jax.profiler.trace(str(folder)):
+        yield
+    jax.profiler.save_device_memory_profile(str(folder / "device_memory.prof"))
+
+
+def program_memory(program: Any) -> dict[str, int]:
+    """Bytes of a compiled program: arguments, outputs that are not arguments' memory, temporaries, and their total."""
+    analysis = program.memory_analysis()
+    sizes = {
+        "arguments": analysis.argument_size_in_bytes,
+        "outputs": analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
+        "temporaries": analysis.temp_size_in_bytes,
+    }
+    return sizes | {"total": sum(sizes.values())}
 
 
 def machine() -> dict[str, Any]:

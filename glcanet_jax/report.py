@@ -133,7 +133,7 @@ def _colours(palette: Sequence[tuple[int, int, int]]) -> np.ndarray:
 def _save_panels(
     path: Path, panels: Sequence[tuple[str, np.ndarray]], legend: Sequence[tuple[str, Sequence[int]]]
 ) -> None:
-    """Pictures of one size side by side, or stacked if they are wide, above a legend of colours."""
+    """Pictures of one size in rows of three, or stacked if they are wide, above a legend of colours."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
@@ -141,16 +141,19 @@ def _save_panels(
     if width > 1.6 * height:  # wide scenes are stacked
         rows, columns = len(panels), 1
     else:
-        rows, columns = 1, len(panels)
+        columns = min(3, len(panels))
+        rows = -(-len(panels) // columns)
     panel_width = min(5.5, 11 * width / height) if columns > 1 else 11
     panel_height = panel_width * height / width
     # narrow scenes leave the legend its room
     size = max(columns * panel_width + 0.2 * (columns + 1), 10), rows * (panel_height + 0.35) + 0.55
     figure = Figure(figsize=size, layout="constrained")
-    for axis, (title, panel) in zip(np.ravel(figure.subplots(rows, columns, squeeze=False)), panels, strict=True):
+    axes = np.ravel(figure.subplots(rows, columns, squeeze=False))
+    for axis in axes:
+        axis.set_axis_off()
+    for axis, (title, panel) in zip(axes, panels, strict=False):  # the last row may have room left
         axis.imshow(panel, interpolation="antialiased" if title in ("image", "map") else "nearest")
         axis.set_title(title, fontsize=11)
-        axis.set_axis_off()
     handles = [Patch(facecolor=np.array(c) / 255, edgecolor="0.3", label=n) for n, c in legend]
     figure.legend(
         handles=handles, loc="outside lower center", ncols=max(1, min(len(handles), 8)), frameon=False, fontsize=10

@@ -1,4 +1,4 @@
-"""Our GLNet in its strict form against a plain PyTorch one, written from what the release does."""
+"""Our GLNet in its strict form against the PyTorch one of the experiments, written from what the release does."""
 
 import jax
 import numpy as np
@@ -9,10 +9,11 @@ from glcanet_jax.glnet_release import glnet_predict, nearest
 from glcanet_jax.models.cropping import axis_crops
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+from experiments import glnet_torch  # noqa: E402
+
 F = torch.nn.functional
 
 CLASSES, WIDTH, CHANNELS, PATCH = 5, 8, 16, 96
-LATERALS = ("toplayer", "latlayer1", "latlayer2", "latlayer3")  # of C5, C4, C3, C2
 
 
 # ----------------------------------------------------------------------------------------------------- random checkpoints
@@ -49,7 +50,7 @@ def random_state(seed):
         conv(f"{root}.fc", 64, 1000, 1)
     variants = (("fpn_global", "", 1), ("fpn_global", "_ext", 2), ("fpn_local", "", 2))
     for root, suffix, times in variants:
-        for name, c in zip(LATERALS, reversed(widths), strict=True):
+        for name, c in zip(glnet_torch.LATERALS, reversed(widths), strict=True):
             conv(f"{root}.{name}{suffix}", times * c, CHANNELS, 1)
         for i in (1, 2, 3, 4):
             conv(f"{root}.smooth{i}_1{suffix}", times * CHANNELS, CHANNELS, 3)
@@ -61,53 +62,23 @@ def random_state(seed):
     return {k: np.asarray(v, np.float32) for k, v in state.items()}
 
 
-# ---------------------------------------------------------------------------------------------------- the plain network
-class Plain:
-    """The layers of a checkpoint, NCHW."""
-
-    def __init__(self, state):
-        self.at = {k: torch.as_tensor(v) for k, v in state.items()}
-
-    def conv(self, x, name, stride=1):
-        weight = self.at[f"{name}.weight"]
-        return F.conv2d(x, weight, self.at.get(f"{name}.bias"), stride, weight.shape[-1] // 2)
-
-    def norm(self, x, name):
-        stats = (self.at[f"{name}.{k}"] for k in ("running_mean", "running_var", "weight", "bias"))
-        return F.batch_norm(x, *stats, training=False, eps=1e-5)
-
-    def resnet(self, x, root):
-        """C5, C4, C3, C2."""
-        x = F.max_pool2d(self.norm(self.conv(x, f"{root}.conv1", 2), f"{root}.bn1").relu(), 3, 2, 1)
-        out = []
-        for stage in (1, 2, 3, 4):
-            name, stride = f"{root}.layer{stage}.0", 1 if stage == 1 else 2
-            y = self.norm(self.conv(x, f"{name}.conv1", stride), f"{name}.bn1").relu()
-            y = self.norm(self.conv(y, f"{name}.conv2"), f"{name}.bn2")
-            if stage > 1:
-                x = self.norm(self.conv(x, f"{name}.downsample.0", stride), f"{name}.downsample.1")
-            x = (x + y).relu()
-            out.insert(0, x)
-        return out
-
-    def fpn(self, c, root, suffix="", other=None):
-        """Maps by name, and the logits; ``other``: the other branch's maps, already on this grid."""
-        beside = lambda x, key, i: x if other is None else torch.cat([x, other[key][i]], 1)  # noqa: E731
-        p = []
-        for i, name in enumerate(LATERALS):
-            x = self.conv(beside(c[i], "c", i), f"{root}.{name}{suffix}")
-            p.append(x if i == 0 else x + resize(p[-1], x.shape[-2:]))
-        first = [self.conv(beside(x, "ps0", i), f"{root}.smooth{i + 1}_1{suffix}") for i, x in enumerate(p)]
-        second = [self.conv(beside(x, "ps1", i), f"{root}.smooth{i + 1}_2{suffix}") for i, x in enumerate(first)]
-        last = torch.cat([resize(beside(x, "ps2", i), p[3].shape[-2:]) for i, x in enumerate(second)], 1)
-        if other is not None:
-            last = self.conv(last, f"{root}.smooth")
-        maps = {"c": c, "ps0": p, "ps1": first, "ps2": second, "ps3": [last]}
-        return maps, self.conv(last, f"{root}.classify")
+# ----------------------------------------------------------------------------------------------------- the release's walk
+def network(state):
+    """The network of a checkpoint."""
+    net = glnet_torch.GLNet(CLASSES, 10, WIDTH, CHANNELS).eval()
+    assert not net.load_state_dict({k: torch.as_tensor(v) for k, v in state.items()}, strict=False).missing_keys
+    return net
 
 
-def resize(x, size):
-    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+def feedback(state, net):
+    """The second global branch's pyramid: layers of its own but for the last two."""
+    pyramid = glnet_torch.Pyramid(net.resnet_global.channels, CHANNELS, CLASSES, doubled=True)
+    own = {}
+    for key in pyramid.state_dict():
+        layer, leaf = key.split(".")
+        own[key] = state[f"fpn_global.{layer}{'' if layer in ('smooth', 'classify') else '_ext'}.{leaf}"]
+    pyramid.load_state_dict({k: torch.as_tensor(v) for k, v in own.items()})
+    return pyramid
 
 
 def grid(length, patch):
@@ -118,32 +89,13 @@ def grid(length, patch):
     return [*tops[:-1], length - patch]
 
 
-def place(x, top, left, ratio):
-    """The release's window in a global map: rows and columns."""
-    height, width = x.shape[-2:]
-    row, column = int(np.round(top * height)), int(np.round(left * width))
-    h, w = int(np.round(height * ratio[0])), int(np.round(width * ratio[1]))
-    return slice(row, row + h), slice(column, column + w), (h, w)
-
-
-def crop(maps, top, left, ratio, like):
-    """The global maps at a patch, each brought to the size of the patch's own."""
-    out = {}
-    for key, many in maps.items():
-        out[key] = []
-        for i, x in enumerate(many):
-            rows, columns, _ = place(x, top, left, ratio)
-            out[key].append(resize(x[..., rows, columns], like[3 if key == "ps3" else i].shape[-2:]))
-    return out
-
-
 def release(state, fixed, view, image, mode):
     """The three score maps, ``[H, W, k]``; the view is the shrunk scene."""
-    net, fixed = Plain(state), Plain(fixed if mode == 3 else state)
+    net, fixed = network(state), network(fixed if mode == 3 else state)
     height, width = image.shape[:2]
-    nchw = lambda x: torch.as_tensor(x.astype(np.float32) / np.float32(255)).permute(2, 0, 1)[None]  # noqa: E731
     to_pixels = lambda x, size: F.interpolate(x, size=size, mode="nearest")[0].permute(1, 2, 0).numpy()  # noqa: E731
-    context, logits = fixed.fpn(fixed.resnet(nchw(view), "resnet_global"), "fpn_global")
+    view = glnet_torch.unit(view[None])
+    context, logits = fixed.encode(view)
     if mode == 1:
         return {"global": to_pixels(logits, (height, width))}
 
@@ -151,37 +103,33 @@ def release(state, fixed, view, image, mode):
     corners = [(top, left) for top in grid(height, PATCH) for left in grid(width, PATCH)]
     canvas = {k: np.zeros((height, width, CLASSES)) for k in ("local", "aggregated")}
     sums = {}
-    counts, patches, last = torch.zeros(1, 1, height, width), {}, []
+    counts, last = torch.zeros(1, 1, height, width), {}
 
     def add(name, x, top, left):
         canvas[name][top : top + PATCH, left : left + PATCH] += to_pixels(x, (PATCH, PATCH))
 
-    def aggregate(x, maps, top, left):
-        rows, columns, _ = place(maps["ps3"][0], top / height, left / width, ratio)
-        x = torch.cat([x, resize(maps["ps3"][0][..., rows, columns], x.shape[-2:])], 1)
-        add("aggregated", net.conv(x, "ensemble_conv"), top, left)
-
     for top, left in corners:
-        c = net.resnet(nchw(image[top : top + PATCH, left : left + PATCH]), "resnet_local")
-        other = crop(context, top / height, left / width, ratio, c)
-        maps, local = net.fpn(c, "fpn_local", "", other)
+        patch, corner = image[None, top : top + PATCH, left : left + PATCH], (top / height, left / width)
+        maps, local = net.look(context, glnet_torch.unit(patch), [corner], ratio)
         add("local", local, top, left)
         counts[..., top : top + PATCH, left : left + PATCH] += 1
         if mode == 2:
-            aggregate(maps["ps3"][0], context, top, left)
+            add("aggregated", net.aggregate(context, maps, [corner], ratio), top, left)
             continue
-        last.append(maps.pop("ps3")[0])
+        last[top, left] = {"ps3": maps.pop("ps3")}
         for key, many in maps.items():
             sums.setdefault(key, [torch.zeros(1, x.shape[1], *g.shape[-2:]) for x, g in zip(many, context["c"])])  # noqa: B905
             for total, x in zip(sums[key], many, strict=True):
-                rows, columns, size = place(total, top / height, left / width, ratio)
-                total[..., rows, columns] += resize(x, size)
-        patches[top, left] = len(last) - 1
+                rows, columns = glnet_torch.window(total, corner, ratio)
+                size = rows.stop - rows.start, columns.stop - columns.start
+                total[..., rows, columns] += glnet_torch.resize(x, size)
     if mode == 3:
-        merged = {k: [x / resize(counts, x.shape[-2:]) for x in many] for k, many in sums.items()}
-        context, logits = net.fpn(net.resnet(nchw(view), "resnet_global"), "fpn_global", "_ext", merged)
-        for (top, left), i in patches.items():
-            aggregate(last[i], context, top, left)
+        merged = {k: [x / glnet_torch.resize(counts, x.shape[-2:]) for x in many] for k, many in sums.items()}
+        pyramid = feedback(state, net)
+        context = pyramid(net.resnet_global(view), merged)
+        logits = pyramid.classify(context["ps3"][0])
+        for (top, left), maps in last.items():
+            add("aggregated", net.aggregate(context, maps, [(top / height, left / width)], ratio), top, left)
     return {"global": to_pixels(logits, (height, width)), **canvas}
 
 

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from experiments import potsdam as potsdam_experiment
+from experiments import tile_memory
 from experiments import vaihingen as vaihingen_experiment
 from glcanet_jax import config as configs
 from glcanet_jax import evaluation, geometry, predict, runs, training
@@ -749,3 +750,32 @@ def test_a_run_from_before_an_option_goes_on(tmp_path):
     assert runs.open_run(config) == out
     with pytest.raises(UserError, match="train.jitter_bands: 3 against None"):
         runs.open_run(Config(out=config.out, train=TrainConfig(jitter_bands=3)))
+
+
+# --------------------------------------------------------------------------------------------------------- whole tiles
+def test_a_made_tile_is_one_of_the_survey_and_is_scored(tmp_path):
+    """The benchmark's tiles at a small size: in their places, with both truths, by the real command."""
+    root = tmp_path / "potsdam"
+    tile_memory.write_tile(root, "potsdam", (560, 620))
+    scene = open_dataset("potsdam", str(root)).scenes("test")[0]
+    assert (scene.height, scene.width) == (560, 620)
+    whole, inner = (read(0, 0, 560, 620) for read in (scene.read_labels, scene.read_eroded))
+    assert set(np.unique(whole)) <= {0, 1, 2, 3, 4, 5, 255}
+    counted = inner != 255
+    assert 0.3 < counted.mean() < (whole != 255).mean() and (whole == inner)[counted].all()
+    row = tile_memory.measure(root, "potsdam", "reduced", 1)
+    assert row["host_peak_mb"] > 100 and len(row["protocols"]) == 4
+    assert row["pixels"]["eroded"] == counted.sum() < row["pixels"]["labels"] == (whole != 255).sum()
+
+
+def test_eroding_is_what_a_loop_does():
+    labels = np.random.default_rng(0).integers(0, 2, (12, 9)).astype(np.uint8)
+    labels = np.kron(labels, np.ones((4, 4), np.uint8))
+    expected = labels.copy()
+    for y in range(labels.shape[0]):
+        for x in range(labels.shape[1]):
+            row = labels[y, max(0, x - 2) : x + 3]
+            column = labels[max(0, y - 2) : y + 3, x]
+            if (row != labels[y, x]).any() or (column != labels[y, x]).any():
+                expected[y, x] = 255
+    np.testing.assert_array_equal(tile_memory.eroded(labels, 2), expected)

@@ -120,6 +120,31 @@ def test_staged_trains_one_after_the_other(network):
     assert moved(middle["stats"]["local"], end["stats"]["local"]) > 0
 
 
+@pytest.mark.parametrize("sharing", ["none", "glnet"])
+def test_a_frozen_branch_takes_no_gradient_from_the_others(sharing):
+    """The fusion learns as in joint training also from what it makes of the global maps while they are encoded."""
+    model, _, _, state = start(configured(), norm="frozen", sharing=sharing)
+    batch = {k: jnp.asarray(v) for k, v in make_batch(b=1).items()}
+    batch |= {k: batch[k].astype(jnp.float32) / 255 for k in ("global_image", "patches")}
+
+    @jax.jit
+    def gradients(params):
+        def loss(params, phase):
+            (logits, _), _ = training.forward(model, phase, params, state.batch_stats, batch, jax.random.key(0))
+            return jnp.mean(logits**2)
+
+        return [jax.grad(loss)(params, phase) for phase in ("joint", "rest")]
+
+    params = jax.tree.map(lambda x: x + 0.02, state.params)  # nothing is at zero any more
+    joint, rest = gradients(params)
+    assert (
+        moved(rest["global"], jax.tree.map(np.zeros_like, rest["global"])) == 0 < moved(joint["global"], rest["global"])
+    )
+    for root in ("local", "fusion"):
+        for a, b in zip(jax.tree.leaves(joint[root]), jax.tree.leaves(rest[root]), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * float(np.abs(a).max()))
+
+
 @pytest.fixture(scope="module")
 def frozen():
     """Loss and gradient-scaled update of one step with frozen norms: the measure for what must change nothing."""

@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 
 from glcanet_jax.errors import UserError
+from glcanet_jax.models import inference
 from glcanet_jax.models.deeplabv3plus import DeepLabV3Plus
 from glcanet_jax.models.fcn8s import FCN8s
 from glcanet_jax.models.glcanet import GLCANet
@@ -145,6 +146,33 @@ def second_pass(model: nn.Module) -> SecondPass | None:
     return SecondPass(collect, _method(model, "encode_again"), _method(model, "fuse_again"))
 
 
+class Inference(NamedTuple):
+    """A network for inference alone: what it makes of its variables once, and its functions of those."""
+
+    prepare: Callable[..., Any]  # variables -> variables
+    functions: Functions  # without ``train``
+    second_pass: SecondPass | None
+
+
+def for_inference(model: nn.Module, bands: int) -> Inference:
+    """Batch norms folded into convolutions, kernels in the compute type (:mod:`glcanet_jax.models.inference`)."""
+    folds, dtype = inference.find_folds(model, *_inputs(bands)), compute_type(model)
+
+    def prepare(variables: dict[str, Any]) -> dict[str, Any]:
+        return inference.in_compute_type(inference.fold(folds, variables), dtype)
+
+    def folded(fns: Any) -> Any:
+        return None if fns is None else type(fns)(*(inference.without_factors(folds, fn) for fn in fns))
+
+    return Inference(prepare, folded(functions(model)), folded(second_pass(model)))
+
+
+def compute_type(model: nn.Module) -> Any:
+    """The type that a network computes in."""
+    network = model.make(parent=None) if isinstance(model, SingleView) else model
+    return jax.numpy.dtype(getattr(network, "dtype", "float32"))
+
+
 def stages(model: nn.Module) -> tuple[str, ...]:
     """The phases in which staged training goes through a network; one that has a single phase has no stages."""
     return getattr(model, "stages", ("global", "rest"))
@@ -177,5 +205,10 @@ def init(model: nn.Module, key: jax.Array, bands: int, size: int = 64) -> dict[s
 
     The forward pass is only traced, neither compiled nor run. Inside ``jax.eval_shape`` shapes come out.
     """
+    return dict(model.lazy_init(key, *_inputs(bands, size)))
+
+
+def _inputs(bands: int, size: int = 64) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """Shapes of a context, a patch and its box."""
     shapes = (1, size, size, bands), (1, 1, size, size, bands), (1, 1, 4)
-    return dict(model.lazy_init(key, *(jax.ShapeDtypeStruct(shape, "float32") for shape in shapes)))
+    return tuple(jax.ShapeDtypeStruct(shape, "float32") for shape in shapes)
