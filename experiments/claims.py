@@ -51,9 +51,11 @@ def _says(good: bool) -> str:
 
 def _source(name: str, result: dict[str, Any], own: dict[str, Any]) -> str:
     """Where the summary ``own`` is from."""
-    made = result["machine"]
+    made, size = result["machine"], result["size"]
+    reduced = "".join(f", {k} {v}" for k, v in size.get("network", {}).items())
     return (
-        f"{name}.json: {result['dataset']}, split {result['splits'][0]}, protocol {own['protocol']}, {result['budget']} a run; "
+        f"{name}.json: {result['dataset']}, split {result['splits'][0]}, protocol {own['protocol']}, {result['budget']} a run, "
+        f"{size['patch_size']}-px patches{reduced}; "
         f"{made['device']}, {made['date']}"
     )
 

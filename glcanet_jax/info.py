@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,24 +26,41 @@ def count_flops(jaxpr: Any) -> float:
 
     Counted here because XLA's cost analysis counts a loop's body once, and has none on some backends.
     """
+    return _total(jaxpr, _operations)
+
+
+def count_bytes(jaxpr: Any) -> float:
+    """Bytes that the convolutions and matrix products of a jaxpr read and write, each once: what no fusion saves."""
+    return _total(jaxpr, _traffic)
+
+
+def _operations(equation: Any) -> float:
+    parameters, outputs = equation.params, 2.0 * equation.outvars[0].aval.size
+    if equation.primitive.name == "dot_general":
+        (contracted, _), _ = parameters["dimension_numbers"]
+        shape = equation.invars[0].aval.shape
+        return outputs * math.prod(shape[i] for i in contracted)
+    kernel, channels = equation.invars[1].aval.shape, parameters["dimension_numbers"].rhs_spec[0]
+    # between the cells of a dilated input (the gradient of a strided convolution) there are zeros, which cost nothing
+    return outputs * math.prod(kernel) / kernel[channels] / math.prod(parameters["lhs_dilation"])
+
+
+def _traffic(equation: Any) -> float:
+    arrays = (v.aval for v in (*equation.invars, *equation.outvars))
+    return float(sum(x.size * x.dtype.itemsize for x in arrays))
+
+
+def _total(jaxpr: Any, cost: Callable[[Any], float]) -> float:
+    """The cost of all convolutions and products of a jaxpr."""
     total = 0.0
     for equation in jaxpr.eqns:
         name, parameters = equation.primitive.name, equation.params
-        if name == "dot_general":
-            (contracted, _), _ = parameters["dimension_numbers"]
-            shape = equation.invars[0].aval.shape
-            total += 2.0 * equation.outvars[0].aval.size * math.prod(shape[i] for i in contracted)
-        elif name == "conv_general_dilated":
-            kernel = equation.invars[1].aval.shape
-            outputs = parameters["dimension_numbers"].rhs_spec[0]
-            # between the cells of a dilated input (the gradient of a strided convolution) there are zeros, which cost nothing
-            zeros = math.prod(parameters["lhs_dilation"])
-            total += 2.0 * equation.outvars[0].aval.size * math.prod(kernel) / kernel[outputs] / zeros
+        if name in ("dot_general", "conv_general_dilated"):
+            total += cost(equation)
         else:
             turns = parameters["length"] if name == "scan" else 1
-            inner = [
-                count_flops(j) for j in jax.tree.leaves(list(parameters.values()), is_leaf=_is_jaxpr) if _is_jaxpr(j)
-            ]
+            nested = jax.tree.leaves(list(parameters.values()), is_leaf=_is_jaxpr)
+            inner = [_total(j, cost) for j in nested if _is_jaxpr(j)]
             total += turns * (max(inner, default=0.0) if name == "cond" else sum(inner))
     return total
 

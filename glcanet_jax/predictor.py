@@ -40,13 +40,18 @@ class Predictor:
         bands: int,
         batch: int = 6,
         tta: bool = False,
+        one_by_one: bool | None = None,
     ):
-        """``batch`` patches are computed at once; ``normalisation`` has ``mean``, ``std`` and ``scale``.
+        """``batch`` patches make a program; ``normalisation`` has ``mean``, ``std`` and ``scale``.
+
+        With ``one_by_one`` that program computes them one after the other, in the memory of one; None: on CPUs, whose cores are
+        busy with one.
 
         With ``tta`` the logits are the mean over the eight views of a square (four turns, mirrored or not).
         """
         self.views, self.batch, self.bands, self.num_classes = views, batch, bands, model.num_classes
         self.model, self.normalisation = model, normalisation
+        self._one_by_one = jax.default_backend() == "cpu" if one_by_one is None else one_by_one
         self.turns: Sequence[int] = geometry.DIHEDRAL if tta else (0,)
         self.traces = 0
         self._prepare, self._fns, self._second = for_inference(model, bands)
@@ -115,10 +120,18 @@ class Predictor:
         patches = self._turned(geometry.turn, patches[None], view)
         return self._fns.encode_local(variables, normalise(patches, **self.normalisation))
 
-    def _blend(self, strip, variables, context, view, patches, boxes, corners, row_weights, column_weights):
-        features = self._look(variables, view, patches)
-        logits, _ = self._fns.fuse(variables, context, features, boxes[None])
-        return self._add_patches(strip, logits[0], view, corners, row_weights, column_weights)
+    def _blend(self, strip, variables, context, view, patches, boxes, *place):
+        def blend(strip: Array, some: Any) -> tuple[Array, Array]:
+            patches, boxes, *place = some
+            features = self._look(variables, view, patches)
+            logits, _ = self._fns.fuse(variables, context, features, boxes[None])
+            return self._add_patches(strip, logits[0], view, *place)
+
+        given = patches, boxes, *place
+        if not self._one_by_one or self.batch == 1:
+            return blend(strip, given)
+        strip, tokens = lax.scan(blend, strip, jax.tree.map(lambda x: x[:, None], given))
+        return strip, tokens[-1]
 
     def _add_patches(self, strip, logits, view, corners, row_weights, column_weights):
         side = self.views.patch_size

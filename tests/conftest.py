@@ -10,13 +10,15 @@ os.environ["XLA_FLAGS"] += (
     " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # compile, not run, takes the time
 )
 
+# for the commands that tests run, too: many of them compile the same small networks
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", tempfile.gettempdir())) / "glcanet_jax_tests"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE / "xla")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", tempfile.gettempdir())) / "glcanet_jax_tests"
-jax.config.update("jax_compilation_cache_dir", str(CACHE / "xla"))
 
 
 @pytest.fixture

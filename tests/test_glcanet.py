@@ -306,6 +306,13 @@ def test_counted_operations(key):
         return jax.lax.map(lambda row: row @ jnp.ones((8, 4)), y)
 
     assert info.count_flops(jax.make_jaxpr(twice)(x)) == 2 * (2 * 5 * 6 * 8 * 27 + 2 * 5 * 6 * 8 * 4)
+    cells = (2 * 9 * 11 * 3 + 27 * 8 + 2 * 5 * 6 * 8) + 2 * (5 * 6 * 8 + 8 * 4 + 5 * 6 * 4)
+    assert info.count_bytes(jax.make_jaxpr(twice)(x)) == 4 * cells
+    strided = lambda x: jax.lax.conv(x, jnp.ones((8, 8, 3, 3)), (2, 2), "SAME").sum()  # noqa: E731
+    forward, both = (
+        info.count_flops(jax.make_jaxpr(f)(jnp.ones((1, 8, 32, 32)))) for f in (strided, jax.grad(strided))
+    )
+    assert both - forward == pytest.approx(forward, rel=0.05)  # as many operations back as there, zeros left out
     model, image = small(), jnp.ones((1, 128, 128, 3))
     variables = models.init(model, key, 3)
     encode = models.functions(model).encode_global

@@ -29,7 +29,7 @@ def of_table(dataset="mbrsc", glcanet=0.6, unet=0.5, memory=(300.0, 400.0, 900.0
         )  # fmt: skip
     return {
         "dataset": dataset, "splits": ["val"], "command": f"python -m experiments.table1 --dataset {dataset}",
-        "budget": "2 steps", "machine": MACHINE, "rows": rows,
+        "budget": "2 steps", "size": {"patch_size": 64}, "machine": MACHINE, "rows": rows,
     }  # fmt: skip
 
 
@@ -37,6 +37,7 @@ def of_ablation(**mious):
     cells = [{"name": name.replace("_", "-"), "trials": records(miou)} for name, miou in mious.items()]
     return {
         "dataset": "mbrsc", "splits": ["val"], "command": "python -m experiments.ablation", "budget": "2 steps",
+        "size": {"patch_size": 128, "network": {"depth": 18}},
         "machine": MACHINE, "cells": cells,
     }  # fmt: skip
 
