@@ -136,9 +136,9 @@ def html(text: str, folder: Path) -> str:
 
 # ------------------------------------------------------------------------------------------------------------- pictures
 def chosen_rows(result: dict[str, Any]) -> dict[str, str]:
-    """The runs to draw by what they are called: GLCANet, GLNet and the best rival of one view, the best start of each."""
+    """The runs to draw by what they are called: GLCANet, GLNet and the best rival of one view, the best of each."""
     split, best = result["splits"][0], {}
-    kinds = {"glcanet": "GLCANet", "glnet": "GLNet G<=>L", "glnet-g2l": "GLNet G=>L"}
+    kinds = {"glcanet": "GLCANet", "glnet": "GLNet", "glnet-g2l": "GLNet"}
     for row in result["rows"]:
         summary = trial.summary(row["trials"], split)
         if summary is None:
@@ -148,9 +148,7 @@ def chosen_rows(result: dict[str, Any]) -> dict[str, str]:
             name = f"{row['label']} ({row['inference']})" if kind == "rival" else row["label"]
             done = next(t["trial"] for t in row["trials"] if t["status"] == "done")
             best[kind] = summary["mean"], name, done
-    return {
-        name: run for _, name, run in (best[k] for k in ("GLCANet", "GLNet G<=>L", "GLNet G=>L", "rival") if k in best)
-    }
+    return {name: run for _, name, run in (best[k] for k in ("GLCANet", "GLNet", "rival") if k in best)}
 
 
 def draw(options: Options, result: dict[str, Any]) -> dict[str, str]:

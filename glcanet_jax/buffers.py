@@ -119,9 +119,11 @@ def part_of(op: str, source: str) -> str:
         return "gradients"
     where = module = ""
     for word in op.split("/")[:-1]:  # the last one is the operation
-        owner, _, method = word.partition(".")
+        if entered := re.search(r"\(([A-Z]\w*\.\w+)\)", word):  # jvp(GLCANet.fuse)
+            word = entered[1]
         if "(" in word or word in LOOPS or re.fullmatch(r"branch_\d+_fun", word):
             continue
+        owner, _, method = word.partition(".")
         if owner in ROOTS:
             where = owner
         elif owner[:1].isupper():  # a method of the whole network

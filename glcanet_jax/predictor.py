@@ -162,7 +162,7 @@ class Predictor:
         strip: Strip,
         context: Any,
         view: int,
-        patches: Num[np.ndarray, "b p p c"],
+        patches: Num[np.ndarray | Array, "b p p c"],
         boxes: Float[np.ndarray, "b 4"],
         corners: Int[np.ndarray, "b 2"],
         row_weights: Float[np.ndarray, "b p"],
@@ -199,7 +199,7 @@ class Predictor:
         gathered: Any,
         context: Any,
         view: int,
-        patches: Num[np.ndarray, "b p p c"],
+        patches: Num[np.ndarray | Array, "b p p c"],
         boxes: Float[np.ndarray, "b 4"],
         valid: Bool[np.ndarray, " b"],
     ) -> tuple[tuple[Any, Any], Array]:

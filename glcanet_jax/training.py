@@ -20,13 +20,13 @@ Metrics = dict[str, Array]
 
 @flax.struct.dataclass
 class TrainState:
-    """All that a step changes."""
+    """All that a step changes. Its fields may be arrays, their shapes, or whatever else JAX puts in their places."""
 
     params: Any
     batch_stats: Any
     opt_state: Any
-    step: Array  # int32: steps done
-    key: Array  # never changes; a step's randomness is fold_in(key, step)
+    step: Any  # int32: steps done
+    key: Any  # never changes; a step's randomness is fold_in(key, step)
 
     @property
     def variables(self) -> dict[str, Any]:

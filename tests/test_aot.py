@@ -101,7 +101,7 @@ def trained(dtype: str, remat: bool) -> dict:
 @compiler
 @pytest.mark.parametrize(
     ("dtype", "batch", "budget"),
-    [("float32", 1, 440), ("bfloat16", 1, 250), ("float32", 6, 1000), ("bfloat16", 6, 500)],
+    [("float32", 1, 381), ("bfloat16", 1, 214), ("float32", 6, 671), ("bfloat16", 6, 359)],
 )
 def test_prediction_stays_within_its_budget(dtype, batch, budget):
     """MB on the device, all weights included, those that one program does not read too."""
@@ -114,7 +114,7 @@ def test_the_size_of_the_scene_costs_nothing():
 
 
 @compiler
-@pytest.mark.parametrize(("dtype", "remat", "budget"), [("float32", False, 8.83), ("bfloat16", True, 3.0)])
+@pytest.mark.parametrize(("dtype", "remat", "budget"), [("float32", False, 8.82), ("bfloat16", True, 3.0)])
 def test_training_six_pairs_stays_within_its_budget(dtype, remat, budget):
     """GB on the device."""
     assert trained(dtype, remat)["joint"]["total"] <= budget * GB
@@ -267,6 +267,7 @@ def test_buffers_are_read_from_the_compilers_texts(tmp_path: Path):
         ("jvp(GLCANet)/GLCANet.fuse/vmap(vmap())/add", "glcanet_jax/models/sampling.py:3", "fuse/sampling"),
         ("transpose(jvp(GLCANet))/GLCANet.fuse/aggregate/conv", "", "gradients"),
         ("GLCANet.encode_global/GLCANet._global_stages/aggregate.mix/dot_general", "", "global/aggregate"),
+        ("jvp(GLCANet.fuse)/smoothing/concatenate", "", "fuse/smoothing"),
         ("transpose(jvp(A))/A.f/rematted_computation/global.features/resnet/max", "", "global/resnet"),
         ("SingleView._local_stages/SingleView._stages/local/down1/conv", "", "local/down"),
         ("jvp()/reduce_sum", "glcanet_jax/losses.py:42", "losses"),

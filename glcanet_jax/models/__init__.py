@@ -156,7 +156,9 @@ class Inference(NamedTuple):
 
 def for_inference(model: nn.Module, bands: int) -> Inference:
     """Batch norms folded into convolutions, kernels in the compute type (:mod:`glcanet_jax.models.inference`)."""
-    folds, dtype = inference.find_folds(model, *_inputs(bands)), compute_type(model)
+    # one that is never called as a whole is left as it is
+    folds = inference.find_folds(model, *_inputs(bands)) if callable(model) else ()
+    dtype = compute_type(model)
 
     def prepare(variables: dict[str, Any]) -> dict[str, Any]:
         return inference.in_compute_type(inference.fold(folds, variables), dtype)
