@@ -258,7 +258,7 @@ def measure(case: Case, folder: Path | None = None, seconds: float | None = None
         return {"figures": {}, "failed": f"stopped after {seconds:.0f} s"}
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
-        return {"figures": {}, "failed": aot.reason(done.stderr)}
+        return {"figures": {}, "failed": aot.reason(done.stderr, done.returncode)}
     return json.loads(lines[-1])
 
 

@@ -124,13 +124,18 @@ def _ask(
         done = subprocess.run(command, input=json.dumps(request), env=environment, capture_output=True, text=True)
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
-        raise UserError(f"{config.model.network} could not be compiled for {target}: {reason(done.stderr)}")
+        raise UserError(
+            f"{config.model.network} could not be compiled for {target}: {reason(done.stderr, done.returncode)}"
+        )
     return json.loads(lines[-1])
 
 
-def reason(log: str) -> str:
-    """The line of a traceback that names the error: jax adds some of its own behind it."""
-    lines = log.strip().splitlines() or ["no reason given"]
+def reason(log: str, status: int | None = None) -> str:
+    """The line of a traceback that names the error: jax adds some of its own behind it.
+
+    ``status`` is told where nothing else is: a process that was killed says nothing.
+    """
+    lines = log.strip().splitlines() or ["no reason given" + ("" if status is None else f", exit status {status}")]
     return next((line for line in reversed(lines) if re.match(r"[\w.]+(Error|Exception)\b", line)), lines[-1])
 
 

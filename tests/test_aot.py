@@ -163,7 +163,7 @@ def test_the_error_is_what_is_told_of_a_traceback():
     )
     assert aot.reason(log) == "jax.errors.SomeError: too much"
     assert aot.reason("killed") == "killed"
-    assert aot.reason("") == "no reason given"
+    assert aot.reason("") == "no reason given" and aot.reason("", -9) == "no reason given, exit status -9"
 
 
 # -------------------------------------------------------------------------------------------- what the compiler writes down

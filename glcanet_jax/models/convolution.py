@@ -92,12 +92,11 @@ def mix(x: jax.Array, kernel: jax.Array, precision: Any = None) -> jax.Array:
         x: ``[..., h, w, cin]``; kernel: ``[kh, kw, cin, cout]``.
 
     Returns:
-        ``[..., h, w, kh * kw * cout]``, summed and kept in float32 at least.
+        ``[..., h, w, kh * kw * cout]``, in the type of ``x``.
     """
     kh, kw, cin, cout = kernel.shape
     columns = kernel.transpose(2, 0, 1, 3).reshape(cin, kh * kw * cout)
-    kept = _accumulate(x.dtype)
-    y = jnp.matmul(x.reshape(-1, cin), columns, precision=precision, preferred_element_type=kept)
+    y = jnp.matmul(x.reshape(-1, cin), columns, precision=precision)
     return y.reshape(*x.shape[:-1], kh * kw * cout)
 
 
@@ -113,7 +112,7 @@ def shift(
         mixed: ``[b, h, w, kh * kw * cout]``.
 
     Returns:
-        ``[b, h2, w2, cout]``.
+        ``[b, h2, w2, cout]``, summed in float32 at least.
     """
     kh, kw, _, cout = shape
     x = lax.pad(mixed, jnp.zeros((), mixed.dtype), ((0, 0, 0), (*padding[0], 0), (*padding[1], 0), (0, 0, 0)))
@@ -122,7 +121,7 @@ def shift(
     for i in range(kh):
         for j in range(kw):
             top, left, first = i * dilation[0], j * dilation[1], (i * kw + j) * cout
-            part = x[:, top : top + oh, left : left + ow, first : first + cout]
+            part = x[:, top : top + oh, left : left + ow, first : first + cout].astype(_accumulate(x.dtype))
             total = part if total is None else total + part
     return total
 
