@@ -6,13 +6,9 @@ missing. Differences to the default network are tested pairwise, over scenes and
 """
 
 import dataclasses
-import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
-
-import numpy as np
 
 from experiments import sizes, trial
 from experiments.sizes import SPLITS, Comparison, Size
@@ -25,7 +21,6 @@ from glcanet_jax.geometry import Views
 from glcanet_jax.profiling import machine
 
 DEFAULT = "footprint-sa"
-FLIPS = 2**14  # sign flips that the paired test looks at, all of them where there are no more
 
 
 @dataclass(frozen=True)
@@ -72,6 +67,7 @@ REDUCED = Size(
     {"glcanet": {"depth": 18, "width": 32, "fpn_channels": 64}},
     "batch",
     4,
+    sizes.PLAIN,
 )
 SIZES = sizes.SIZES | {"reduced": REDUCED}
 
@@ -79,7 +75,9 @@ SIZES = sizes.SIZES | {"reduced": REDUCED}
 @dataclass(frozen=True, kw_only=True)
 class Options(Comparison):
     cells: tuple[str, ...] = tuple(CELLS)
-    size: Literal["auto", "full", "small", "reduced"] = "auto"  # auto: full on a GPU; reduced without, a small network
+    size: Literal["auto", "full", "cpu", "small", "reduced"] = (
+        "auto"  # auto: full on a GPU; reduced without, a small network
+    )
     work: Path = Path("runs/ablation")  # runs and all that can be done again
 
 
@@ -101,33 +99,6 @@ def configure(cell: Cell, options: Options, size: Size, seed: int) -> Config:
         model=configs.model_config("glcanet", **chosen),
         loss=dataclasses.replace(config.loss, **cell.loss),
     )
-
-
-def paired_test(differences: Sequence[float | int]) -> float | None:
-    """Two-sided p of differences that would as well have the other sign: the share of sign flips with a mean as far from zero.
-
-    All flips where there are no more than ``FLIPS``, as many drawn ones else; None of fewer than two differences.
-    """
-    values = np.asarray(differences, np.float64)
-    if len(values) < 2:
-        return None
-    if 2 ** len(values) <= FLIPS:
-        signs = np.array(list(itertools.product((1, -1), repeat=len(values))))
-    else:
-        signs = np.random.default_rng(0).choice((1, -1), (FLIPS, len(values)))
-        signs[0] = 1  # what was seen is one of them
-    return float(np.mean(np.abs(signs @ values) >= np.abs(values.sum()) - 1e-9 * np.abs(values).sum()))
-
-
-def compare(own: dict[str, Any] | None, default: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Mean difference in mIoU to the default network over the scenes and seeds that both have, how many, and p."""
-    if own is None or default is None:
-        return None
-    pairs = sorted(own["scenes"].keys() & default["scenes"].keys())
-    if not pairs:
-        return None
-    differences = [own["scenes"][pair] - default["scenes"][pair] for pair in pairs]
-    return {"difference": float(np.mean(differences)), "pairs": len(pairs), "p": paired_test(differences)}
 
 
 def build(options: Options) -> dict[str, Any]:
@@ -162,9 +133,9 @@ def build(options: Options) -> dict[str, Any]:
 
 
 def write(result: dict[str, Any], folder: Path) -> None:
-    """``ablation-<dataset>.json`` and ``.md``, each whole or not at all."""
+    """``ablation-<dataset>-<size>.json`` and ``.md``, each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    name = f"ablation-{result['dataset']}"
+    name = sizes.file_name("ablation", result)
     runs.write_json(folder / f"{name}.json", result)
     report.write_text(folder / f"{name}.md", markdown(result))
 
@@ -192,7 +163,7 @@ def markdown(result: dict[str, Any]) -> str:
     number = lambda value, digits=1: "-" if value is None else f"{value:.{digits}f}"  # noqa: E731
     for name, cell in cells.items():
         own = summaries[name]
-        against = None if name == DEFAULT else compare(own, summaries.get(DEFAULT))
+        against = None if name == DEFAULT else trial.compare(own, summaries.get(DEFAULT))
         shown = [
             "-" if against is None else f"{against['difference']:+.1f}",
             "-" if against is None else str(against["pairs"]),

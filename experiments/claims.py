@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from experiments import ablation, trial
+from experiments import table1, trial
 
 HOLDS, FAILS = "holds", "does not hold here"
 ANY = "any"  # of the data sets
@@ -81,7 +81,7 @@ def accuracy(results: Results) -> list[Evidence]:
         for start in ("imagenet", "scratch"):
             ranked = _ranked(result, start)
             own = next((s for _, s in ranked if s["entry"] == "glcanet"), None)
-            rivals = [(label, s) for label, s in ranked if s["entry"] != "glcanet"]
+            rivals = [(label, s) for label, s in ranked if s["entry"] not in ("glcanet", *table1.CONTROLS)]
             if own is None or not rivals:
                 continue
             label, best = rivals[0]
@@ -148,7 +148,7 @@ def _against(better: str, worse: str) -> Callable[[Results], list[Evidence]]:
             cells = {cell["name"]: cell["trials"] for cell in result["cells"]}
             split = result["splits"][0]
             a, b = (trial.summary(cells.get(key, []), split) for key in (better, worse))
-            compared = ablation.compare(a, b)
+            compared = trial.compare(a, b)
             if compared is None:
                 continue
             p = "no test" if compared["p"] is None else f"p {compared['p']:.3f}"

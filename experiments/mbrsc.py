@@ -6,11 +6,10 @@ Trains on tiles 4, 5, 6 and 8, scores tile 2 once, at the end, with the last ste
 import dataclasses
 import sys
 
-from experiments.presets import FAST, PAPER, SAMPLE, TINY
+from experiments.presets import FAST, PAPER, RECIPE, SAMPLE, TINY, changed
+from experiments.sizes import SIZES
 from glcanet_jax import cli
-from glcanet_jax.config import Config, LossConfig, OptimiserConfig, TrainConfig, model_config
-from glcanet_jax.data.loader import LoaderConfig
-from glcanet_jax.geometry import Views
+from glcanet_jax.config import Config, OptimiserConfig, TrainConfig, model_config
 
 
 def _on_mbrsc(config: Config, name: str) -> Config:
@@ -18,23 +17,26 @@ def _on_mbrsc(config: Config, name: str) -> Config:
     return dataclasses.replace(config, data=data, out=f"runs/mbrsc-{name}")
 
 
-# ImageNet ResNet-50s with frozen norms, 256-px views in contexts of the paper's ratio, on two CPU cores
-CPU = Config(
-    views=Views(context_size=1254, global_size=256, patch_size=256, overlap=32),
-    loader=LoaderConfig(batch_size=2, patches_per_context=4, rare_class_fraction=0.4, scale_jitter=(0.6, 1.5)),
-    model=model_config(norm="frozen", fpn_channels=128),
-    loss=LossConfig(gamma=2.0),
-    optimiser=OptimiserConfig(
-        global_rate=1e-4, local_rate=1e-4, fusion_rate=3e-4, clip=1.0, warmup_steps=20, weight_decay=0.0
+# the recipe in 256-px views, ImageNet ResNet-50s with frozen norms, on two CPU cores
+CPU = changed(
+    Config(
+        views=SIZES["cpu"].views,
+        loader=SIZES["cpu"].loader,
+        model=model_config(norm="frozen", **SIZES["cpu"].options["glcanet"]),
+        optimiser=OptimiserConfig(global_rate=1e-4, local_rate=1e-4, fusion_rate=3e-4),
+        train=TrainConfig(steps=560, log_every=5, checkpoint_every=50),
     ),
-    train=TrainConfig(steps=560, colour_jitter=0.3, log_every=5, checkpoint_every=50),
+    RECIPE,
 )
 
 PRESETS = {
     "paper": ("the paper's settings to the letter", _on_mbrsc(PAPER, "paper")),
-    "fast": ("bf16 and six patches a context, for a GPU of 40 GB or more", _on_mbrsc(FAST, "fast")),
+    "fast": (
+        "the recipe of results/recipe-mbrsc, bf16 and six patches a context, for a GPU of 40 GB or more",
+        _on_mbrsc(changed(FAST, RECIPE), "fast"),
+    ),
     "cpu": (
-        "ResNet-50 from ImageNet weights (--backbone), 256-px patches, under 45 minutes on two cores",
+        "the same recipe, ResNet-50 from ImageNet weights (--backbone), 256-px patches, under 45 minutes on two cores",
         _on_mbrsc(CPU, "cpu"),
     ),
     "tiny": ("seconds on a CPU: shows that everything runs", _on_mbrsc(TINY, "tiny")),

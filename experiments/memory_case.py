@@ -165,7 +165,7 @@ def _step(case: Case) -> tuple[dict[str, Any], Callable[[], None]]:
     spans = aot.phases(model, config)
     tx, phase = optim.optimiser(config.optimiser, spans), next(p for p in spans if p.name == case.phase)
     variables = models.enter(model, phase.name, models.init(model, jax.random.key(0), case.bands))
-    state = create_state(variables, tx, jax.random.key(0))
+    state = create_state(variables, tx, jax.random.key(0), config.train.ema > 0)
     del variables
     batch = {name: _noise(name, x, case.classes, rng) for name, x in aot.batch_shapes(config, case.bands).items()}
     batch = jax.device_put(batch)

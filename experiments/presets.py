@@ -1,8 +1,34 @@
 """Settings that several experiments share."""
 
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
 from glcanet_jax.config import Config, DataConfig, LossConfig, OptimiserConfig, TrainConfig, model_config
 from glcanet_jax.data.loader import LoaderConfig
 from glcanet_jax.geometry import Views
+
+Changes = Mapping[str, Mapping[str, Any]]  # fields of a configuration's parts, by part; "" is the configuration itself
+
+# for few, huge, noisily labelled scenes: what the search begins with, and what it chose (experiments.recipe)
+BASE: Changes = {
+    "loader": {"rare_class_fraction": 0.4, "scale_jitter": (0.6, 1.5)},
+    "loss": {"gamma": 2.0},
+    "optimiser": {"clip": 1.0, "warmup_steps": 20},
+    "train": {"colour_jitter": 0.3},
+}
+RECIPE = BASE
+
+
+def changed(config: Config, *changes: Changes) -> Config:
+    """A configuration with some fields of its parts replaced, later changes over earlier ones."""
+    for change in changes:
+        for part, fields in change.items():
+            if part:
+                fields = {part: dataclasses.replace(getattr(config, part), **fields)}
+            config = dataclasses.replace(config, **fields)
+    return config
+
 
 # 500-px views, whole scenes as contexts, one patch of the grid per context, no position code, Adam at 1e-4 and 2e-5, focal
 # loss of gamma 6; GLNet's 120 epochs

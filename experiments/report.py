@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from experiments import claims, trial
+from experiments import claims, table1, trial
 from experiments.sizes import SPLITS
 from glcanet_jax import cli, predict, report, runs
 from glcanet_jax.attention_maps import attention_map
@@ -57,6 +57,7 @@ class Options:
     dataset: Literal["deepglobe", "mbrsc"] = "mbrsc"  # of the pictures
     data_dir: Path | None = None  # its manual directory, for pictures
     work: Path | None = None  # --work of experiments.table1, for pictures
+    size: str = "small"  # --size of experiments.table1, for pictures
     pixel: tuple[int, int] | None = None  # whose attention is drawn, row and column; without: the scene's middle
 
 
@@ -138,7 +139,7 @@ def html(text: str, folder: Path) -> str:
 def chosen_rows(result: dict[str, Any]) -> dict[str, str]:
     """The runs to draw by what they are called: GLCANet, GLNet and the best rival of one view, the best of each."""
     split, best = result["splits"][0], {}
-    kinds = {"glcanet": "GLCANet", "glnet": "GLNet", "glnet-g2l": "GLNet"}
+    kinds = {"glcanet": "GLCANet", "glnet": "GLNet", "glnet-g2l": "GLNet"} | dict.fromkeys(table1.CONTROLS, "control")
     for row in result["rows"]:
         summary = trial.summary(row["trials"], split)
         if summary is None:
@@ -212,16 +213,17 @@ def main() -> None:
 
     options = tyro.cli(Options, prog="python -m experiments.report", config=(tyro.conf.FlagConversionOff,))
     results = load(options.results)
-    table = results.get(f"table1-{options.dataset}")
+    name = f"table1-{options.dataset}-{options.size}"
+    table = results.get(name)
     pictures: dict[str, str] = {}
     if options.work is not None:
         if table is None:
             raise UserError(
-                f"{options.results} has no table1-{options.dataset}.json; run `python -m experiments.table1` first, or leave out --work"
+                f"{options.results} has no {name}.json; run `python -m experiments.table1` first, or leave out --work"
             )
         pictures = draw(options, table)
-    names = [f"{kind}-{dataset}" for kind in ("table1", "ablation") for dataset in SPLITS]
-    tables = {n: (options.results / f"{n}.md").read_text() for n in names if (options.results / f"{n}.md").is_file()}
+    paths = [path for kind in ("table1", "ablation") for path in sorted(options.results.glob(f"{kind}-*.md"))]
+    tables = {path.stem: path.read_text() for path in paths}
     text = markdown(results, tables, pictures)
     report.write_text(options.results / "REPORT.md", text)
     report.write_text(options.results / "REPORT.html", html(text, options.results))

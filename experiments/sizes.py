@@ -1,18 +1,24 @@
-"""What experiments that compare many runs share: two sizes of everything, and one configuration to begin from."""
+"""What experiments that compare many runs share: sizes of everything, and one configuration to begin from."""
 
 import dataclasses
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 
-from glcanet_jax.config import Config, DataConfig, LossConfig, OptimiserConfig, TrainConfig
+from experiments.presets import RECIPE, Changes, changed
+from glcanet_jax.config import Config, DataConfig, OptimiserConfig, TrainConfig
 from glcanet_jax.data.loader import LoaderConfig
 from glcanet_jax.geometry import Views
 
 SPLITS = {"deepglobe": ("val", "test"), "mbrsc": ("val",)}  # to score, the first for the tables
+PLAIN: Changes = {
+    "loss": {"gamma": 2.0},
+    "optimiser": {"clip": 1.0, "warmup_steps": 20},
+    "train": {"colour_jitter": 0.2},
+}
 SCENE = 2448  # pixels a side of the scene that memory and GFLOP are told for, as the paper's
 
 
@@ -27,6 +33,7 @@ class Size:
     options: dict[str, dict[str, Any]]  # of networks
     norm: str  # of pretrained backbones
     eval_batch: int  # patches at once in scoring
+    recipe: Changes = field(default_factory=lambda: RECIPE)  # the same for all networks
 
 
 SIZES = {
@@ -40,6 +47,16 @@ SIZES = {
         "batch",
         1,  # as the paper measures memory
     ),
+    # 256-px patches in contexts of the paper's ratio, for CPUs with patience
+    "cpu": Size(
+        Views(context_size=1254, global_size=256, patch_size=256, overlap=32),
+        512,
+        LoaderConfig(batch_size=2, patches_per_context=4),
+        {"imagenet": 1e-4, "scratch": 5e-4},
+        {"glcanet": {"fpn_channels": 128}, "branch": {"fpn_channels": 128}},
+        "frozen",
+        6,
+    ),
     # for CPUs: every network in minutes, none at its best
     "small": Size(
         Views(context_size=176, global_size=64, patch_size=64, overlap=8),
@@ -49,6 +66,7 @@ SIZES = {
         {"unet": {"padding": "same"}, "fcn8s": {"padding": "same"}},  # the papers' margins are wider than these patches
         "frozen",
         4,
+        PLAIN,
     ),
 }
 
@@ -61,7 +79,7 @@ class Comparison:
     data_dir: Path  # the dataset's manual directory
     seeds: int = 1  # runs of everything that is compared
     budget: str = "2000steps"  # of every run: steps, or minutes as in 30minutes
-    size: Literal["auto", "full", "small"] = "auto"  # of patches and batches; auto: full on a GPU, small without
+    size: Literal["auto", "full", "cpu", "small"] = "auto"  # of patches and batches; auto: full on a GPU, small without
     backbone: Path | None = None  # ImageNet ResNet-50 weights, for networks that have one; without: all from scratch
     results: Path = Path("results")  # where the table goes
 
@@ -70,6 +88,11 @@ class Comparison:
         words = [f"python -m experiments.{experiment} --dataset {self.dataset} --data-dir DIR", *more]
         words += [f"--seeds {self.seeds}", f"--budget {self.budget}", f"--size {self.size}"]
         return " ".join(words + ["--backbone FILE"] * (self.backbone is not None))
+
+
+def file_name(experiment: str, result: dict[str, Any]) -> str:
+    """What the files of a comparison are called, without an ending."""
+    return f"{experiment}-{result['dataset']}-{result['size']['name']}"
 
 
 def choose(size: str, without_gpu: str = "small") -> str:
@@ -82,18 +105,18 @@ def choose(size: str, without_gpu: str = "small") -> str:
 def configure(size: Size, dataset: str, data_dir: Path, backbone: Path | None, seed: int) -> Config:
     """GLCANet's configuration at a size; with a backbone's weights, everything that was not in them learns faster."""
     rate = size.rates["imagenet" if backbone else "scratch"]
-    return Config(
+    config = Config(
         data=DataConfig(dataset=dataset, dir=str(data_dir), val_split=""),  # the weights of the last step are scored
         views=size.views,
         loader=dataclasses.replace(size.loader, seed=seed),
-        loss=LossConfig(gamma=2.0),
         optimiser=OptimiserConfig(
-            global_rate=rate, local_rate=rate, fusion_rate=3 * rate if backbone else rate, clip=1.0, warmup_steps=20
+            global_rate=rate, local_rate=rate, fusion_rate=3 * rate if backbone else rate, clip=1.0
         ),
-        train=TrainConfig(seed=seed, colour_jitter=0.2, tensorboard=False, log_every=10),
+        train=TrainConfig(seed=seed, tensorboard=False, log_every=10, checkpoint_every=50),
         backbone=str(backbone) if backbone else None,
         eval_batch=size.eval_batch,
     )
+    return changed(config, size.recipe)
 
 
 def commit() -> str | None:

@@ -30,7 +30,8 @@ class Entry:
 
     label: str
     network: str
-    paper: dict[str, tuple[float, int]]  # mIoU in % and MB by kind of inference, as the paper prints them (DeepGlobe)
+    # mIoU in % and MB by kind of inference, as the paper prints them (DeepGlobe); None of what it has not
+    paper: dict[str, tuple[float | None, int | None]]
     options: dict[str, Any] = field(default_factory=dict)
     pretrained: bool = False  # takes ResNet-50 weights
 
@@ -47,12 +48,14 @@ ENTRIES = {
     "glnet-g2l": Entry("GLNet G=>L", "glnet", {"both": (70.9, 1395)}, pretrained=True),
     "glnet": Entry("GLNet G<=>L", "glnet", {"both": (71.6, 1865)}, {"mutual": True}, pretrained=True),
     "glcanet": Entry("GLCANet", "glcanet", {"both": (73.4, 1766)}, pretrained=True),
+    "branch": Entry("GLCANet's local branch alone", "branch", {"patch": (None, None)}, pretrained=True),
 }
+CONTROLS = ("branch",)  # not in the paper's table; when asked for
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Comparison):
-    networks: tuple[str, ...] = tuple(ENTRIES)
+    networks: tuple[str, ...] = tuple(name for name in ENTRIES if name not in CONTROLS)
     memory: bool = True  # tell the memory on an H100, at the paper's sizes, ahead of time (requirements-aot.txt)
     work: Path = Path("runs/table1")  # runs and all that can be done again
 
@@ -103,7 +106,11 @@ def configure(row: Row, options: Options, size: Size, seed: int) -> Config:
             side = len(patch_starts(views.context_size, views.patch_size, views.overlap))
             patches = size.loader.batch_size * size.loader.patches_per_context
             loader = dataclasses.replace(
-                loader, positions="grid", patches_per_context=side**2, batch_size=max(1, round(patches / side**2))
+                loader,
+                positions="grid",
+                patches_per_context=side**2,
+                batch_size=max(1, round(patches / side**2)),
+                scale_jitter=(1.0, 1.0),
             )
     config = sizes.configure(size, options.dataset, options.data_dir, options.backbone if pretrained else None, seed)
     return dataclasses.replace(
@@ -162,18 +169,12 @@ def build(options: Options) -> dict[str, Any]:
     if options.memory and not memory:
         print("memory on an H100 is left out: it needs requirements-aot.txt")
     work = options.work / options.dataset / name
-    chosen = [f"--networks {' '.join(options.networks)}"] if set(options.networks) != set(ENTRIES) else []
+    chosen = [f"--networks {' '.join(options.networks)}"] if set(options.networks) != set(Options.networks) else []
     result: dict[str, Any] = {
         "dataset": options.dataset,
         "splits": list(SPLITS[options.dataset]),
         "command": options.command("table1", *chosen),
-        "size": {
-            "name": name,
-            "patch": size.views.patch_size,
-            "context": size.views.context_size,
-            "global view": size.views.global_size,
-            "whole scene": size.global_side,
-        },
+        "size": {"name": name, "global_side": size.global_side} | dataclasses.asdict(size.views),
         "budget": str(budget),
         "machine": machine() | {"commit": sizes.commit()},
         "rows": [],

@@ -5,16 +5,16 @@ from typing import Any
 
 import numpy as np
 
-from experiments import trial
+from experiments import sizes, trial
 from glcanet_jax import report, runs
 
 INITIALISATIONS = {"imagenet": "ResNet-50 from ImageNet weights", "scratch": "everything from scratch"}
 
 
 def write(result: dict[str, Any], folder: Path) -> None:
-    """``table1-<dataset>.json``, ``.md`` and ``.png``, each whole or not at all."""
+    """``table1-<dataset>-<size>.json``, ``.md`` and ``.png``, each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    name = f"table1-{result['dataset']}"
+    name = sizes.file_name("table1", result)
     runs.write_json(folder / f"{name}.json", result)
     report.write_text(folder / f"{name}.md", markdown(result))
     picture(result, folder / f"{name}.png")
@@ -51,8 +51,8 @@ def markdown(result: dict[str, Any]) -> str:
         f"`{result['command']}`; {result['machine']['device']}, {result['machine']['cores']} cores, "
         f"jax {result['machine']['jax']}, {result['machine']['date']}; {result['budget']} a run.",
         "",
-        f"Trained and scored with patches of {size['patch']} px in contexts of {size['context']} px shrunk to "
-        f"{size['global view']} px (both), patches alone (patch), or the whole scene shrunk to {size['whole scene']} px (global). "
+        f"Trained and scored with patches of {size['patch_size']} px in contexts of {size['context_size']} px shrunk to "
+        f"{size['global_size']} px (both), patches alone (patch), or the whole scene shrunk to {size['global_side']} px (global). "
         "Weights of the last step; the scored scenes chose nothing.",
         "",
         "*Memory* and *GFLOP* are of a 2448 x 2448 px scene at the paper's sizes (500-px patches; global: the scene at half its "
@@ -100,6 +100,8 @@ def picture(result: dict[str, Any], path: Path) -> None:
             ours.annotate(name, (memory, own["mean"]), xytext=(5, 4), textcoords="offset points", fontsize=7)
         if row is next(r for r in result["rows"] if (r["entry"], r["inference"]) == (row["entry"], row["inference"])):
             miou, mb = row["paper"]
+            if miou is None:
+                continue
             theirs.plot(mb, miou, "o", color=colour)
             theirs.annotate(name, (mb, miou), xytext=(5, 4), textcoords="offset points", fontsize=7)
     ours.set(

@@ -5,6 +5,7 @@ run (``run/``), what its processes printed (``train.log``, ``score.log``) and, a
 """
 
 import dataclasses
+import itertools
 import json
 import re
 import subprocess
@@ -15,11 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from glcanet_jax import config as configs
 from glcanet_jax import runs
 from glcanet_jax.config import Config
 from glcanet_jax.errors import UserError
 
+FLIPS = 2**14  # sign flips that the paired test looks at, all of them where there are no more
 PROBE = 3  # steps that are timed to tell how many fit into minutes
 
 
@@ -118,6 +122,33 @@ def summary(records: Sequence[dict[str, Any]], split: str) -> dict[str, Any] | N
     return {"protocol": protocol, "mean": mean, "spread": spread, "majority": majority, "scenes": scenes}
 
 
+def paired_test(differences: Sequence[float | int]) -> float | None:
+    """Two-sided p of differences that would as well have the other sign: the share of sign flips with a mean as far from zero.
+
+    All flips where there are no more than ``FLIPS``, as many drawn ones else; None of fewer than two differences.
+    """
+    values = np.asarray(differences, np.float64)
+    if len(values) < 2:
+        return None
+    if 2 ** len(values) <= FLIPS:
+        signs = np.array(list(itertools.product((1, -1), repeat=len(values))))
+    else:
+        signs = np.random.default_rng(0).choice((1, -1), (FLIPS, len(values)))
+        signs[0] = 1  # what was seen is one of them
+    return float(np.mean(np.abs(signs @ values) >= np.abs(values.sum()) - 1e-9 * np.abs(values).sum()))
+
+
+def compare(own: dict[str, Any] | None, default: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Mean difference in mIoU to the default network over the scenes and seeds that both have, how many, and p."""
+    if own is None or default is None:
+        return None
+    pairs = sorted(own["scenes"].keys() & default["scenes"].keys())
+    if not pairs:
+        return None
+    differences = [own["scenes"][pair] - default["scenes"][pair] for pair in pairs]
+    return {"difference": float(np.mean(differences)), "pairs": len(pairs), "p": paired_test(differences)}
+
+
 def in_words(records: Sequence[dict[str, Any]], own: dict[str, Any] | None) -> str:
     """A table's cell: the summary ``own`` of records, what it lacks, and failures."""
     failed = [r for r in records if r["status"] != "done"]
@@ -169,8 +200,6 @@ def train(folder: Path) -> None:
 
 def steps_within(config: Config, minutes: float | int) -> int:
     """Steps that fit into so many minutes here: each phase is timed, once compiled."""
-    import itertools
-
     import jax
 
     from glcanet_jax import loop, models, optim, training
@@ -187,7 +216,8 @@ def steps_within(config: Config, minutes: float | int) -> int:
     batches = [loop.place_batch(b, mesh) for b in itertools.islice(iter(loader), PROBE + 1)]
     per_step = 0.0
     for phase in spans:
-        state = training.create_state(runs.initial_variables(config, model, scenes[0].bands), tx, jax.random.key(0))
+        variables = runs.initial_variables(config, model, scenes[0].bands)
+        state = training.create_state(variables, tx, jax.random.key(0), config.train.ema > 0)
         step = training.make_train_step(model, tx, config, config.normalisation.scale, phase)
         state, _ = step(state, batches[0])
         began = time.perf_counter()
@@ -208,7 +238,8 @@ def score(folder: Path) -> None:
     dataset, scores, seconds, scenes = runs.open_data(config.data), {}, 0.0, 0
     weights = Path(config.out) / "last.safetensors"  # not the best by validation: what is reported chooses nothing
     for split in asked["splits"]:
-        result = runs.evaluate_split(weights, dataset, split, Path(config.out) / f"eval-{split}", config.eval_batch)
+        out = Path(config.out) / f"eval-{split}"
+        result = runs.evaluate_split(weights, dataset, split, out, config.eval_batch, tta=config.eval_tta)
         scores[split] = {k: result[k] for k in ("protocols", "confusion", "scenes", "majority")}
         seconds, scenes = seconds + result["seconds"], scenes + len(result["scenes"])
     measured = {

@@ -32,6 +32,7 @@ class Eval:
     split: str = "test"
     bands: str | None = None  # of ISPRS; None: those that the weights were trained on
     batch: int = 6  # patches at once
+    tta: FlagConversionOff[bool] = False  # mean over the eight views of a square: eight times the work
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def evaluate(args: Eval) -> None:
     if bands is None and "bands" in OPTIONS.get(args.dataset, ()):
         bands = runs.trained_bands(path)
     dataset = open_dataset(args.dataset, args.data_dir, **({} if bands is None else {"bands": bands}))
-    result = runs.evaluate_split(path, dataset, args.split, args.out, args.batch)
+    result = runs.evaluate_split(path, dataset, args.split, args.out, args.batch, tta=args.tta)
     for name, scores in result["protocols"].items():
         print(f"\n{dataset.name} {args.split}, protocol {name}\n{metrics.format_table(scores)}")
     print(f"\nwritten to {args.out}")

@@ -212,7 +212,10 @@ def train_programs(model: Any, config: configs.Config, bands: int) -> Programs:
     """The training step of each phase, for 8-bit scenes; its arguments are a state and a batch."""
     spans = phases(model, config)
     tx = optim.optimiser(config.optimiser, spans)
-    state = jax.eval_shape(lambda key: create_state(models.init(model, key, bands), tx, key), jax.random.key(0))
+    average = config.train.ema > 0
+    state = jax.eval_shape(
+        lambda key: create_state(models.init(model, key, bands), tx, key, average), jax.random.key(0)
+    )
     batch = batch_shapes(config, bands)
     for phase in spans:
         yield phase.name, make_train_step(model, tx, config, 255.0, phase), (state, batch)

@@ -41,7 +41,7 @@ class Checkpoints:
     def save_best(self, state: TrainState, miou: float) -> None:
         """Save a state that scored better than any before it on the validation split."""
         args = self._ocp.args.Composite(
-            state=self._ocp.args.StandardSave({"params": state.params, "batch_stats": state.batch_stats}),
+            state=self._ocp.args.StandardSave(state.answering),
             run=self._ocp.args.JsonSave({"miou": miou, "step": int(state.step)}),
         )
         self._best.save(int(state.step), args=args, force=True)
@@ -80,13 +80,14 @@ def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
 
 def _plain(state: TrainState) -> dict[str, Any]:
     """Typed keys are not arrays that every Orbax version stores: their bits are."""
-    return {
+    plain = {
         "params": state.params,
         "batch_stats": state.batch_stats,
         "opt_state": state.opt_state,
         "step": state.step,
         "key": jax.random.key_data(state.key),
     }
+    return plain if state.average is None else plain | {"average": state.average}
 
 
 def _unplain(values: dict[str, Any]) -> TrainState:

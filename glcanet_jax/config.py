@@ -75,7 +75,11 @@ class LossConfig:
     local: float = 1.0
     glob: float = 1.0  # of the global auxiliary logits
     regulariser: float = 0.15
-    class_weights: tuple[float, ...] = ()  # one per class; none: all alike
+    class_weights: tuple[float, ...] = ()  # one per class; none: all alike, or as balance says
+    balance: float = 0.0  # without class_weights: they are the classes' shares of the pixels to the power of -balance
+    smoothing: float = 0.0  # of the labels: the share that is spread over all classes
+    dice: float = 0.0  # of soft Dice, beside every focal term
+    lovasz: float = 0.0  # of Lovasz-softmax, beside every focal term
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,7 @@ class TrainConfig:
     schedule: Literal["joint", "staged"] = "joint"
     global_steps: int | None = None  # global branch alone first; None: 0 when joint, 120/170 of the steps when staged
     accumulation: int = 1  # parts of a batch whose gradients are added
+    ema: float = 0.0  # decay a step of the moving average of the weights, which is what is scored and saved; 0: none
     colour_jitter: float = 0.0  # largest relative change of brightness, contrast and colour; both views alike
     jitter_bands: int | None = None  # the first ones, that are colours; None: as many as the dataset says, else all
     devices: int | None = None  # None: as many as divide the batch
@@ -138,6 +143,7 @@ class Config:
         None  # ImageNet weights of the ResNets: a torchvision-layout file or hf:organisation/repository
     )
     eval_batch: int = 6  # patches at once in evaluation
+    eval_tta: bool = False  # the mean over the eight views of a square in the last evaluation
     out: str = "runs/run"  # where everything is written
 
 

@@ -14,7 +14,7 @@ def run(config: Config, split: str) -> dict[str, Any]:
     path = runs.find_weights(out)
     dataset = runs.open_data(config.data)
     folder = out / f"eval-{split}"
-    result = runs.evaluate_split(path, dataset, split, folder, config.eval_batch)
+    result = runs.evaluate_split(path, dataset, split, folder, config.eval_batch, tta=config.eval_tta)
     for name, scores in result["protocols"].items():
         print(f"\n{dataset.name}, split {split}, protocol {name}, weights {path.name}\n{metrics.format_table(scores)}")
         majority = result["majority"][name]

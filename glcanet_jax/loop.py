@@ -5,6 +5,7 @@ import contextlib
 import json
 import math
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,8 @@ def train(config: Config) -> Path:
             f"the scenes have {sorted(counts)} bands; all must have the same number: choose bands, or another split"
         )
     bands = counts.pop()
+    if not 0 <= config.train.ema < 1:
+        raise UserError(f"train.ema is {config.train.ema}; it must be at least 0 and below 1, as in 0.99")
     if config.loader.batch_size % config.train.accumulation:
         raise UserError(
             f"train.accumulation is {config.train.accumulation}; it must divide the {config.loader.batch_size} contexts of a batch"
@@ -194,7 +197,7 @@ def train(config: Config) -> Path:
     out = runs.open_run(config)  # so late, that a refused configuration leaves nothing behind
     print(f"training on {len(scenes)} scenes for {steps} steps; everything is written to {out}")
     tx = optim.optimiser(config.optimiser, spans)
-    state = create_state(variables, tx, jax.random.key(config.train.seed))
+    state = create_state(variables, tx, jax.random.key(config.train.seed), config.train.ema > 0)
     state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
     normalisation = {k: getattr(config.normalisation, k) for k in ("mean", "std", "scale")}
 
@@ -211,10 +214,10 @@ def train(config: Config) -> Path:
     start = int(state.step)
     log = Log(out, start, config.train.tensorboard)
 
-    predictor = Predictor(model, state.variables, config.views, normalisation, bands=bands, batch=config.eval_batch)
+    predictor = Predictor(model, state.answering, config.views, normalisation, bands=bands, batch=config.eval_batch)
 
     def validate(state: TrainState) -> float | None:
-        predictor.variables = state.variables
+        predictor.variables = state.answering
         result, _ = evaluate(predictor, val_scenes, dataset, {})
         scores = next(iter(result["protocols"].values()))
         log.write(
@@ -231,8 +234,7 @@ def train(config: Config) -> Path:
             if start >= phase.stop:
                 continue
             if start <= phase.start:
-                begun = models.enter(model, phase.name, state.variables)
-                state = state.replace(params=begun["params"], batch_stats=begun["batch_stats"])
+                state = state.entering(partial(models.enter, model, phase.name))
             print(f"phase {phase.name}: compiling its first step (a minute or so for a whole ResNet-50)")
             train_step = make_train_step(model, tx, config, normalisation["scale"], phase)
             timer, compiled = _Timer(), None
@@ -265,7 +267,7 @@ def train(config: Config) -> Path:
     best_variables = checkpoints.restore_best() if val_scenes else None
     if best_variables is not None:
         runs.save(out / "best.safetensors", config, dataset, best_variables)
-    runs.save(out / "last.safetensors", config, dataset, state.variables)
+    runs.save(out / "last.safetensors", config, dataset, state.answering)
     checkpoints.close()
     return out
 

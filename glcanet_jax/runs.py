@@ -15,6 +15,7 @@ from glcanet_jax import config as configs
 from glcanet_jax import metrics, models, report, weights
 from glcanet_jax.config import Config
 from glcanet_jax.data import open_dataset
+from glcanet_jax.data.scenes import class_counts
 from glcanet_jax.errors import UserError
 from glcanet_jax.evaluation import countable, evaluate
 from glcanet_jax.predictor import Predictor
@@ -59,7 +60,7 @@ def build_model(config: Config, num_classes: int) -> Any:
 def resolve(config: Config, dataset: Any) -> Config:
     """The configuration with everything that it leaves to the data filled in."""
     normalisation, model, data, views = config.normalisation, config.model, config.data, config.views
-    train = config.train
+    train, loss = config.train, config.loss
     if normalisation.scale is None:
         normalisation = dataclasses.replace(normalisation, scale=dataset.scale)
     if data.bands is None:
@@ -71,6 +72,8 @@ def resolve(config: Config, dataset: Any) -> Config:
     if views.context_size is None:
         sides = [side for scene in dataset.scenes(data.train_split) for side in (scene.height, scene.width)]
         views = dataclasses.replace(views, scene_size=max(sides, default=None))
+    if loss.balance and not loss.class_weights:
+        loss = dataclasses.replace(loss, class_weights=_balanced(dataset, data.train_split, loss.balance))
     if data.val_split is None and dataset.validation_split is not None:
         data = dataclasses.replace(data, val_split=dataset.validation_split)
     if config.backbone is not None:
@@ -84,7 +87,22 @@ def resolve(config: Config, dataset: Any) -> Config:
         if loaded.kind == "resnet" and (loaded.depth, loaded.stride) != (model.depth, model.stride):
             print(f"backbone weights: {loaded.source}: ResNet-{loaded.depth} {loaded.stride}")
             model = dataclasses.replace(model, depth=loaded.depth, stride=loaded.stride)
-    return dataclasses.replace(config, normalisation=normalisation, model=model, data=data, views=views, train=train)
+    return dataclasses.replace(
+        config, normalisation=normalisation, model=model, data=data, views=views, train=train, loss=loss
+    )
+
+
+def _balanced(dataset: Any, split: str, power: float) -> tuple[float, ...]:
+    """Weights of the classes: their shares of a split's labelled pixels to the power of ``-power``; one on average, and for
+    classes that are not there.
+    """
+    labelled = [scene for scene in dataset.scenes(split) if scene.labelled]
+    counts = sum((class_counts(scene, len(dataset.classes.names)) for scene in labelled), np.zeros(1))
+    there = counts > 0
+    if not there.any():
+        return ()
+    weights = np.where(there, counts, 1.0) ** -power
+    return tuple(np.where(there, weights / weights[there].mean(), 1.0).round(4).tolist())
 
 
 def _with_extra_band(
@@ -209,7 +227,9 @@ def check_fit(dataset: Any, scenes: Any, predictor: Predictor, class_names: list
             )
 
 
-def evaluate_split(weights_path: Path, dataset: Any, split: str, out: Path, batch: int = 6) -> dict[str, Any]:
+def evaluate_split(
+    weights_path: Path, dataset: Any, split: str, out: Path, batch: int = 6, *, tta: bool = False
+) -> dict[str, Any]:
     """Score a split and write ``metrics.json``, the confusion matrix and an overlay of every scene; returns the metrics.
 
     ``majority`` among them are the scores of a map that is everywhere the commonest true class; ``seconds`` are those of the walk over all scenes, reading and counting included, compiling not.
@@ -218,7 +238,7 @@ def evaluate_split(weights_path: Path, dataset: Any, split: str, out: Path, batc
         UserError: the dataset's classes are not those of the weights, or a scene has other bands or no labels.
     """
     scenes = dataset.scenes(split)  # a bad split is told before the network is built
-    predictor, config, classes = load_predictor(weights_path, batch)
+    predictor, config, classes = load_predictor(weights_path, batch, tta=tta)
     check_fit(dataset, scenes, predictor, classes["names"], split)
     first = scenes[0]
     predictor.compile(first.read_image(0, 0, 1, 1).dtype, config.views.context_extent(first.height, first.width))
@@ -228,7 +248,8 @@ def evaluate_split(weights_path: Path, dataset: Any, split: str, out: Path, batc
     began = time.perf_counter()
     megapixels = sum(s.height * s.width for s in scenes) / 1e6
     with Progress(megapixels, f"evaluating {split}", "Mpx") as progress:
-        settings = {**configs.to_dict(config), "split": split, "weights": str(weights_path), "evaluated": dataset.name}
+        asked = {"split": split, "weights": str(weights_path), "evaluated": dataset.name, "tta": tta}
+        settings = {**configs.to_dict(config), **asked}
         result, pictures = evaluate(predictor, scenes, dataset, settings, lambda n: progress.advance(n / 1e6), True)
     result["majority"] = majority(result, dataset)
     result["seconds"] = round(time.perf_counter() - began, 3)

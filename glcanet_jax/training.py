@@ -27,16 +27,33 @@ class TrainState:
     opt_state: Any
     step: Any  # int32: steps done
     key: Any  # never changes; a step's randomness is fold_in(key, step)
+    average: Any = None  # moving average of the variables, if one is kept
 
     @property
     def variables(self) -> dict[str, Any]:
+        """What is trained."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
+    @property
+    def answering(self) -> dict[str, Any]:
+        """What is scored and saved: the average, if one is kept."""
+        return self.variables if self.average is None else self.average
 
-def create_state(variables: dict[str, Any], tx: optax.GradientTransformation, key: Array) -> TrainState:
-    """A state at step zero."""
-    params = variables["params"]
-    return TrainState(params, variables.get("batch_stats", {}), jax.jit(tx.init)(params), jnp.zeros((), jnp.int32), key)
+    def entering(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> "TrainState":
+        """With a change of the variables, such as :func:`glcanet_jax.models.enter`, in the average too."""
+        new = change(self.variables)
+        average = None if self.average is None else jax.tree.map(jnp.copy, change(self.average))
+        return self.replace(params=new["params"], batch_stats=new["batch_stats"], average=average)
+
+
+def create_state(
+    variables: dict[str, Any], tx: optax.GradientTransformation, key: Array, average: bool = False
+) -> TrainState:
+    """A state at step zero, with or without a moving average of its variables."""
+    params, stats = variables["params"], variables.get("batch_stats", {})
+    state = TrainState(params, stats, jax.jit(tx.init)(params), jnp.zeros((), jnp.int32), key)
+    # copies: a step consumes its state, and no array can be consumed twice
+    return state.replace(average=jax.tree.map(jnp.copy, state.variables)) if average else state
 
 
 def normalise(image: Array, mean: tuple[float, ...], std: tuple[float, ...], scale: float) -> Float[Array, "*b h w c"]:
@@ -95,19 +112,23 @@ def loss_terms(
         "global": batch["global_labels"],
     }
 
-    def focal(logits: Array, view: str) -> Array:
-        return losses.focal(logits, losses.at_logits(labels[view], logits), config.gamma, weights)
+    def of(logits: Array, view: str) -> Array:
+        truth = losses.at_logits(labels[view], logits)
+        total = losses.focal(logits, truth, config.gamma, weights, config.smoothing)
+        if config.dice:
+            total = total + config.dice * losses.dice(logits, truth)
+        return total + config.lovasz * losses.lovasz(logits, truth) if config.lovasz else total
 
     terms = {}
     if logits is not None:
-        terms["fused"] = config.fused * focal(logits, "local")
+        terms["fused"] = config.fused * of(logits, "local")
     for view, weight in (("local", config.local), ("global", config.glob)):
         if f"{view}/logits" in out:
-            terms[view] = weight * focal(out[f"{view}/logits"], view)
+            terms[view] = weight * of(out[f"{view}/logits"], view)
         for name, share in (auxiliary or {}).items():
             if f"{view}/{name}/logits" in out:
-                terms[name] = share * focal(out[f"{view}/{name}/logits"], view)
-    if "local/x" in out and config.regulariser:
+                terms[name] = share * of(out[f"{view}/{name}/logits"], view)
+    if "global/x_at_box" in out and config.regulariser:
         term = losses.regulariser(out["local/x"], out["global/x_at_box"], batch["valid"])
         terms["regulariser"] = config.regulariser * term
     return terms
@@ -168,6 +189,12 @@ def _feedback(model: nn.Module, variables: Any, context: Any, batch: Batch, key:
     return (logits, out | _answers_of(again)), variables["batch_stats"] | fused
 
 
+def average_decay(step: Array, decay: float) -> Array:
+    """Decay of the moving average at a step; the first steps, far from where training goes, are forgotten sooner."""
+    step = step.astype(jnp.float32)
+    return jnp.minimum(decay, (1 + step) / (10 + step))
+
+
 def make_train_step(
     model: nn.Module, tx: optax.GradientTransformation, config: Any, scale: float, phase: optim.Phase
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
@@ -222,6 +249,10 @@ def make_train_step(
             metrics[f"grad_norm/{root}"] = optax.tree.norm(grads[root])
             metrics[f"update_norm/{root}"] = optax.tree.norm(updates[root])
             metrics[f"param_norm/{root}"] = optax.tree.norm(params[root])
-        return state.replace(params=params, batch_stats=stats, opt_state=opt_state, step=state.step + 1), metrics
+        state = state.replace(params=params, batch_stats=stats, opt_state=opt_state, step=state.step + 1)
+        if state.average is not None:
+            share = 1 - average_decay(state.step, config.train.ema)
+            state = state.replace(average=optax.incremental_update(state.variables, state.average, share))
+        return state, metrics
 
     return jax.jit(train_step, donate_argnums=0)

@@ -47,15 +47,15 @@ def test_the_paired_test_is_scipys(count):
     expected = stats.permutation_test(
         (differences,), np.mean, permutation_type="samples", n_resamples=np.inf, alternative="two-sided"
     )
-    assert ablation.paired_test(differences.tolist()) == pytest.approx(expected.pvalue, abs=1e-12)
+    assert trial.paired_test(differences.tolist()) == pytest.approx(expected.pvalue, abs=1e-12)
 
 
 def test_the_paired_test_of_many_and_of_few():
     rng = np.random.default_rng(0)
-    assert ablation.paired_test(rng.normal(1.0, 1, 40).tolist()) < 1e-3
-    assert ablation.paired_test(rng.normal(0.0, 1, 40).tolist()) > 0.05
-    assert ablation.paired_test([1.0]) is None and ablation.paired_test([]) is None
-    assert ablation.paired_test([0.0, 0.0, 0.0]) == 1.0
+    assert trial.paired_test(rng.normal(1.0, 1, 40).tolist()) < 1e-3
+    assert trial.paired_test(rng.normal(0.0, 1, 40).tolist()) > 0.05
+    assert trial.paired_test([1.0]) is None and trial.paired_test([]) is None
+    assert trial.paired_test([0.0, 0.0, 0.0]) == 1.0
 
 
 def records(mious, scenes=("a", "b")):
@@ -72,10 +72,10 @@ def records(mious, scenes=("a", "b")):
 def test_cells_are_compared_by_scene_and_seed():
     own, default = (trial.summary(records(m), "val") for m in ((0.5, 0.62), (0.45, 0.6, 0.7)))
     assert own["mean"] == pytest.approx(56.0) and own["spread"] == pytest.approx(np.std([50, 62], ddof=1))
-    against = ablation.compare(own, default)
+    against = trial.compare(own, default)
     assert against["pairs"] == 4 and against["difference"] == pytest.approx(3.5)  # the third seed is nobody's pair
     assert against["p"] == pytest.approx(2 / 16)
-    assert ablation.compare(own, None) is None
+    assert trial.compare(own, None) is None
 
 
 def test_the_table(tmp_path):
@@ -86,17 +86,17 @@ def test_the_table(tmp_path):
         for n, t in zip(names, trials, strict=True)
     ]
     made = {"device": "cpu", "cores": 2, "jax": "0", "date": "2026-11-24"}
-    size = {"patch_size": 64, "context_size": 176, "network": {"depth": 18}}
+    size = {"name": "reduced", "patch_size": 64, "context_size": 176, "network": {"depth": 18}}
     result = {
         "dataset": "mbrsc", "splits": ["val"], "command": "python", "initialisation": "scratch", "size": size,
         "budget": "200 steps", "machine": made, "cells": cells,
     }  # fmt: skip
     ablation.write(result, tmp_path)
-    lines = (tmp_path / "ablation-mbrsc.md").read_text().splitlines()
+    lines = (tmp_path / "ablation-mbrsc-reduced.md").read_text().splitlines()
     row = next(line for line in lines if line.startswith(f"| {ablation.CELLS['footprint'].label}"))
     assert row.endswith("| 56.0 ± 8.5 | +3.5 | 4 | 0.125 | 73.0 |")
     assert any("failed: no memory" in line for line in lines) and lines[-1] == "An all-majority map scores 12.0."
-    assert json.loads((tmp_path / "ablation-mbrsc.json").read_text())["cells"][0]["name"] == "footprint"
+    assert json.loads((tmp_path / "ablation-mbrsc-reduced.json").read_text())["cells"][0]["name"] == "footprint"
 
 
 def test_unknown_cells_are_told():

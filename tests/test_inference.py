@@ -19,6 +19,7 @@ NORMS = {  # batch norms that there are, all of which follow a convolution
     "pspnet": ({}, 59),
     "deeplabv3plus": ({}, 62),
     "icnet": ({}, 63),
+    "branch": (SMALL, 18),
     "unet": ({}, 0),
     "fcn8s": ({}, 0),
 }

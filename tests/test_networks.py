@@ -31,6 +31,7 @@ SMALL = {
     "pspnet": RESNET,
     "deeplabv3plus": RESNET | {"channels": 16},
     "icnet": RESNET,
+    "branch": RESNET | {"fpn_channels": 16},
 }
 # of 7 classes and 3 bands, at full size, by root of the tree; each file's docstring has the published count beside its own
 COUNTS = {
@@ -42,8 +43,9 @@ COUNTS = {
     "pspnet": {"local": 48_947_022},  # 2 361 607 of them the auxiliary head's
     "deeplabv3plus": {"local": 40_348_583},
     "icnet": {"local": 6_701_141},
+    "branch": {"local": 28_770_503},  # as GLCANet's local one
 }
-STRIDES = {"glcanet": 4, "glnet": 4, "icnet": 4}  # of the logits; the others answer for every pixel
+STRIDES = {"glcanet": 4, "glnet": 4, "icnet": 4, "branch": 4}  # of the logits; the others answer for every pixel
 SINGLE = [name for name in models.names() if models.single_view(name)]
 every_network = pytest.mark.parametrize("name", models.names())
 
@@ -84,6 +86,17 @@ def test_the_count_of_parameters(name):
 
 def test_no_network_lacks_a_count():
     assert set(models.names()) == set(COUNTS) == set(SMALL)
+
+
+def test_a_branch_alone_is_glcanets_local_one():
+    """With its variables, its answer is that of the local auxiliary head when nothing is asked of the global branch."""
+    whole, alone = small("glcanet", attn_levels=(), position=None), small("branch", position=None)
+    variables = awake(models.init(whole, jax.random.key(0), 3))
+    own = {part: {"local": {"branch": tree["local"]}} for part, tree in variables.items()}
+    args = inputs()
+    _, out = jax.jit(models.functions(whole).apply)(variables, *args)
+    logits, _ = jax.jit(models.functions(alone).apply)(own, *args)
+    np.testing.assert_allclose(logits, out["local/logits"], atol=1e-5 * jnp.abs(logits).max())
 
 
 @every_view("glcanet", "glnet")

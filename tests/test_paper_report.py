@@ -1,6 +1,7 @@
 """The page on what holds of the paper: its verdicts follow the numbers, and say of which data."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -97,6 +98,13 @@ def test_the_page_and_its_one_file(tmp_path):
     assert 'src="data:image/png;base64,' in page and "http" not in page.partition("<body>")[2].replace("https://", "")
     assert page.count('<div class="wide"><table>') == page.count("</table></div>") > 3
     assert "prefers-color-scheme: dark" in page and "width=device-width" in page
+
+
+def test_the_committed_results_make_a_page():
+    """As they were measured, not as a test would write them."""
+    results = report.load(Path(__file__).parents[1] / "results")
+    text = report.markdown(results, {}, {})
+    assert text.count("| **") == len(claims.CLAIMS) and "table1-mbrsc-small.json: mbrsc, split val" in text
 
 
 def test_bad_folders_are_told(tmp_path):

@@ -73,12 +73,13 @@ class Toy(nn.Module):
 
 
 def configured(out, **train):
-    """The bundled scene; everything that must survive a kill is on: phases, random colours, momenta, the data's order."""
+    """The bundled scene; everything that must survive a kill is on: phases, random colours, momenta, averages, the data's order."""
     settings = dict(
         steps=24,
         schedule="staged",
         global_steps=8,
         colour_jitter=0.2,
+        ema=0.9,
         log_every=1,
         checkpoint_every=5,
         tensorboard=False,
@@ -192,11 +193,12 @@ def test_the_command_killed_at_three_random_moments(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------------- a checkpoint
-def test_a_checkpoint_gives_back_every_bit(tmp_path):
+@pytest.mark.parametrize("average", [False, True])
+def test_a_checkpoint_gives_back_every_bit(tmp_path, average):
     tx = optax.adam(1e-3)
     rng = np.random.default_rng(0)
     draw = lambda: {"w": jnp.array(rng.standard_normal((3, 5)), jnp.float32)}  # noqa: E731
-    state = create_state({"params": draw(), "batch_stats": draw()}, tx, jax.random.key(7))
+    state = create_state({"params": draw(), "batch_stats": draw()}, tx, jax.random.key(7), average)
     updates, moments = tx.update(draw(), state.opt_state, state.params)
     state = state.replace(params=optax.apply_updates(state.params, updates), opt_state=moments, step=state.step + 3)
     checkpoints = Checkpoints(tmp_path)
@@ -209,14 +211,14 @@ def test_a_checkpoint_gives_back_every_bit(tmp_path):
     (tmp_path / "last" / "9.orbax-checkpoint-tmp").mkdir()  # what a kill leaves of a checkpoint half written
     checkpoints = Checkpoints(tmp_path)
     assert checkpoints.last_step() == 3
-    fresh = create_state(jax.tree.map(jnp.zeros_like, state.variables), tx, jax.random.key(0))
+    fresh = create_state(jax.tree.map(jnp.zeros_like, state.variables), tx, jax.random.key(0), average)
     restored, saved = checkpoints.restore(fresh)
     assert saved["data"] == {"position": 11} and saved["best"] == 0.25
     bits = lambda s: jax.tree.leaves(s.replace(key=jax.random.key_data(s.key)))  # noqa: E731
     for a, b in zip(bits(state), bits(restored), strict=True):
         np.testing.assert_array_equal(a, b)
     assert jax.tree.structure(restored) == jax.tree.structure(state)
-    np.testing.assert_array_equal(checkpoints.restore_best()["params"]["w"], state.params["w"])
+    np.testing.assert_array_equal(checkpoints.restore_best()["params"]["w"], state.answering["params"]["w"])
     wider = create_state({"params": {"v": jnp.zeros((4, 5))}}, tx, jax.random.key(0))
     with pytest.raises(UserError, match="step 3 does not fit this configuration"):
         checkpoints.restore(wider)

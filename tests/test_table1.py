@@ -137,7 +137,7 @@ def result(*rows):
             {"label": entry.label, "paper": entry.paper[row.inference], "cost": cost, "trials": trials}
             | dataclasses.asdict(row)
         )
-    size = {"name": "small", "patch": 64, "context": 176, "global view": 64, "whole scene": 160}
+    size = {"name": "small", "global_side": 160} | dataclasses.asdict(sizes.SIZES["small"].views)
     return {
         "dataset": "mbrsc", "splits": ["val"], "command": "python -m experiments.table1 --dataset mbrsc", "size": size,
         "budget": "200 steps", "machine": {"device": "cpu", "cores": 2, "jax": "0", "date": "2026-11-24"}, "rows": made,
@@ -171,9 +171,9 @@ def test_the_table_says_what_is_ours_what_is_the_paper_s_and_what_failed():
 
 def test_everything_is_written(tmp_path):
     table1_report.write(result(*ROWS), tmp_path)
-    assert json.loads((tmp_path / "table1-mbrsc.json").read_text())["rows"][0]["label"] == "U-Net"
-    assert (tmp_path / "table1-mbrsc.md").read_text().startswith("# Table 1 on mbrsc")
-    picture = np.asarray(Image.open(tmp_path / "table1-mbrsc.png").convert("RGB"))
+    assert json.loads((tmp_path / "table1-mbrsc-small.json").read_text())["rows"][0]["label"] == "U-Net"
+    assert (tmp_path / "table1-mbrsc-small.md").read_text().startswith("# Table 1 on mbrsc")
+    picture = np.asarray(Image.open(tmp_path / "table1-mbrsc-small.png").convert("RGB"))
     assert picture.std() > 10
     assert len(list(tmp_path.iterdir())) == 3
 

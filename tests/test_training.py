@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from test_resume import Toy
 
 from experiments.presets import TINY
-from glcanet_jax import loop, models, optim, training
+from glcanet_jax import loop, losses, models, optim, training
 from glcanet_jax.config import LossConfig, OptimiserConfig
 from glcanet_jax.errors import UserError
 
@@ -96,6 +96,45 @@ def test_running_statistics_follow(joint):
     before, state, *_ = joint
     assert moved(before["stats"]["global"], copy(state.batch_stats["global"])) > 0
     assert moved(before["stats"]["local"], copy(state.batch_stats["local"])) > 0
+
+
+def test_the_moving_average_of_the_weights():
+    """By the stated decay at every step, statistics included; training itself does not notice."""
+    plain, averaged = configured({"schedule": "joint"}), configured({"schedule": "joint", "ema": 0.3})
+    model, tx, spans, state = start(plain, network="toy")
+    by_hand = copy(state.variables)
+    step = training.make_train_step(model, tx, plain, 255.0, spans[0])
+    after = []
+    for i in range(4):
+        state, _ = step(state, make_batch(seed=i))
+        after.append(copy(state.variables))
+        decay = min(0.3, (2 + i) / (11 + i))
+        by_hand = jax.tree.map(lambda a, x: decay * a + (1 - decay) * x, by_hand, after[-1])  # noqa: B023
+    variables = models.init(model, jax.random.key(0), 3)
+    state = training.create_state(variables, tx, jax.random.key(1), average=True)
+    step = training.make_train_step(model, tx, averaged, 255.0, spans[0])
+    for i in range(4):
+        state, _ = step(state, make_batch(seed=i))
+    assert same(after[-1], copy(state.variables))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), by_hand, copy(state.answering))
+    assert moved(copy(state.answering), after[-1]) > 1e-6
+
+
+def test_every_term_has_its_region_losses():
+    """Dice and Lovasz beside every focal term, with its weight."""
+    rng = np.random.default_rng(0)
+    logits = jnp.array(rng.standard_normal((4, 2, SIDE, SIDE, CLASSES)), jnp.float32)
+    out = {"local/logits": logits[..., ::-1], "global/logits": logits[:, 0]}
+    batch = {k: jnp.asarray(v) for k, v in make_batch().items()}
+    batch["valid"] = batch["valid"].at[1].set(False)  # ignored by all of them
+    labels = jnp.where(batch["valid"][..., None, None], batch["patch_labels"], 255)
+    config = LossConfig(gamma=0.0, fused=0.5, local=2.0, dice=0.7, lovasz=0.2, regulariser=0.0)
+    terms = training.loss_terms(config, logits, out, batch)
+    of = lambda x, y: losses.focal(x, y, 0.0) + 0.7 * losses.dice(x, y) + 0.2 * losses.lovasz(x, y)  # noqa: E731
+    assert terms.keys() == {"fused", "local", "global"}
+    np.testing.assert_allclose(terms["fused"], 0.5 * of(logits, labels), rtol=1e-6)
+    np.testing.assert_allclose(terms["local"], 2.0 * of(logits[..., ::-1], labels), rtol=1e-6)
+    np.testing.assert_allclose(terms["global"], of(logits[:, 0], batch["global_labels"]), rtol=1e-6)
 
 
 @networks

@@ -141,6 +141,15 @@ def has_truth(scene: Any, truth: str) -> bool:
     return scene.labelled if truth == "labels" else truth in getattr(scene, "truths", ())
 
 
+def class_counts(scene: Any, num_classes: int, rows: int = 512) -> np.ndarray:
+    """Labelled pixels of a scene by class, ``[num_classes]``, read ``rows`` at a time."""
+    counts = np.zeros(num_classes, np.int64)
+    for top in range(0, scene.height, rows):
+        labels = scene.read_labels(top, 0, min(rows, scene.height - top), scene.width)
+        counts += np.bincount(labels[labels < num_classes], minlength=num_classes)
+    return counts
+
+
 class Cache:
     """Decoded files, the least recently used dropped first; several threads may ask at once, each file is decoded once."""
 

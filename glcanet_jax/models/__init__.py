@@ -15,6 +15,7 @@ import jax
 
 from glcanet_jax.errors import UserError
 from glcanet_jax.models import inference
+from glcanet_jax.models.branch import OneBranch
 from glcanet_jax.models.deeplabv3plus import DeepLabV3Plus
 from glcanet_jax.models.fcn8s import FCN8s
 from glcanet_jax.models.glcanet import GLCANet
@@ -34,6 +35,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "pspnet": PSPNet,
     "deeplabv3plus": DeepLabV3Plus,
     "icnet": ICNet,
+    "branch": OneBranch,
 }
 VIEW = ("view", str, "patch")  # what a network of one view looks at; "global": the shrunk scene
 

@@ -13,69 +13,19 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float
 
-from glcanet_jax import geometry
 from glcanet_jax.errors import UserError
-from glcanet_jax.models import attention, choices, convolution
-from glcanet_jax.models.attention import CrossAttention, SelfAttention
-from glcanet_jax.models.fpn import LEVELS, Laterals, LocalEnhancement, SharedSmooth, Smooth, stride
-from glcanet_jax.models.resnet import BLOCKS, backbone_of, norm_layer
+from glcanet_jax.models import attention, branch, choices, convolution
+from glcanet_jax.models.attention import CrossAttention
+from glcanet_jax.models.fpn import LEVELS, Laterals, SharedSmooth, Smooth, stride
+from glcanet_jax.models.resnet import backbone_of
 from glcanet_jax.models.sampling import pixels_of, sample_boxes, upsample
 
-SELF_LEVELS = (4, 5)  # self-attention sits on P5 and P4
-CHOICES = {
-    "depth": tuple(BLOCKS),
-    "stride": ("v1.5", "v1"),
-    "lem_norm": ("auto", "batch", "group"),
+CHOICES = branch.CHOICES | {
     "residual": ("query", "input"),
-    "position": ("sine", None),
     "mask": ("footprint", "window", "none"),
     "sharing": ("none", "glnet"),
-} | choices.COMMON
+}
 Maps = dict[str, Array]
-
-
-class Branch(nn.Module):
-    """Backbone, pyramid, self-attention and auxiliary head of one view."""
-
-    num_classes: int
-    channels: int
-    backbone: Callable[..., nn.Module] | None
-    conv: Callable
-    heads: int
-    dtype: Any
-    self_attention: bool
-    enhancement: Callable[..., nn.Module] | None = None
-    smooth: Callable[..., nn.Module] = Smooth
-
-    def setup(self):
-        if self.backbone is not None:
-            self.resnet = self.backbone()
-        if self.enhancement is not None:
-            self.lem = self.enhancement()
-        self.fpn = Laterals(self.channels, self.conv)
-        if self.self_attention:
-            self.attention = {str(i): SelfAttention(self.heads, self.dtype) for i in SELF_LEVELS}
-        self.smoothing = self.smooth(self.channels, self.conv)
-        self.head = self.conv(self.num_classes, (3, 3), padding=1, kernel_init=nn.initializers.normal(0.01))
-
-    def features(self, x: Float[Array, "b h w c"], train: bool) -> Maps:
-        """C2..C5."""
-        return self.resnet(x, train)
-
-    def laterals(self, maps: Maps, train: bool) -> Maps:
-        """The lateral maps, of an enhanced C2 in the local branch."""
-        if self.enhancement is not None:
-            maps = {**maps, "c2": self.lem(maps["c2"], train)}
-        return self.fpn(maps)
-
-    def attend(
-        self, level: int, x: Float[Array, "b h w c"], code: Float[Array, "#b t c"] | None
-    ) -> Float[Array, "b h w c"]:
-        if not (self.self_attention and level in SELF_LEVELS):
-            return x
-        h, w = x.shape[1:3]
-        tokens = self.attention[str(level)](rearrange(x, "b h w c -> b (h w) c"), code)
-        return rearrange(tokens, "b (h w) c -> b h w c", h=h, w=w)
 
 
 class Aggregation(nn.Module):
@@ -172,26 +122,11 @@ class GLCANet(nn.Module):
     def setup(self):
         dtype = jnp.dtype(self.dtype)
         conv = partial(nn.Conv, dtype=dtype, conv_general_dilated=convolution.choose(self.fast_conv))
-        new_norm = norm_layer(
-            ("batch" if self.norm == "batch" else "group") if self.lem_norm == "auto" else self.lem_norm, dtype
-        )
         levels = self.attn_levels if self.sharing == "none" else ()
-        backbone = backbone_of(self, conv)
-        branch = partial(
-            Branch,
-            self.num_classes,
-            self.fpn_channels,
-            conv=conv,
-            heads=self.heads,
-            dtype=dtype,
-            self_attention=self.self_attention,
-        )
-        self.local = branch(
-            backbone=None if self.share_backbone else backbone,
-            enhancement=partial(LocalEnhancement, conv=conv, norm=new_norm) if self.lem else None,
-            smooth=SharedSmooth if self.sharing == "glnet" else Smooth,
-        )
-        setattr(self, "global", branch(backbone=backbone))
+        new_branch, enhanced = branch.branch_of(self, conv, backbone_of(self, conv))
+        own = {"backbone": None} if self.share_backbone else {}
+        self.local = new_branch(**own, **enhanced, smooth=SharedSmooth if self.sharing == "glnet" else Smooth)
+        setattr(self, "global", new_branch())
         self.fusion = Fusion(
             self.num_classes, self.fpn_channels, conv, self.heads, self.residual, levels, dtype, self.sharing == "glnet"
         )
@@ -201,44 +136,21 @@ class GLCANet(nn.Module):
         choices.check(self, CHOICES)
         if not set(self.attn_levels) <= set(LEVELS):
             raise UserError(f"model.attn_levels is {self.attn_levels}; they must be among 5, 4, 3, 2")
-        if self.fpn_channels % (4 * self.heads) or self.fpn_channels % 8:
-            raise UserError(
-                f"model.fpn_channels is {self.fpn_channels}; it must be a multiple of 8 and of 4 times heads ({self.heads})"
-            )
+        branch.check_width(self)
 
     def _code(
         self, level: int, like: Array, size: Array, box: Array | None = None
     ) -> tuple[Array | None, tuple[Array, Array]]:
-        """Position codes of a map's tokens ``[..., h * w, c]`` and the centres of its rows and columns.
-
-        Args:
-            like: the map, ``[..., h, w, c]``; size: pixels that it looks at, ``[..., 2]``; box: where those lie in the
-                context, ``[..., 4]`` (all of it without).
-        """
-        centres = []
-        for axis, count in enumerate(like.shape[-3:-1]):
-            centre = geometry.cell_centres(count, stride(level), size[..., axis, None])
-            if box is not None:
-                centre = box[..., axis, None] + centre * (box[..., axis + 2, None] - box[..., axis, None])
-            centres.append(centre)
-        if self.position is None:
-            return None, tuple(centres)
-        code = attention.position_code(*centres, self.fpn_channels)
-        return rearrange(code, "... h w c -> ... (h w) c"), tuple(centres)
+        """Position codes of a map's tokens and the centres of its rows and columns (:func:`branch.token_centres`)."""
+        centres = branch.token_centres(level, like, size, box)
+        return branch.token_code(self.position, centres, self.fpn_channels), centres
 
     def _global_stages(self, image: Float[Array, "b h w c"], train: bool) -> Maps:
-        branch = getattr(self, "global")
-        size = pixels_of(image)
-        features = branch.features(image, train)
-        laterals = branch.laterals(features, train)
-        pyramid, stages = {}, {"size": size}
-        for i in reversed(LEVELS):
-            x = laterals[f"lat{i}"]
-            if i < max(LEVELS):
-                x = x + upsample(pyramid[i + 1], x.shape[1:3])
-            pyramid[i] = branch.attend(i, x, self._code(i, x, size)[0] if i in SELF_LEVELS else None)
-        x, smooth = branch.smoothing(pyramid)
-        stages |= {f"p{i}": y for i, y in pyramid.items()} | smooth | {"x": x, "logits": branch.head(x)}
+        own, size = getattr(self, "global"), pixels_of(image)
+        features = own.features(image, train)
+        pyramid = own.pyramid(own.laterals(features, train), size)
+        x, smooth = own.smoothing(pyramid)
+        stages = {"size": size} | {f"p{i}": y for i, y in pyramid.items()} | smooth | {"x": x, "logits": own.head(x)}
         stages["mixed"] = self.fusion.aggregate.mix(x, 2 * self.fpn_channels)
         if self.sharing == "glnet":
             stages |= {f"c{i}": y for i, y in self.fusion.backbone_share(features).items()}
