@@ -152,7 +152,7 @@ def _against(better: str, worse: str) -> Callable[[Results], list[Evidence]]:
             if compared is None:
                 continue
             p = "no test" if compared["p"] is None else f"p {compared['p']:.3f}"
-            finding = f"{a['mean']:.1f} against {b['mean']:.1f}: {compared['difference']:+.1f} over {compared['pairs']} pairs ({p})"
+            finding = f"{a['mean']:.1f} against {b['mean']:.1f}: {compared['difference']:+.1f} over {compared['pairs']} pair{'s' * (compared['pairs'] > 1)} ({p})"
             source = _source(name, result, a)
             out.append(Evidence(finding, source, result["command"], _says(compared["difference"] > 0)))
         return out
