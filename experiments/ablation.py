@@ -75,7 +75,7 @@ SIZES = sizes.SIZES | {"reduced": REDUCED}
 @dataclass(frozen=True, kw_only=True)
 class Options(Comparison):
     cells: tuple[str, ...] = tuple(CELLS)
-    size: Literal["auto", "full", "cpu", "small", "reduced"] = (
+    size: Literal["auto", "full", "cpu", "medium", "small", "reduced"] = (
         "auto"  # auto: full on a GPU; reduced without, a small network
     )
     work: Path = Path("runs/ablation")  # runs and all that can be done again

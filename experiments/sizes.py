@@ -57,6 +57,16 @@ SIZES = {
         "frozen",
         6,
     ),
+    # the same at half the size, for searches
+    "medium": Size(
+        Views(context_size=627, global_size=128, patch_size=128, overlap=16),
+        256,
+        LoaderConfig(batch_size=2, patches_per_context=4),
+        {"imagenet": 1e-4, "scratch": 5e-4},
+        {"glcanet": {"fpn_channels": 128}, "branch": {"fpn_channels": 128}},
+        "frozen",
+        12,
+    ),
     # for CPUs: every network in minutes, none at its best
     "small": Size(
         Views(context_size=176, global_size=64, patch_size=64, overlap=8),
@@ -79,7 +89,9 @@ class Comparison:
     data_dir: Path  # the dataset's manual directory
     seeds: int = 1  # runs of everything that is compared
     budget: str = "2000steps"  # of every run: steps, or minutes as in 30minutes
-    size: Literal["auto", "full", "cpu", "small"] = "auto"  # of patches and batches; auto: full on a GPU, small without
+    size: Literal["auto", "full", "cpu", "medium", "small"] = (
+        "auto"  # of patches and batches; auto: full on a GPU, small without
+    )
     backbone: Path | None = None  # ImageNet ResNet-50 weights, for networks that have one; without: all from scratch
     results: Path = Path("results")  # where the table goes
 
