@@ -92,7 +92,7 @@ def configure(cell: Cell, options: Options, size: Size, seed: int) -> Config:
             "the reduced network is narrower than pretrained backbones; leave out --backbone, or give --size small or full"
         )
     config = sizes.configure(size, options.dataset, options.data_dir, options.backbone, seed)
-    chosen = size.options.get("glcanet", {}) | cell.model | ({"norm": size.norm} if options.backbone else {})
+    chosen = sizes.network_options(size, "glcanet", options.backbone is not None) | cell.model
     chosen["mask_radius"] = size.views.patch_size / 2  # 250 px of the paper's patches
     return dataclasses.replace(
         config,

@@ -1,4 +1,4 @@
-"""GLCANet on MBRSC Dubai: ``python -m experiments.mbrsc [paper|fast|cpu|tiny|sample] --data.dir DIR [--backbone FILE ...]``.
+"""GLCANet on MBRSC Dubai: ``python -m experiments.mbrsc [paper|fast|cpu|demo|tiny|sample] --data.dir DIR [--backbone FILE ...]``.
 
 Trains on tiles 4, 5, 6 and 8, scores tile 2 once, at the end, with the last step's weights: nothing is chosen on it.
 """
@@ -29,6 +29,18 @@ CPU = changed(
     RECIPE,
 )
 
+# a network small enough to be bundled, from scratch
+DEMO = changed(
+    Config(
+        views=SIZES["cpu"].views,
+        loader=dataclasses.replace(SIZES["cpu"].loader, batch_size=4, patches_per_context=2),
+        model=model_config(depth=18, width=32, fpn_channels=64),
+        optimiser=OptimiserConfig(global_rate=1e-3, local_rate=1e-3, fusion_rate=1e-3),
+        train=TrainConfig(steps=1200, log_every=10, checkpoint_every=100),
+    ),
+    RECIPE,
+)
+
 PRESETS = {
     "paper": ("the paper's settings to the letter", _on_mbrsc(PAPER, "paper")),
     "fast": (
@@ -39,6 +51,7 @@ PRESETS = {
         "the same recipe, ResNet-50 from ImageNet weights (--backbone), 256-px patches, under 45 minutes on two cores",
         _on_mbrsc(CPU, "cpu"),
     ),
+    "demo": ("a ResNet-18 of half the width from scratch: the bundled weights", _on_mbrsc(DEMO, "demo")),
     "tiny": ("seconds on a CPU: shows that everything runs", _on_mbrsc(TINY, "tiny")),
     "sample": ("the bundled scene alone, a few minutes on two cores", SAMPLE),
 }

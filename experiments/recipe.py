@@ -66,7 +66,7 @@ def configure(variant: str, fold: str, options: Options, size: Size, seed: int) 
     config = sizes.configure(size, options.dataset, options.data_dir, options.backbone, seed)
     held_out = FOLDS[fold]
     rest = tuple(name for names in FOLDS.values() for name in names if name not in held_out)
-    chosen = size.options.get("glcanet", {}) | ({"norm": size.norm} if options.backbone else {})
+    chosen = sizes.network_options(size, "glcanet", options.backbone is not None)
     data = DataConfig(options.dataset, str(options.data_dir), val_split="", train_scenes=rest, val_scenes=held_out)
     config = dataclasses.replace(config, data=data, model=configs.model_config("glcanet", **chosen))
     return changed(config, VARIANTS[variant][1])

@@ -34,6 +34,7 @@ class Size:
     norm: str  # of pretrained backbones
     eval_batch: int  # patches at once in scoring
     recipe: Changes = field(default_factory=lambda: RECIPE)  # the same for all networks
+    dtype: str = "float32"  # of the computation, likewise
 
 
 SIZES = {
@@ -46,6 +47,7 @@ SIZES = {
         {},
         "batch",
         1,  # as the paper measures memory
+        dtype="bfloat16",
     ),
     # 256-px patches in contexts of the paper's ratio, for CPUs with patience
     "cpu": Size(
@@ -100,6 +102,11 @@ class Comparison:
         words = [f"python -m experiments.{experiment} --dataset {self.dataset} --data-dir DIR", *more]
         words += [f"--seeds {self.seeds}", f"--budget {self.budget}", f"--size {self.size}"]
         return " ".join(words + ["--backbone FILE"] * (self.backbone is not None))
+
+
+def network_options(size: Size, network: str, pretrained: bool) -> dict[str, Any]:
+    """What a size asks of a network."""
+    return size.options.get(network, {}) | {"dtype": size.dtype} | ({"norm": size.norm} if pretrained else {})
 
 
 def file_name(experiment: str, result: dict[str, Any]) -> str:

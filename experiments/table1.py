@@ -91,10 +91,8 @@ def rows(options: Options) -> list[Row]:
 def configure(row: Row, options: Options, size: Size, seed: int) -> Config:
     """What a row trains."""
     entry, pretrained = ENTRIES[row.entry], row.initialisation == "imagenet"
-    chosen = dict(entry.options) | size.options.get(entry.network, {})
+    chosen = dict(entry.options) | sizes.network_options(size, entry.network, pretrained)
     views, loader, schedule = size.views, dataclasses.replace(size.loader, seed=seed), "joint"
-    if pretrained:
-        chosen["norm"] = size.norm
     if row.inference != "both":
         chosen["view"] = row.inference
     if row.inference == "global":
@@ -128,7 +126,7 @@ def at_paper_size(config: Config) -> Config:
     views = full.views
     if config.views.context_size is None:
         views = dataclasses.replace(views, context_size=None, scene_size=SCENE, global_size=full.global_side)
-    model = config.model
+    model = dataclasses.replace(config.model, dtype="float32")
     if hasattr(model, "padding"):  # and as in its paper
         model = dataclasses.replace(model, padding=models.options(model.network)["padding"])
     return dataclasses.replace(config, views=views, model=model)

@@ -159,17 +159,30 @@ def with_backbones(loaded: weights.TorchvisionWeights, variables: dict[str, Any]
     return {"params": unflatten_dict(params), "batch_stats": unflatten_dict(stats)}
 
 
-def save(path: Path, config: Config, dataset: Any, variables: Any) -> None:
-    """One file that rebuilds the model."""
+def save(path: Path, config: Config, dataset: Any, variables: Any, dtype: Any = None) -> None:
+    """One file that rebuilds the model; ``dtype`` (float16) of its parameters makes it smaller."""
     table = dataset.classes
     classes = {"names": list(table.names), "palette": [list(c) for c in table.palette], "dataset": dataset.name}
     variables = jax.tree.map(np.asarray, variables)
-    weights.save_weights(path, variables, configs.to_dict(config), classes, dataclasses.asdict(config.normalisation))
+    weights.save_weights(
+        path, variables, configs.to_dict(config), classes, dataclasses.asdict(config.normalisation), dtype
+    )
+
+
+DEMO = Path(__file__).parent / "data" / "demo" / "demo.safetensors"  # bundled: see the README.md beside it
 
 
 def find_weights(path: str | Path) -> Path:
-    """A weights file, or that of a run: the best by validation if there is one, else the last."""
+    """A weights file, or that of a run: the best by validation if there is one, else the last.
+
+    ``demo`` is the bundled one, unless something of that name lies here.
+
+    Raises:
+        UserError: there is none.
+    """
     path = Path(path)
+    if path == Path("demo") and not path.exists():
+        path = DEMO
     if path.is_dir():
         for name in ("best.safetensors", "last.safetensors"):
             if (path / name).exists():

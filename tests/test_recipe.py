@@ -30,7 +30,11 @@ def test_a_variant_differs_by_what_it_says(variant):
     changes = recipe.VARIANTS[variant][1]
     expected = {f"{part}.{field}" if part else field for part, fields in changes.items() for field in fields}
     changed = {line.partition(":")[0] for line in configs.differences(own, base)}
-    assert changed <= expected and (changed == expected or variant == "recipe") and (changed or variant in ("base", "recipe"))
+    assert (
+        changed <= expected
+        and (changed == expected or variant == "recipe")
+        and (changed or variant in ("base", "recipe"))
+    )
 
 
 def test_changes_come_one_over_the_other():

@@ -165,7 +165,7 @@ def open_mbrsc(data_dir: str | Path | None, train: tuple[str, ...] = (), val: tu
 
 
 def open_sample(data_dir: str | Path | None = None) -> Dataset:
-    """The bundled scene: trained on its upper two thirds, scored on the rest."""
+    """The bundled scene: trained on its upper two thirds, scored on the rest; "whole" is all of it."""
     content = read_json(SAMPLE / "scenes.json")
     table = class_table(content, SAMPLE / "scenes.json")
     scene = _scene(SAMPLE, "tile2", content["scenes"]["tile2"], table)
@@ -173,5 +173,6 @@ def open_sample(data_dir: str | Path | None = None) -> Dataset:
     splits = {
         "train": (WindowScene("tile2-upper", scene, 0, 0, cut, scene.width),),
         "test": (WindowScene("tile2-lower", scene, cut, 0, scene.height - cut, scene.width),),
+        "whole": (scene,),
     }
     return Dataset("sample", table, splits, protocols(table), SAMPLE)
