@@ -19,11 +19,13 @@ from typing import Any
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # this process leaves the device to the others
 
-from experiments import memory_case, speed
+from experiments import memory_case
+from experiments.speed_cases import CLASSES, Sizes, noise, our_config
+from experiments.worker import fresh
 from glcanet_jax import aot, cli
 from glcanet_jax.errors import UserError
 
-TINY = speed.Sizes(size=128, view=64, depth=10, width=8)
+TINY = Sizes(size=128, view=64, depth=10, width=8)
 # largest difference from the CPU, relative to the largest value
 BOUNDS = {"float32": 2e-3, "bfloat16": 0.1}
 MARGIN = 20  # seconds before the end in which nothing more begins
@@ -31,7 +33,7 @@ STAGES = ("device", "answers", "speed", "memory")
 
 
 # ----------------------------------------------------------------------------------------- in a process of its own: answers
-def answers(sizes: speed.Sizes) -> dict[str, Any]:
+def answers(sizes: Sizes) -> dict[str, Any]:
     """How far this device's answers and gradients are from the CPU's: the largest difference over the largest value.
 
     float32 at the highest precision of its products; bfloat16 against the CPU's float32. Images have half of ``sizes.view``,
@@ -48,9 +50,9 @@ def answers(sizes: speed.Sizes) -> dict[str, Any]:
     boxes = jnp.array([[[0.1, 0.2, 0.4, 0.5], [0.5, 0.4, 0.8, 0.7]]])
 
     def build(dtype: str) -> Any:
-        return runs.build_model(speed.our_config(sizes, dtype, norm="frozen", fast_conv=False), speed.CLASSES)
+        return runs.build_model(our_config(sizes, dtype, norm="frozen", fast_conv=False), CLASSES)
 
-    variables = speed.noise(lambda key: models.init(build("float32"), key, 3), jax.random.key(0))
+    variables = noise(lambda key: models.init(build("float32"), key, 3), jax.random.key(0))
 
     def run(device: Any, dtype: str) -> tuple[Any, Any]:
         fns = models.functions(build(dtype))
@@ -111,7 +113,7 @@ def device() -> dict[str, Any]:
 
 
 # ------------------------------------------------------------------------------------------------------------- the stages
-def own_process(what: str, sizes: speed.Sizes, seconds: float) -> dict[str, Any]:
+def own_process(what: str, sizes: Sizes, seconds: float) -> dict[str, Any]:
     """One of the functions above in a fresh process.
 
     Raises:
@@ -129,14 +131,14 @@ def own_process(what: str, sizes: speed.Sizes, seconds: float) -> dict[str, Any]
     return json.loads(lines[-1])
 
 
-def memory_cases(sizes: speed.Sizes) -> Iterator[memory_case.Case]:
+def memory_cases(sizes: Sizes) -> Iterator[memory_case.Case]:
     """Prediction and training, as their budgets are told."""
 
     def case(mode: str, dtype: str, batch: int, remat: bool = False) -> memory_case.Case:
-        config = speed.our_config(sizes, dtype, batch=batch, remat=remat)
+        config = our_config(sizes, dtype, batch=batch, remat=remat)
         config = dataclasses.replace(config, eval_batch=batch)
         scene = sizes.size, sizes.size
-        return memory_case.Case(mode, config, "joint" if mode == "train" else None, speed.CLASSES, 3, scene)
+        return memory_case.Case(mode, config, "joint" if mode == "train" else None, CLASSES, 3, scene)
 
     yield case("predict", "bfloat16", 6)
     yield case("train", "bfloat16", 6, remat=True)
@@ -146,7 +148,7 @@ def memory_cases(sizes: speed.Sizes) -> Iterator[memory_case.Case]:
     yield case("predict", "float32", 6)
 
 
-def measures(stages: tuple[str, ...], sizes: speed.Sizes, tiny: bool) -> Iterator[tuple[str, Callable[[float], Any]]]:
+def measures(stages: tuple[str, ...], sizes: Sizes, tiny: bool) -> Iterator[tuple[str, Callable[[float], Any]]]:
     """Names and what to call with the seconds that are left, the most telling first."""
     quick = {"repeats": 2} if tiny else {"repeats": 10}
     if "device" in stages:
@@ -156,22 +158,22 @@ def measures(stages: tuple[str, ...], sizes: speed.Sizes, tiny: bool) -> Iterato
     if "speed" in stages:
         side = {"side": 256} if tiny else {}
         for dtype in ("bfloat16", "float32"):
-            yield f"matmul {dtype}", lambda left, d=dtype: speed.fresh("matmul_rate", sizes, dtype=d, **side)
+            yield f"matmul {dtype}", lambda left, d=dtype: fresh("matmul_rate", sizes, dtype=d, **side)
         for batch in (2,) if tiny else (12, 36, 6):
             given = {"batch": batch, "dtype": "bfloat16"} | quick
-            yield f"scenes bfloat16 {batch}", lambda left, g=given: speed.fresh("scenes_per_second", sizes, **g)
+            yield f"scenes bfloat16 {batch}", lambda left, g=given: fresh("scenes_per_second", sizes, **g)
         given = {"batch": 2 if tiny else 12, "dtype": "bfloat16"} | quick
-        yield "decode to map", lambda left, g=given: speed.fresh("decode_to_map", sizes, **g)
+        yield "decode to map", lambda left, g=given: fresh("decode_to_map", sizes, **g)
         given = {"batch": 2 if tiny else 6, "dtype": "bfloat16"} | quick
-        yield "training bfloat16", lambda left, g=given: speed.fresh("training", sizes, **g)
+        yield "training bfloat16", lambda left, g=given: fresh("training", sizes, **g)
     if "memory" in stages:
         for case in list(memory_cases(sizes))[: 2 if tiny else None]:
             yield f"memory {case.name}", lambda left, c=case: memory_case.measure(c)
     if "speed" in stages and not tiny:
         given = {"batch": 12, "dtype": "float32"} | quick
-        yield "scenes float32 12", lambda left, g=given: speed.fresh("scenes_per_second", sizes, **g)
+        yield "scenes float32 12", lambda left, g=given: fresh("scenes_per_second", sizes, **g)
         given = {"batch": 6, "dtype": "float32"} | quick
-        yield "training float32", lambda left, g=given: speed.fresh("training", sizes, **g)
+        yield "training float32", lambda left, g=given: fresh("training", sizes, **g)
 
 
 def with_shares(found: dict[str, Any]) -> None:
@@ -183,7 +185,7 @@ def with_shares(found: dict[str, Any]) -> None:
                 value["share_of_matmul"] = round(1e9 * value["gflop_per_second"] / limit, 3)
 
 
-def check(stages: tuple[str, ...], sizes: speed.Sizes, minutes: float | int, out: Path, tiny: bool) -> dict[str, Any]:
+def check(stages: tuple[str, ...], sizes: Sizes, minutes: float | int, out: Path, tiny: bool) -> dict[str, Any]:
     """Run the stages until the time is up; what did not fit is named in ``left_out``."""
     from experiments.sizes import commit
     from glcanet_jax import runs
@@ -226,12 +228,10 @@ def main() -> int:
     options = parser.parse_args()
     if options.answer:
         what, sizes = options.answer
-        given = speed.Sizes(**json.loads(sizes))
+        given = Sizes(**json.loads(sizes))
         print(json.dumps(device() if what == "device" else answers(given)))
         return 0
-    result = check(
-        tuple(options.only), TINY if options.tiny else speed.Sizes(), options.minutes, options.out, options.tiny
-    )
+    result = check(tuple(options.only), TINY if options.tiny else Sizes(), options.minutes, options.out, options.tiny)
     wrong = [k for k, v in result["found"].get("answers", {}).items() if not v["good"]]
     print(
         f"written to {options.out}; failed: {', '.join(result['failed']) or 'nothing'}; left out: {len(result['left_out'])}"

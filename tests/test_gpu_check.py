@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import gpu_check, speed
+from experiments import gpu_check, speed_cases
 
 
 def test_distance_of_answers():
@@ -27,7 +27,7 @@ def test_shares_are_of_the_same_type():
 
 
 def test_what_does_not_fit_is_named(tmp_path):
-    result = gpu_check.check(gpu_check.STAGES, speed.Sizes(), 0, tmp_path / "gpu.json", tiny=False)
+    result = gpu_check.check(gpu_check.STAGES, speed_cases.Sizes(), 0, tmp_path / "gpu.json", tiny=False)
     assert not result["found"] and {"device", "answers", "decode to map"} <= set(result["left_out"])
     assert json.loads((tmp_path / "gpu.json").read_text()) == result
 

@@ -12,12 +12,12 @@ import pytest
 from test_cli import ROOT, assert_told
 from test_cli import run as run_command
 
-from experiments import speed
+from experiments import speed, speed_cases, speed_device, worker
 from glcanet_jax import models, predict
 from glcanet_jax.data.scenes import ArrayScene
 from glcanet_jax.errors import UserError
 
-TINY = speed.Sizes(size=128, view=64, depth=10, width=8)
+TINY = speed_cases.Sizes(size=128, view=64, depth=10, width=8)
 ARGUMENTS = [f"--{name}={value}" for name, value in dataclasses.asdict(TINY).items()]
 
 
@@ -88,7 +88,7 @@ def test_one_pyramid_is_counted_for_all(glnet_torch):
                 if case == "step":
                     last.square().mean().backward()
             counted[case] = counter.get_total_flops() / 1e9
-    ours = {case: speed.gflop(case, ["ours"], TINY, 1)["ours"] for case in counted}
+    ours = {case: speed_cases.gflop(case, ["ours"], TINY, 1)["ours"] for case in counted}
     assert ours["forward"] == pytest.approx(counted["forward"], rel=1e-6)
     assert 1 <= ours["step"] / counted["step"] < 1.15
 
@@ -97,34 +97,34 @@ def test_pytorchs_process_is_without_jax(glnet_torch):
     """Its memory is measured."""
     code = f"""if True:
         import sys
-        from experiments import speed
-        sizes = speed.{TINY}
-        for build in (speed.CONTENDERS[case]["pytorch"] for case in ("scene", "step")):
+        from experiments import speed_cases, worker  # as in its own process
+        sizes = speed_cases.{TINY}
+        for build in (speed_cases.CONTENDERS[case]["pytorch"] for case in ("scene", "step")):
             build(sizes, "float32", 2).turn()
         sys.exit("jax" in sys.modules)
     """
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=speed.ENVIRONMENT).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=worker.ENVIRONMENT).returncode == 0
 
 
 # -------------------------------------------------------------------------------------------------------- our own path
 def test_the_devices_programs_make_the_map():
     """What a GPU is measured with is the scene's map as ``predict`` makes it; the second time, too."""
-    predictor, programs, took = speed.our_predictor(TINY, "float32", 6)
+    predictor, programs, took = speed_cases.our_predictor(TINY, "float32", 6)
     assert took["compile_seconds"] > 0
-    image = speed.mirrored_scene(TINY.size)
+    image = speed_cases.mirrored_scene(TINY.size)
     sink = predict.ArraySink(*image.shape[:2])
     predict.predict_scene(predictor, ArrayScene("scene", image), sink)
     assert len(np.unique(sink.arrays["classes"])) > 1
-    whole = speed.device_scene(predictor, programs, image)
+    whole = speed_device.device_scene(predictor, programs, image)
     for _ in range(2):
         classes = np.concatenate([np.asarray(band)[:rows] for band, rows in whole()])
         np.testing.assert_array_equal(classes, sink.arrays["classes"])
 
 
 def test_the_scene_is_mirrored():
-    image = speed.mirrored_scene(2448)
+    image = speed_cases.mirrored_scene(2448)
     assert image.shape == (2448, 2448, 3) and image.dtype == np.uint8
-    np.testing.assert_array_equal(speed.mirrored_scene(100), image[:100, :100])
+    np.testing.assert_array_equal(speed_cases.mirrored_scene(100), image[:100, :100])
     (rows,) = np.nonzero((image[1:] == image[:-1]).all(axis=(1, 2)))  # where it turns back
     assert len(rows) and np.array_equal(image[rows[0] + 1 :][:50], image[: rows[0] + 1][::-1][:50])
 
@@ -134,7 +134,7 @@ def test_noise_has_the_networks_shapes(key):
 
     model = models.build("glcanet", 7, depth=10, width=8, fpn_channels=32)
     init = lambda key: models.init(model, key, 3)  # noqa: E731
-    made, wanted = speed.noise(init, key), jax.eval_shape(init, key)
+    made, wanted = speed_cases.noise(init, key), jax.eval_shape(init, key)
     jax.tree.map(
         lambda got, like: np.testing.assert_equal((got.shape, got.dtype), (like.shape, like.dtype)), made, wanted
     )
@@ -210,7 +210,7 @@ def test_bad_options_are_told(monkeypatch):
 )
 def test_a_workers_failure_is_told_in_one_line(measure, given, sizes, words):
     with pytest.raises(UserError) as told:
-        speed.fresh(measure, dataclasses.replace(TINY, **sizes), **given)
+        worker.fresh(measure, dataclasses.replace(TINY, **sizes), **given)
     assert str(told.value).startswith(f"{measure} stopped: {words}") and "\n" not in str(told.value)
 
 
@@ -218,12 +218,12 @@ def test_the_death_of_a_waiting_worker_is_told_in_one_line():
     pytest.importorskip("torch", reason="PyTorch is not installed")
     request = {"case": "forward", "contender": "pytorch", "batch": 1, "dtype": "float32"}
     request["sizes"] = dataclasses.asdict(TINY)
-    with speed.Worker("pytorch in case forward", request) as worker:
-        assert worker.answer() == {}
-        assert worker.turn()["seconds"] > 0
-        os.kill(worker._process.pid, signal.SIGKILL)
+    with worker.Worker("pytorch in case forward", request) as waiting:
+        assert waiting.answer() == {}
+        assert waiting.turn()["seconds"] > 0
+        os.kill(waiting._process.pid, signal.SIGKILL)
         with pytest.raises(UserError, match="^pytorch in case forward stopped: killed by signal 9.*$"):
-            worker.turn()
+            waiting.turn()
 
 
 def test_the_command_tells_what_is_wrong():
@@ -266,5 +266,5 @@ def test_a_gpus_rows(monkeypatch):
     ],
 )
 def test_measures_of_the_device(name, given, rate):
-    row = speed.fresh(name, TINY, **given, repeats=2)
+    row = worker.fresh(name, TINY, **given, repeats=2)
     assert row[rate] > 0 and row["gflop_per_second"] > 0 and row["memory/host_peak_mb"] > 0
