@@ -46,6 +46,15 @@ VARIANTS: dict[str, tuple[str, Changes]] = {
         "rates three times as high",
         {"optimiser": {"global_rate": 3e-4, "local_rate": 3e-4, "fusion_rate": 9e-4}},
     ),
+    "slow-rates": (
+        "rates a third as high",
+        {"optimiser": {"global_rate": 3e-5, "local_rate": 3e-5, "fusion_rate": 1e-4}},
+    ),
+    "average-lovasz": ("moving average and Lovasz", {"loss": {"lovasz": 1.0}, "train": {"ema": 0.98}}),
+    "average-lovasz-balance": (
+        "moving average, Lovasz and weighted classes",
+        {"loss": {"lovasz": 1.0, "balance": 0.5}, "train": {"ema": 0.98}},
+    ),
     "flips": ("the mean over eight views when scored", {"": {"eval_tta": True}}),
     "paper": ("the paper's loss, rates and augmentation", PAPER_LIKE),
     CHOSEN: ("the recipe", RECIPE),
