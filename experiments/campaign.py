@@ -17,9 +17,10 @@ from typing import Literal
 
 from experiments.ablation import DEFAULT
 from experiments.recipe import CHOSEN
+from experiments.table1 import ENTRIES
 from glcanet_jax import cli
 
-MAIN = ("glcanet", "branch", "glnet-g2l", "deeplabv3plus")
+MAIN = ("glcanet-both-imagenet", "branch-patch-imagenet", "glnet-g2l-both-imagenet", "deeplabv3plus-patch-imagenet")
 MASK_AND_ATTENTION = (DEFAULT, "cross-sa", "footprint", "cross", "glnet-sa")
 
 
@@ -49,15 +50,15 @@ def stages(options: Options) -> list[tuple[str, list[str]]]:
     seeds = ["--seeds", str(options.seeds)]
     out = [("search", stage("recipe", options.short))]
     if options.first == "all":
-        long, no_memory = options.long, ["--memory", "False"]
+        long, of_all = options.long, ["--memory", "False", "--networks", *ENTRIES]
         checked = stage("recipe", long, "--variants", CHOSEN, "paper")
         checked[checked.index(str(options.work / "recipe"))] = str(options.work / "checked")
         checked[checked.index(str(options.results))] = str(options.results / "checked")
         out += [
-            ("four networks", stage("table1", long, *seeds, *no_memory, "--networks", *MAIN)),
+            ("four networks", stage("table1", long, *seeds, *of_all, "--rows", *MAIN)),
             ("the recipe, cross-validated", checked),
             ("mask and self-attention", stage("ablation", long, "--cells", *MASK_AND_ATTENTION)),
-            ("Table 1", stage("table1", long, *seeds, *no_memory)),
+            ("Table 1", stage("table1", long, *seeds, *of_all)),
         ]
     return out
 

@@ -56,6 +56,7 @@ CONTROLS = ("branch",)  # not in the paper's table; when asked for
 @dataclass(frozen=True, kw_only=True)
 class Options(Comparison):
     networks: tuple[str, ...] = tuple(name for name in ENTRIES if name not in CONTROLS)
+    rows: tuple[str, ...] = ()  # of their rows these alone, as in glcanet-both-imagenet; without: all
     memory: bool = True  # tell the memory on an H100, at the paper's sizes, ahead of time (requirements-aot.txt)
     work: Path = Path("runs/table1")  # runs and all that can be done again
 
@@ -85,7 +86,10 @@ def rows(options: Options) -> list[Row]:
         if name == "glcanet" and options.backbone:
             starts = ["imagenet", "scratch"]
         out += [Row(name, inference, start) for start in starts for inference in entry.paper]
-    return out
+    unknown = set(options.rows) - {row.name for row in out}
+    if unknown:
+        raise UserError(f"--rows names {', '.join(sorted(unknown))}; there are {', '.join(row.name for row in out)}")
+    return [row for row in out if row.name in options.rows] if options.rows else out
 
 
 def configure(row: Row, options: Options, size: Size, seed: int) -> Config:
@@ -168,6 +172,7 @@ def build(options: Options) -> dict[str, Any]:
         print("memory on an H100 is left out: it needs requirements-aot.txt")
     work = options.work / options.dataset / name
     chosen = [f"--networks {' '.join(options.networks)}"] if set(options.networks) != set(Options.networks) else []
+    chosen += [f"--rows {' '.join(options.rows)}"] if options.rows else []
     result: dict[str, Any] = {
         "dataset": options.dataset,
         "splits": list(SPLITS[options.dataset]),

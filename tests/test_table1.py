@@ -57,6 +57,16 @@ def test_memory_is_told_for_the_paper_s_sizes_and_networks():
 def test_unknown_networks_are_told():
     with pytest.raises(UserError, match="--networks names vgg; there are unet, icnet"):
         table1.rows(dataclasses.replace(OPTIONS, networks=("unet", "vgg")))
+    with pytest.raises(
+        UserError, match="--rows names unet-both-imagenet; there are unet-patch-scratch, unet-global-sc"
+    ):
+        table1.rows(dataclasses.replace(OPTIONS, networks=("unet",), rows=("unet-both-imagenet",)))
+
+
+def test_single_rows_can_be_asked_for():
+    """In the table's order, whatever theirs."""
+    asked = ("glcanet-both-imagenet", "pspnet-patch-imagenet")
+    assert [row.name for row in table1.rows(dataclasses.replace(OPTIONS, rows=asked))] == list(reversed(asked))
 
 
 @pytest.mark.parametrize(
