@@ -10,14 +10,17 @@ from glcanet_jax.geometry import Views
 
 Changes = Mapping[str, Mapping[str, Any]]  # fields of a configuration's parts, by part; "" is the configuration itself
 
-# for few, huge, noisily labelled scenes: what the search begins with, and what it chose (experiments.recipe)
+# for few, huge, noisily labelled scenes: what the search begins with, and what it chose (experiments.recipe, CHOSEN)
 BASE: Changes = {
     "loader": {"rare_class_fraction": 0.4, "scale_jitter": (0.6, 1.5)},
     "loss": {"gamma": 2.0},
     "optimiser": {"clip": 1.0, "warmup_steps": 20},
     "train": {"colour_jitter": 0.3},
 }
-RECIPE = BASE
+RECIPE: Changes = BASE | {
+    "loss": {"gamma": 2.0, "lovasz": 1.0, "balance": 0.5},
+    "train": {"colour_jitter": 0.3, "ema": 0.98},
+}
 
 
 def changed(config: Config, *changes: Changes) -> Config:

@@ -30,11 +30,14 @@ def test_a_variant_differs_by_what_it_says(variant):
     changes = recipe.VARIANTS[variant][1]
     expected = {f"{part}.{field}" if part else field for part, fields in changes.items() for field in fields}
     changed = {line.partition(":")[0] for line in configs.differences(own, base)}
-    assert (
-        changed <= expected
-        and (changed == expected or variant == "recipe")
-        and (changed or variant in ("base", "recipe"))
-    )
+    # the recipe repeats what the search begins with
+    assert changed <= expected and (changed == expected or variant == recipe.CHOSEN) and (changed or variant == "base")
+
+
+def test_the_recipe_is_what_helped_together():
+    base, chosen = (recipe.configure(v, "5", OPTIONS, sizes.SIZES["cpu"], 0) for v in ("base", recipe.CHOSEN))
+    helped = (recipe.VARIANTS[variant][1] for variant in ("average", "lovasz", "balance"))
+    assert presets.changed(base, *helped) == chosen
 
 
 def test_changes_come_one_over_the_other():
