@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from experiments import sizes, trial
 from experiments.sizes import SPLITS, Comparison, Size
-from glcanet_jax import cli, report, runs
+from glcanet_jax import cli, runs
 from glcanet_jax import config as configs
 from glcanet_jax.config import Config
 from glcanet_jax.data.loader import LoaderConfig
@@ -128,16 +128,8 @@ def build(options: Options) -> dict[str, Any]:
         records = trial.run(trials, budget, options.work / options.dataset / name)
         cell = {"name": key, "label": CELLS[key].label, "paper": CELLS[key].paper, "trials": records}
         result["cells"].append(cell)
-        write(result, options.results)
+        sizes.write("ablation", result, markdown(result), options.results)
     return result
-
-
-def write(result: dict[str, Any], folder: Path) -> None:
-    """``ablation-<dataset>-<size>.json`` and ``.md``, each whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    name = sizes.file_name("ablation", result)
-    runs.write_json(folder / f"{name}.json", result)
-    report.write_text(folder / f"{name}.md", markdown(result))
 
 
 def markdown(result: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from experiments import sizes, trial
 from experiments.presets import BASE, RECIPE, Changes, changed
 from experiments.sizes import SIZES, Comparison, Size
-from glcanet_jax import cli, report, runs
+from glcanet_jax import cli, runs
 from glcanet_jax import config as configs
 from glcanet_jax.config import Config, DataConfig
 from glcanet_jax.errors import UserError
@@ -118,16 +118,8 @@ def build(options: Options) -> dict[str, Any]:
         records = trial.run(trials, budget, options.work / options.dataset / name)
         label, changes = VARIANTS[key]
         result["variants"].append({"name": key, "label": label, "changes": changes, "trials": records})
-        write(result, options.results)
+        sizes.write("recipe", result, markdown(result), options.results)
     return result
-
-
-def write(result: dict[str, Any], folder: Path) -> None:
-    """``recipe-<dataset>-<size>.json`` and ``.md``, each whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    name = sizes.file_name("recipe", result)
-    runs.write_json(folder / f"{name}.json", result)
-    report.write_text(folder / f"{name}.md", markdown(result))
 
 
 def markdown(result: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import jax
 
 from experiments.presets import RECIPE, Changes, changed
+from glcanet_jax import report, runs
 from glcanet_jax.config import Config, DataConfig, OptimiserConfig, TrainConfig
 from glcanet_jax.data.loader import LoaderConfig
 from glcanet_jax.geometry import Views
@@ -109,9 +110,13 @@ def network_options(size: Size, network: str, pretrained: bool) -> dict[str, Any
     return size.options.get(network, {}) | {"dtype": size.dtype} | ({"norm": size.norm} if pretrained else {})
 
 
-def file_name(experiment: str, result: dict[str, Any]) -> str:
-    """What the files of a comparison are called, without an ending."""
-    return f"{experiment}-{result['dataset']}-{result['size']['name']}"
+def write(experiment: str, result: dict[str, Any], markdown: str, folder: Path) -> Path:
+    """``<experiment>-<dataset>-<size>.json`` and ``.md``, each whole or not at all; returns their path without an ending."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{experiment}-{result['dataset']}-{result['size']['name']}"
+    runs.write_json(path.with_name(f"{path.name}.json"), result)
+    report.write_text(path.with_name(f"{path.name}.md"), markdown)
+    return path
 
 
 def choose(size: str, without_gpu: str = "small") -> str:

@@ -6,18 +6,15 @@ from typing import Any
 import numpy as np
 
 from experiments import sizes, trial
-from glcanet_jax import report, runs
+from glcanet_jax import report
 
 INITIALISATIONS = {"imagenet": "ResNet-50 from ImageNet weights", "scratch": "everything from scratch"}
 
 
 def write(result: dict[str, Any], folder: Path) -> None:
     """``table1-<dataset>-<size>.json``, ``.md`` and ``.png``, each whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    name = sizes.file_name("table1", result)
-    runs.write_json(folder / f"{name}.json", result)
-    report.write_text(folder / f"{name}.md", markdown(result))
-    picture(result, folder / f"{name}.png")
+    path = sizes.write("table1", result, markdown(result), folder)
+    picture(result, path.with_name(f"{path.name}.png"))
 
 
 def _value(value: Any, digits: int = 1) -> str:

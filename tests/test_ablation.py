@@ -91,7 +91,7 @@ def test_the_table(tmp_path):
         "dataset": "mbrsc", "splits": ["val"], "command": "python", "initialisation": "scratch", "size": size,
         "budget": "200 steps", "machine": made, "cells": cells,
     }  # fmt: skip
-    ablation.write(result, tmp_path)
+    sizes.write("ablation", result, ablation.markdown(result), tmp_path)
     lines = (tmp_path / "ablation-mbrsc-reduced.md").read_text().splitlines()
     row = next(line for line in lines if line.startswith(f"| {ablation.CELLS['footprint'].label}"))
     assert row.endswith("| 56.0 ± 8.5 | +3.5 | 4 | 0.125 | 73.0 |")

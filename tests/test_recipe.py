@@ -72,7 +72,7 @@ def test_the_table(tmp_path):
         "folds": recipe.FOLDS, "size": {"name": "small", "patch_size": 64, "context_size": 176},
         "machine": {"device": "cpu", "cores": 2, "jax": "0", "date": "2026-11-25"}, "variants": variants,
     }  # fmt: skip
-    recipe.write(result, tmp_path)
+    sizes.write("recipe", result, recipe.markdown(result), tmp_path)
     lines = (tmp_path / "recipe-mbrsc-small.md").read_text().splitlines()
     assert f"| {recipe.VARIANTS['base'][0]} | 50.0 | - | - | - | 40.0 | 50.0 | 60.0 |" in lines
     # four scenes: those of a fold have its difference
