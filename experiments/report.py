@@ -38,6 +38,7 @@ ERRATA = (
     "Memory is read with gpustat at batch 1; no script was released, and GLNet's tracker has an open report that its numbers could not be "
     "matched.",
 )
+KINDS = ("table1", "ablation", "recipe", "errors")  # of pages that are taken in, in this order
 STYLE = """
 :root { color-scheme: light dark; --line: #bbb; --soft: #f3f3f3 }
 @media (prefers-color-scheme: dark) { :root { --line: #555; --soft: #222 } }
@@ -222,7 +223,7 @@ def main() -> None:
                 f"{options.results} has no {name}.json; run `python -m experiments.table1` first, or leave out --work"
             )
         pictures = draw(options, table)
-    paths = [path for kind in ("table1", "ablation") for path in sorted(options.results.glob(f"{kind}-*.md"))]
+    paths = [path for kind in KINDS for path in sorted(options.results.glob(f"{kind}-*.md"))]
     tables = {path.stem: path.read_text() for path in paths}
     text = markdown(results, tables, pictures)
     report.write_text(options.results / "REPORT.md", text)
