@@ -46,17 +46,20 @@ SIGNS = {"helps": 1, "hurts": -1}
 @dataclass(frozen=True, kw_only=True)
 class Options:
     dataset: str
-    runs: tuple[str, ...]  # NAME=RUN_FOLDER or NAME=WEIGHTS_FILE: the network, its control, then others to compare
+    # NAME=RUN_FOLDER or NAME=WEIGHTS_FILE: the network, its control, then others to compare; NAME=RUN@local/logits: what a head
+    # within GLCANet says, without the fusion
+    runs: tuple[str, ...]
     data_dir: Path | None = None  # the dataset's manual directory
     split: str = "val"
     tta: bool = False  # average the answers of flipped and turned scenes
     batch: int = 4  # patches at once
     results: Path = Path("results")  # where tables and pictures go
 
-    def command(self, names: Iterable[str]) -> str:
+    def command(self, asked: dict[str, "Run"]) -> str:
         """What was asked for, without the places of this machine's files."""
         words = [f"python -m experiments.errors --dataset {self.dataset} --data-dir DIR --runs"]
-        words += [*(f"{name}=RUN" for name in names), f"--split {self.split}"]
+        words += [f"{name}=RUN" + (f"@{run.head}" if run.head else "") for name, run in asked.items()]
+        words += [f"--split {self.split}"]
         return " ".join(words + ["--tta True"] * self.tta)
 
 
@@ -109,8 +112,13 @@ def pictures_of(scene: Any, read: Any, maps: dict[str, Any], grid: Any, sign: in
         )
 
 
-def find_runs(words: Sequence[str]) -> dict[str, Path]:
-    """Weights by name, from ``NAME=PATH``.
+class Run(NamedTuple):
+    weights: Path
+    head: str | None  # a named stage of logits instead of the network's own
+
+
+def find_runs(words: Sequence[str]) -> dict[str, Run]:
+    """Runs by name, from ``NAME=PATH`` and ``NAME=PATH@HEAD``.
 
     Raises:
         UserError: a word is of another form, a name stands twice, or nothing is at a path.
@@ -122,7 +130,11 @@ def find_runs(words: Sequence[str]) -> dict[str, Path]:
             f"--runs is {' '.join(words) or 'empty'}; give NAME=RUN for every run, each with a name of its own, as in "
             "glcanet=runs/a patch=runs/b"
         )
-    return {name: runs.find_weights(path) for name, _, path in named}
+    found = {}
+    for name, _, path in named:
+        path, _, head = path.partition("@")
+        found[name] = Run(runs.find_weights(path), head or None)
+    return found
 
 
 def labelled_scenes(dataset: Dataset, split: str) -> list[Any]:
@@ -146,11 +158,14 @@ def build(options: Options) -> tuple[dict[str, Any], dict[str, list[Picture]], C
     Raises:
         UserError: there is no such run, dataset or split, no scene has labels, or a run's classes or bands are others.
     """
-    files = find_runs(options.runs)
+    asked = find_runs(options.runs)
     dataset = open_dataset(options.dataset, options.data_dir)
     scenes = labelled_scenes(dataset, options.split)
     runs.enable_compilation_cache()
-    loaded = {name: runs.load_predictor(path, options.batch, tta=options.tta) for name, path in files.items()}
+    loaded = {
+        name: runs.load_predictor(path, options.batch, tta=options.tta, head=head)
+        for name, (path, head) in asked.items()
+    }
     for predictor, _, classes in loaded.values():
         runs.check_fit(dataset, scenes, predictor, classes["names"], options.split)
     if len(loaded) == 1:
@@ -168,14 +183,15 @@ def build(options: Options) -> tuple[dict[str, Any], dict[str, list[Picture]], C
                 pictures[kind] = best[:SHOWN]
     entries = [
         {"name": name, "weights": path.name, "sha256": _digest(path), "network": loaded[name][1].model.network}
-        for name, path in files.items()
+        | ({"head": head} if head else {})
+        for name, (path, head) in asked.items()
     ]
     result = {
         "dataset": options.dataset,
         "split": options.split,
         "scenes": [scene.name for scene in scenes],
         "protocol": protocol.name,
-        "command": options.command(files),
+        "command": options.command(asked),
         "machine": machine() | {"commit": sizes.commit()},
     }
     return result | summary(total, entries, dataset.classes.names, protocol), pictures, dataset.classes

@@ -41,6 +41,7 @@ class Predictor:
         batch: int = 6,
         tta: bool = False,
         one_by_one: bool | None = None,
+        head: str | None = None,
     ):
         """``batch`` patches make a program; ``normalisation`` has ``mean``, ``std`` and ``scale``.
 
@@ -48,6 +49,11 @@ class Predictor:
         busy with one.
 
         With ``tta`` the logits are the mean over the eight views of a square (four turns, mirrored or not).
+
+        With ``head`` the logits are those of a named stage of the network, as GLCANet's ``local/logits``, instead of its own.
+
+        Raises:
+            UserError: the network has no such stage of logits for its patches.
         """
         self.views, self.batch, self.bands, self.num_classes = views, batch, bands, model.num_classes
         self.model, self.normalisation = model, normalisation
@@ -55,6 +61,9 @@ class Predictor:
         self.turns: Sequence[int] = geometry.DIHEDRAL if tta else (0,)
         self.traces = 0
         self._prepare, self._fns, self._second = for_inference(model, bands)
+        self._head = head
+        if head is not None and self._second is not None:
+            raise UserError(f"head is {head}; a network that looks twice answers with its own alone: leave it out")
         self._prepare = jax.jit(self._prepare)
         self.variables = variables
         self._programs: dict[Any, Any] = {}
@@ -120,12 +129,22 @@ class Predictor:
         patches = self._turned(geometry.turn, patches[None], view)
         return self._fns.encode_local(variables, normalise(patches, **self.normalisation))
 
+    def _answer(self, logits: Array, stages: dict[str, Array]) -> Array:
+        if self._head is None:
+            return logits
+        answers = {k: x for k, x in stages.items() if k.endswith("/logits") and x.ndim == logits.ndim}
+        if self._head not in answers:
+            raise UserError(
+                f"head is {self._head}; this network has {', '.join(sorted(answers)) or 'none but its own'}"
+            )
+        return answers[self._head]
+
     def _blend(self, strip, variables, context, view, patches, boxes, *place):
         def blend(strip: Array, some: Any) -> tuple[Array, Array]:
             patches, boxes, *place = some
             features = self._look(variables, view, patches)
-            logits, _ = self._fns.fuse(variables, context, features, boxes[None])
-            return self._add_patches(strip, logits[0], view, *place)
+            logits, stages = self._fns.fuse(variables, context, features, boxes[None])
+            return self._add_patches(strip, self._answer(logits, stages)[0], view, *place)
 
         given = patches, boxes, *place
         if not self._one_by_one or self.batch == 1:

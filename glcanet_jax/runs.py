@@ -207,10 +207,12 @@ def load_predictor(
     dtype: str | None = None,
     views: dict[str, Any] | None = None,
     tta: bool = False,
+    head: str | None = None,
 ) -> tuple[Predictor, Config, dict[str, Any]]:
     """A network rebuilt from a weights file alone, its configuration and its classes.
 
-    ``dtype`` and ``views`` (fields of :class:`glcanet_jax.geometry.Views`) replace what the file says.
+    ``dtype`` and ``views`` (fields of :class:`glcanet_jax.geometry.Views`) replace what the file says; ``head`` as
+    :class:`Predictor` has it.
     """
     stored = weights.load_weights(find_weights(path))
     config = configs.from_dict(stored.config)
@@ -220,7 +222,8 @@ def load_predictor(
     model = build_model(config, len(stored.classes["names"]))
     normalisation = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.normalisation.items()}
     bands = models.input_bands(stored.variables)
-    predictor = Predictor(model, stored.variables, config.views, normalisation, bands=bands, batch=batch, tta=tta)
+    options = {"bands": bands, "batch": batch, "tta": tta, "head": head}
+    predictor = Predictor(model, stored.variables, config.views, normalisation, **options)
     return predictor, config, stored.classes
 
 
