@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from experiments.ablation import DEFAULT
-from experiments.recipe import CHOSEN
+from experiments.recipe import CHOSEN, CONTROL
 from experiments.table1 import ENTRIES
 from glcanet_jax import cli
 
@@ -51,7 +51,7 @@ def stages(options: Options) -> list[tuple[str, list[str]]]:
     out = [("search", stage("recipe", options.short))]
     if options.first == "all":
         long, of_all = options.long, ["--memory", "False", "--networks", *ENTRIES]
-        checked = stage("recipe", long, "--variants", CHOSEN, "paper")
+        checked = stage("recipe", long, "--variants", CHOSEN, CONTROL, "paper")
         checked[checked.index(str(options.work / "recipe"))] = str(options.work / "checked")
         checked[checked.index(str(options.results))] = str(options.results / "checked")
         out += [

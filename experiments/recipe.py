@@ -1,6 +1,6 @@
 """The search for a training recipe: ``python -m experiments.recipe --data-dir DIR --backbone FILE [--variants ...]``.
 
-Every variant changes one thing of the settings that the search begins with, is trained on all scenes but those of a fold, and
+Every variant changes something of the settings that the search begins with, is trained on all scenes but those of a fold, and
 scored on the fold's; scenes that show the same ground are one fold. The scene that is reported elsewhere (tile2) is never
 looked at. A second call does only what is missing. Differences are tested pairwise, over scenes and seeds.
 """
@@ -21,7 +21,7 @@ from glcanet_jax.errors import UserError
 from glcanet_jax.profiling import machine
 
 FOLDS = {"4+8": ("tile4", "tile8"), "5": ("tile5",), "6": ("tile6",)}  # tiles 4 and 8 share ground
-FIRST, CHOSEN = "base", "average-lovasz-balance"
+FIRST, CHOSEN, CONTROL = "base", "average-lovasz-balance", "branch"
 PAPER_LIKE: Changes = {
     "loader": {"rare_class_fraction": 0.0, "scale_jitter": (1.0, 1.0)},
     "loss": {"gamma": 6.0},
@@ -54,6 +54,7 @@ VARIANTS: dict[str, tuple[str, Changes]] = {
     CHOSEN: ("the recipe: moving average, Lovasz and weighted classes", RECIPE),
     "flips": ("the mean over eight views when scored", {"": {"eval_tta": True}}),
     "paper": ("the paper's loss, rates and augmentation", PAPER_LIKE),
+    CONTROL: ("the recipe, GLCANet's local branch alone", RECIPE),
 }
 
 
@@ -71,9 +72,10 @@ def configure(variant: str, fold: str, options: Options, size: Size, seed: int) 
     config = sizes.configure(size, options.dataset, options.data_dir, options.backbone, seed)
     held_out = FOLDS[fold]
     rest = tuple(name for names in FOLDS.values() for name in names if name not in held_out)
-    chosen = sizes.network_options(size, "glcanet", options.backbone is not None)
+    network = "branch" if variant == CONTROL else "glcanet"
+    chosen = sizes.network_options(size, network, options.backbone is not None)
     data = DataConfig(options.dataset, str(options.data_dir), val_split="", train_scenes=rest, val_scenes=held_out)
-    config = dataclasses.replace(config, data=data, model=configs.model_config("glcanet", **chosen))
+    config = dataclasses.replace(config, data=data, model=configs.model_config(network, **chosen))
     return changed(config, VARIANTS[variant][1])
 
 
@@ -123,8 +125,8 @@ def build(options: Options) -> dict[str, Any]:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The table: a variant's mean over the folds, its difference to the first, and every fold."""
-    views, made, folds = result["size"], result["machine"], result["folds"]
+    """The table: a variant's mean over the folds, its difference to the first one's, and every fold."""
+    views, made, folds, first = result["size"], result["machine"], result["folds"], result["variants"][0]
     summaries = {v["name"]: trial.summary(v["trials"], "fold") for v in result["variants"]}
     start = "ResNet-50 from ImageNet weights" if result["initialisation"] == "imagenet" else "from scratch"
     out = [
@@ -134,7 +136,7 @@ def markdown(result: dict[str, Any]) -> str:
         f"run, {start}, patches of {views['patch_size']} px in contexts of {views['context_size']} px. Weights of the last step.",
         "",
         "mIoU in percent on the scenes of a fold, trained on the others' (without tile2, which other tables report). *Difference* is to "
-        f"{VARIANTS[FIRST][0]}, over the scenes and seeds that both have; *p* of a paired sign-flip test, two-sided, which with few "
+        f"{first['label']}, over the scenes and seeds that both have; *p* of a paired sign-flip test, two-sided, which with few "
         "pairs cannot be small.",
         "",
         f"| variant | mean | difference | pairs | p | {' | '.join(f'tile {fold}' for fold in folds)} |",
@@ -142,7 +144,7 @@ def markdown(result: dict[str, Any]) -> str:
     ]
     for variant in result["variants"]:
         name, records = variant["name"], variant["trials"]
-        against = None if name == FIRST else trial.compare(summaries[name], summaries.get(FIRST))
+        against = None if variant is first else trial.compare(summaries[name], summaries[first["name"]])
         shown = ["-", "-", "-"]
         if against is not None:
             p = "-" if against["p"] is None else f"{against['p']:.3f}"

@@ -30,8 +30,19 @@ def test_a_variant_differs_by_what_it_says(variant):
     changes = recipe.VARIANTS[variant][1]
     expected = {f"{part}.{field}" if part else field for part, fields in changes.items() for field in fields}
     changed = {line.partition(":")[0] for line in configs.differences(own, base)}
+    changed = {name for name in changed if not name.startswith("model")}
     # the recipe repeats what the search begins with
-    assert changed <= expected and (changed == expected or variant == recipe.CHOSEN) and (changed or variant == "base")
+    whole = changed == expected or variant in (recipe.CHOSEN, recipe.CONTROL)
+    assert changed <= expected and whole and (changed or variant == "base")
+
+
+def test_the_control_is_trained_alike():
+    """In everything but the network."""
+    chosen, control = (
+        recipe.configure(v, "5", OPTIONS, sizes.SIZES["cpu"], 0) for v in (recipe.CHOSEN, recipe.CONTROL)
+    )
+    assert control.model.network == "branch" and control.model.view == "patch"
+    assert dataclasses.replace(control, model=chosen.model) == chosen
 
 
 def test_the_recipe_is_what_helped_together():
