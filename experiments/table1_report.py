@@ -12,9 +12,13 @@ INITIALISATIONS = {"imagenet": "ResNet-50 from ImageNet weights", "scratch": "ev
 
 
 def write(result: dict[str, Any], folder: Path) -> None:
-    """``table1-<dataset>-<size>.json``, ``.md`` and ``.png``, each whole or not at all."""
+    """``table1-<dataset>-<size>.json``, ``.md`` and, where memory is known, ``.png``, each whole or not at all."""
     path = sizes.write("table1", result, markdown(result), folder)
-    picture(result, path.with_name(f"{path.name}.png"))
+    path = path.with_name(f"{path.name}.png")
+    if any("memory" in row["cost"] for row in result["rows"]):
+        picture(result, path)
+    else:
+        path.unlink(missing_ok=True)  # an earlier one's rows are others
 
 
 def _value(value: Any, digits: int = 1) -> str:
