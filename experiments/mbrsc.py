@@ -44,7 +44,7 @@ DEMO = changed(
 PRESETS = {
     "paper": ("the paper's settings to the letter", _on_mbrsc(PAPER, "paper")),
     "fast": (
-        "the recipe of results/recipe-mbrsc, bf16 and six patches a context, for a GPU of 40 GB or more",
+        "the recipe of docs/results.md, bf16 and six patches a context, for a GPU of 40 GB or more",
         _on_mbrsc(changed(FAST, RECIPE), "fast"),
     ),
     "cpu": (
