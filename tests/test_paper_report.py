@@ -95,7 +95,7 @@ def test_the_page_and_its_one_file(tmp_path):
     assert all(f"## {claim.title}" in text for claim in claims.CLAIMS)
     pytest.importorskip("markdown")
     page = report.html(text, tmp_path)
-    assert 'src="data:image/png;base64,' in page and "http" not in page.partition("<body>")[2].replace("https://", "")
+    assert 'src="data:image/webp;base64,' in page and "http" not in page.partition("<body>")[2].replace("https://", "")
     assert page.count('<div class="wide"><table>') == page.count("</table></div>") > 3
     assert "prefers-color-scheme: dark" in page and "width=device-width" in page
 
