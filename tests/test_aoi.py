@@ -50,7 +50,7 @@ def cut(polygons) -> Aoi:
 
 
 @given(aois, st.integers(0, 23), st.integers(0, 31), st.integers(1, 30), st.integers(1, 40))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_window_is_the_crop_of_the_whole(polygons, top, left, height, width):
     aoi = cut(polygons)
     whole = aoi.mask(0, 0, 24, 32)
@@ -62,7 +62,7 @@ def test_a_window_is_the_crop_of_the_whole(polygons, top, left, height, width):
 
 
 @given(st.lists(st.tuples(st.floats(1, 63), st.floats(1, 63)), min_size=3, max_size=8))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_fills_as_gdal_does(ring):
     ring = np.array([*ring, ring[0]])
     expected = geometry_mask([polygon(ring.tolist())], (64, 64), Affine.identity(), invert=True)
@@ -74,7 +74,7 @@ def test_fills_as_gdal_does(ring):
 
 
 @given(st.lists(st.tuples(points, points), min_size=3, max_size=3), st.tuples(points, points))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_neighbours_share_no_pixel(corners, inner):
     a, b, c = (np.array(p, float) for p in corners)
     weights = np.abs(np.array([*inner, 3.0])) + 1

@@ -54,7 +54,7 @@ def cases(draw):
     }
 
 
-@settings(max_examples=35, deadline=None, derandomize=True)
+@settings(max_examples=35, derandomize=True)
 @given(cases())
 def test_values_and_gradients(case):
     rng = np.random.default_rng(0)
@@ -140,7 +140,7 @@ def test_only_cpus_take_ours(monkeypatch):
     assert convolution.choose(True) is convolution.conv_general_dilated
 
 
-@settings(max_examples=5, deadline=None, derandomize=True)
+@settings(max_examples=5, derandomize=True)
 @given(st.tuples(st.integers(1, 2), st.integers(3, 12), st.integers(3, 12), st.integers(1, 4)))
 def test_max_pool_is_the_window_maximum(shape):
     x = jax.nn.relu(jnp.asarray(np.random.default_rng(6).standard_normal(shape), jnp.float32))

@@ -364,7 +364,7 @@ def test_what_follows_a_halved_block_sees_every_second_cell():
 
 
 # --------------------------------------------------------------------------------------------------------------- pooling
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(h=st.integers(1, 23), w=st.integers(1, 23), bins=st.integers(1, 7), seed=st.integers(0, 99))
 def test_adaptive_mean_against_loops(h, w, bins, seed):
     x = np.random.default_rng(seed).standard_normal((1, h, w, 2))
@@ -378,7 +378,7 @@ def test_adaptive_mean_against_loops(h, w, bins, seed):
         np.testing.assert_allclose(pooling.adaptive_mean(jnp.asarray(x), bins), expected, atol=1e-12)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(h=st.integers(1, 23), w=st.integers(1, 23), bins=st.integers(1, 7), seed=st.integers(0, 99))
 def test_spreading_against_loops(h, w, bins, seed):
     x = np.random.default_rng(seed).standard_normal((1, bins, bins, 2))

@@ -95,7 +95,7 @@ small = hnp.arrays(
 
 
 @given(small)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_borders_are_the_nearest_other_pixel_s(ids):
     counted = ids != 255
     np.testing.assert_array_equal(error_counts.border_bins(ids)[counted], brute_borders(ids)[counted])
@@ -114,7 +114,7 @@ def test_bounds_lie_in_their_bins():
 
 
 @given(small, st.integers(1, 14))
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_objects_are_walked_ones_however_the_strips(ids, rows):
     strips = [ids[top : top + rows] for top in range(0, len(ids), rows)]
     bins, objects = error_counts.object_sizes(iter(strips), K)
@@ -186,7 +186,7 @@ def test_a_scene_without_labels_counts_nothing():
 
 
 @given(hnp.arrays(np.int64, st.tuples(st.integers(1, 6), st.integers(1, 6)), elements=st.integers(-9, 9)))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_best_windows(net):
     """The first is the best of all; the second the best that is not over it; none where nothing is gained."""
     grid = np.stack([net, np.full_like(net, 10)])

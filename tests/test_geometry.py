@@ -37,7 +37,7 @@ sizes = st.tuples(st.integers(1, 3000), st.integers(32, 400)).flatmap(
 
 
 @given(sizes)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_blend_weights_sum_to_one(size):
     length, patch, overlap = size
     starts = geometry.patch_starts(length, patch, overlap)
@@ -54,7 +54,7 @@ def test_blend_weights_sum_to_one(size):
 
 
 @given(st.integers(1, 5000), st.integers(1, 5000), st.integers(32, 300), st.integers(0, 900))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_every_patch_lies_in_its_context(height, width, patch, more):
     views = geometry.Views(context_size=patch + more, global_size=64, patch_size=patch, overlap=min(16, patch - 1))
     walk = geometry.walk_scene(height, width, views)

@@ -84,7 +84,7 @@ transforms = st.sampled_from(
 
 
 @given(transforms, st.integers(0, 200), st.integers(0, 200), st.integers(1, 60), st.integers(1, 60))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_sums_of_pixels_are_areas_of_polygons(transform, top, left, height, width):
     place = georeference(*transform)
     areas = np.broadcast_to(place.pixel_areas(top, left, height, width), (height, width))

@@ -294,7 +294,7 @@ def test_traced_boxes_find_the_releases_cells(length, patch):
 
 
 @given(st.integers(min_value=1, max_value=MOST), st.floats(min_value=0.0, max_value=1.0))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_exact_sharing_leaves_no_cell_of_any_scene_uncovered(count, part):
     patch = 500
     length = patch + int(part * (count - 1) * (patch - 50))

@@ -62,7 +62,7 @@ def whole():
     return take(12, CONFIG)[0]
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(st.integers(0, 11), st.sampled_from([1, 2, 8]))
 def test_resumes_where_it_was(whole, stop, threads):
     """From any position, also across the end of an epoch, into a loader with other threads."""
@@ -333,7 +333,7 @@ def test_the_global_view_is_the_same_for_the_same_pixels():
         np.testing.assert_allclose(wide, expected.astype(float), atol=1)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     st.integers(80, 300), st.integers(80, 300), st.sampled_from([np.uint8, np.uint16, np.float32]), st.integers(1, 5)
 )

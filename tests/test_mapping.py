@@ -330,7 +330,7 @@ def test_the_command_and_what_it_says_when_things_go_wrong(tmp_path, weights, im
 
 
 def test_ctrl_c_ends_at_once_and_the_next_run_goes_on(tmp_path, weights, image):
-    big = np.tile(image, (5, 4, 1))
+    big = np.tile(image, (7, 4, 1))  # large enough that it is still at work when we look
     scene, out = write(tmp_path / "scene.tif", big), tmp_path / "out"
     args = command(scene, "--weights", weights, "--out", out)
     process = subprocess.Popen(

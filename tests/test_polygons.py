@@ -73,7 +73,7 @@ maps = hnp.arrays(
 
 
 @given(maps, st.integers(1, 6))
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_bands_change_nothing(ids, rows):
     got, want = traced(ids, rows), expected(ids)
     assert all(shape.is_valid for _, shape in got)
@@ -171,7 +171,7 @@ def test_long_edges_are_divided(tmp_path):
 
 
 @given(maps, st.integers(2, 8))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_the_sieve_keeps_no_data(tmp_path_factory, ids, least):
     tmp_path = tmp_path_factory.mktemp("sieve")
     with (

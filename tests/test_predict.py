@@ -71,7 +71,7 @@ drawn = st.fixed_dictionaries(
 
 
 @given(drawn)
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 def test_a_network_that_copies_its_input_gives_the_scene_back(case):
     """Any size, any overlap up to nine tenths, contexts hardly larger than a patch and many patches wide."""
     patch = case["patch"]
@@ -105,7 +105,7 @@ def glcanet():
 
 
 @given(st.integers(20, 260), st.integers(20, 260), st.integers(0, 99))
-@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=5, suppress_health_check=[HealthCheck.too_slow])
 def test_streamed_is_the_whole_scene_reference(glcanet, height, width, seed):
     """The real network, against every patch by itself with all logits in memory."""
     predictor, model, variables = glcanet
@@ -407,7 +407,7 @@ def test_a_head_that_is_not_there_is_told():
     st.integers(500, 9000),
     st.sampled_from(["uint8", "uint16"]),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_view_made_by_rows_is_the_view(height, width, size, limit, dtype):
     rng = np.random.default_rng(0)
     image = rng.integers(0, np.iinfo(dtype).max, (height, width, 3), dtype)

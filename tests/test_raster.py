@@ -145,7 +145,7 @@ def test_windows_of_a_scene(tmp_path, dtype, driver):
     assert sorted(tmp_path.iterdir()) == before
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.data())
 def test_any_window_is_that_of_the_array(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "windows.tif"
@@ -419,7 +419,7 @@ def test_the_place_goes_from_scene_to_map(tmp_path, kind):
     assert sorted(p.name for p in (tmp_path / "maps").iterdir()) == ["classes.cog.tif", "classes.tif"]
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(st.floats(0.05, 30), st.floats(-180, 180), st.floats(1e5, 9e5), st.floats(0, 9e6), st.floats(-0.5, 0.5))
 def test_corners_stay_within_a_millionth_of_a_pixel(tmp_path_factory, size, angle, x, y, shear):
     wanted = affine(x, y, size, angle, shear)
@@ -586,7 +586,7 @@ def test_equal_layers_give_equal_bytes(tmp_path):
     assert all(result == results[0] for result in results)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.data())
 def test_windows_are_written_in_place(tmp_path_factory, data):
     h, w = data.draw(st.integers(1, 1100)), data.draw(st.integers(1, 1100))
@@ -814,7 +814,7 @@ def test_the_mode_passes_over_nodata():
     np.testing.assert_array_equal(raster._mode(ids, 2), [[2, 0], [255, 3]])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(1, 300000), st.integers(1, 3000))
 def test_the_factor_of_a_picture(side, max_side):
     factor = raster._factor(side / max_side)
