@@ -330,14 +330,14 @@ def test_the_command_and_what_it_says_when_things_go_wrong(tmp_path, weights, im
 
 
 def test_ctrl_c_ends_at_once_and_the_next_run_goes_on(tmp_path, weights, image):
-    big = np.tile(image, (7, 4, 1))  # large enough that it is still at work when we look
+    big = np.tile(image, (5, 4, 1))
     scene, out = write(tmp_path / "scene.tif", big), tmp_path / "out"
     args = command(scene, "--weights", weights, "--out", out)
     process = subprocess.Popen(
         args, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     journal, limit = out / ".scene.partial" / "journal.jsonl", time.monotonic() + 200
-    while not (journal.exists() and journal.read_bytes().count(b"\n") > 3):
+    while not (journal.exists() and journal.read_bytes().count(b"\n") > 2):  # early, to find it at work
         assert process.poll() is None and time.monotonic() < limit
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
@@ -347,7 +347,7 @@ def test_ctrl_c_ends_at_once_and_the_next_run_goes_on(tmp_path, weights, image):
     assert "scene: stopped; the same command goes on from here" in told and "Traceback" not in told
     assert not list(out.glob("[!.]*"))
     (report,) = mapping.map_scenes([scene], weights, out)
-    assert report["blocks"]["resumed"] >= 3 and report["blocks"]["computed"] > 0
+    assert report["blocks"]["resumed"] >= 2 and report["blocks"]["computed"] > 0
     agree = read(out / "scene_classes.tif") == expected_classes(weights, big)
     assert agree.mean() > 0.999  # the command and this process compile for different numbers of devices
 
