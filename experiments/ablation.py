@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments import sizes, trial
-from experiments.sizes import SPLITS, Comparison, Size
+from experiments.common import sizes, trial
+from experiments.common.sizes import SPLITS, Comparison, Size
 from glcanet_jax import cli, runs
 from glcanet_jax import config as configs
 from glcanet_jax.config import Config

@@ -3,7 +3,7 @@
 On MBRSC, in the order of what is worth most: the search for a recipe in short runs; GLCANet, its local branch alone, GLNet and
 DeepLabv3+ at an equal budget; the recipe cross-validated; mask and self-attention; the other rows of Table 1. When the time is
 over, whatever runs is ended; the same command goes on there. The recipe is what is committed: a search whose answer is another
-asks for a change of ``experiments.presets.RECIPE`` before the rest means anything, so ``--first search`` stops after it.
+asks for a change of ``glcanet_jax.presets.RECIPE`` before the rest means anything, so ``--first search`` stops after it.
 """
 
 import os

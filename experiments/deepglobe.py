@@ -3,10 +3,10 @@
 import dataclasses
 import sys
 
-from experiments.presets import FAST, PAPER, SAMPLE, TINY
 from glcanet_jax import cli
 from glcanet_jax.config import Config
 from glcanet_jax.data import DatasetMissing
+from glcanet_jax.presets import FAST, PAPER, SAMPLE, TINY
 
 
 def _on_deepglobe(config: Config, name: str) -> Config:

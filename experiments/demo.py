@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from experiments import sizes
+from experiments.common import sizes
 from experiments.mbrsc import PRESETS
-from glcanet_jax import cli, loop, metrics, report, runs
+from glcanet_jax import cli, metrics, report, runs
 from glcanet_jax import config as configs
 from glcanet_jax.config import Config
 from glcanet_jax.profiling import machine
+from glcanet_jax.training import loop
 from glcanet_jax.weights import load_weights
 
 LIMIT = 16 * 2**20  # bytes of the file

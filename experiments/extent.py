@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from glcanet_jax import cli, geometry, predict, runs
+from glcanet_jax import cli, geometry, runs
 from glcanet_jax.data import open_dataset
 from glcanet_jax.data.scenes import WindowScene
 from glcanet_jax.errors import UserError
+from glcanet_jax.inference import walk
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,8 @@ def main() -> None:
     scene, views = scenes[options.scene], config.views
 
     def classes(source, region=None) -> np.ndarray:
-        sink = predict.ArraySink(source.height, source.width)
-        predict.predict_scene(predictor, source, sink, region=region)
+        sink = walk.ArraySink(source.height, source.width)
+        walk.predict_scene(predictor, source, sink, region=region)
         return sink.arrays["classes"]
 
     # the whole, cut so that its own blocks lie at whole steps
@@ -87,7 +88,7 @@ def main() -> None:
             "changed_percent_half_a_context_inside": round(100 * float(inner.mean()), 3) if inner.size else None,
         }
 
-    region = predict.Window(top, left, inner_height, inner_width)
+    region = walk.Window(top, left, inner_height, inner_width)
     rows = [compare("region of the scene", classes(whole, region)[top:-period, left:-period], top, left)]
     for name, y, x in (
         ("scene of its own, blocks aligned", top, left),

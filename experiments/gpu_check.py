@@ -19,11 +19,12 @@ from typing import Any
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # this process leaves the device to the others
 
-from experiments import memory_case
-from experiments.speed_cases import CLASSES, Sizes, noise, our_config
-from experiments.worker import fresh
-from glcanet_jax import aot, cli
+from experiments.memory import case as memory_case
+from experiments.speed.cases import CLASSES, Sizes, noise, our_config
+from experiments.speed.worker import fresh
+from glcanet_jax import cli
 from glcanet_jax.errors import UserError
+from glcanet_jax.measure import aot
 
 TINY = Sizes(size=128, view=64, depth=10, width=8)
 # largest difference from the CPU, relative to the largest value
@@ -98,7 +99,7 @@ def apart(got: list[Any], wanted: list[Any]) -> float:
 
 
 def device() -> dict[str, Any]:
-    """What the device is called, and its description as XLA's compiler takes it (``glcanet_jax/targets/NAME.txtpb``)."""
+    """What the device is called, and its description as XLA's compiler takes it (``glcanet_jax/measure/targets/NAME.txtpb``)."""
     import jax
 
     from glcanet_jax.profiling import machine
@@ -187,7 +188,7 @@ def with_shares(found: dict[str, Any]) -> None:
 
 def check(stages: tuple[str, ...], sizes: Sizes, minutes: float | int, out: Path, tiny: bool) -> dict[str, Any]:
     """Run the stages until the time is up; what did not fit is named in ``left_out``."""
-    from experiments.sizes import commit
+    from experiments.common.sizes import commit
     from glcanet_jax import runs
 
     end = time.monotonic() + 60 * minutes

@@ -6,10 +6,10 @@ Trains on tiles 4, 5, 6 and 8, scores tile 2 once, at the end, with the last ste
 import dataclasses
 import sys
 
-from experiments.presets import FAST, PAPER, RECIPE, SAMPLE, TINY, changed
-from experiments.sizes import SIZES
+from experiments.common.sizes import SIZES
 from glcanet_jax import cli
 from glcanet_jax.config import Config, OptimiserConfig, TrainConfig, model_config
+from glcanet_jax.presets import FAST, PAPER, RECIPE, SAMPLE, TINY, changed
 
 
 def _on_mbrsc(config: Config, name: str) -> Config:

@@ -28,7 +28,7 @@ if not __package__:  # run as a file: the project lies beside this folder
 from glcanet_jax import cli, export, models, runs
 from glcanet_jax.errors import UserError
 from glcanet_jax.geometry import stride_of
-from glcanet_jax.models import attention
+from glcanet_jax.models.layers import attention
 
 TOLERANCE = 1e-4  # largest error relative to the largest logit
 INPUTS, OUTPUT = ("global_image", "patches", "boxes"), "logits"

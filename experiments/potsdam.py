@@ -7,9 +7,9 @@ Red, green and blue; ``--data.bands`` takes irrg and irrgb too, and each with +d
 import dataclasses
 import sys
 
-from experiments.presets import FAST, PAPER, TINY
 from glcanet_jax import cli
 from glcanet_jax.config import Config
+from glcanet_jax.presets import FAST, PAPER, TINY
 
 
 def _on_potsdam(config: Config, name: str) -> Config:

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments import sizes, trial
-from experiments.presets import BASE, RECIPE, Changes, changed
-from experiments.sizes import SIZES, Comparison, Size
+from experiments.common import sizes, trial
+from experiments.common.sizes import SIZES, Comparison, Size
 from glcanet_jax import cli, runs
 from glcanet_jax import config as configs
 from glcanet_jax.config import Config, DataConfig
 from glcanet_jax.errors import UserError
+from glcanet_jax.presets import BASE, RECIPE, Changes, changed
 from glcanet_jax.profiling import machine
 
 FOLDS = {"4+8": ("tile4", "tile8"), "5": ("tile5",), "6": ("tile6",)}  # tiles 4 and 8 share ground

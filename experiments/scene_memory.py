@@ -17,7 +17,7 @@ from typing import Literal
 import jax
 import numpy as np
 
-from glcanet_jax import cli, geometry, models, raster, runs
+from glcanet_jax import cli, geometry, models, runs
 from glcanet_jax import config as configs
 from glcanet_jax.data import open_dataset
 from glcanet_jax.profiling import machine
@@ -57,7 +57,7 @@ def write_scene(path: Path, size: int) -> None:
     place = dict(crs="EPSG:32640", transform=rasterio.Affine(0.3, 0, 325000, 0, -0.3, 2790000))
     partial = path.with_suffix(".part")
     options = dict(compress="deflate", zlevel=1, bigtiff="if_safer")
-    with raster.environment(), rasterio.open(partial, "w", **profile, **place, **options) as file:
+    with gdal.environment(), rasterio.open(partial, "w", **profile, **place, **options) as file:
         for top in range(0, size, TILE):
             rows = mirrored(top, min(TILE, size - top), image.shape[0])
             for left in range(0, size, TILE):

@@ -7,9 +7,9 @@ and the 17 test tiles are scored.
 import dataclasses
 import sys
 
-from experiments.presets import FAST, PAPER, TINY
 from glcanet_jax import cli
 from glcanet_jax.config import Config
+from glcanet_jax.presets import FAST, PAPER, TINY
 
 
 def _on_vaihingen(config: Config, name: str) -> Config:

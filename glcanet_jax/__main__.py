@@ -11,7 +11,7 @@ from tyro.conf import FlagConversionOff, OmitArgPrefixes, Positional
 from glcanet_jax import cli
 from glcanet_jax.config import Config, ModelConfig, model_config
 from glcanet_jax.errors import UserError
-from glcanet_jax.mapping import MapOptions
+from glcanet_jax.maps.mapping import MapOptions
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def commands(argv: list[str]) -> Any:
 
 
 def train(args: Train) -> None:
-    from glcanet_jax import loop
+    from glcanet_jax.training import loop
 
     print(f"done: {loop.train(args.config)}")
 
@@ -115,7 +115,7 @@ def evaluate(args: Eval) -> None:
 
 
 def predict(args: Predict) -> None:
-    from glcanet_jax import mapping
+    from glcanet_jax.maps import mapping
 
     if not args.scenes:
         raise UserError("no scene was given; name at least one file, as in `predict scene.tif --weights W --out DIR`")
@@ -132,7 +132,7 @@ def export(args: Export) -> None:
 
 
 def info(args: Info) -> None:
-    from glcanet_jax import info as information
+    from glcanet_jax.measure import info as information
 
     print(information.report(args))
 

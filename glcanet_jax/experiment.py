@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from glcanet_jax import loop, metrics, report, runs
+from glcanet_jax import metrics, report, runs
 from glcanet_jax.config import Config
+from glcanet_jax.training import loop
 
 
 def run(config: Config, split: str) -> dict[str, Any]:

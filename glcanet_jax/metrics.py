@@ -5,9 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from glcanet_jax.data.scenes import IGNORE
 from glcanet_jax.errors import UserError
-
-IGNORE = 255
 
 
 def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, num_classes: int, ignore: int = IGNORE) -> np.ndarray:

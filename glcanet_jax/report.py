@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-IGNORE = 255
+from glcanet_jax.data.scenes import IGNORE
+
 GREY = 128
 BLANK = 235  # grey of what holds no data in pictures of maps
 MAP_SIDE = 1400  # pixels a side of the pictures of maps, at most

@@ -17,8 +17,8 @@ from glcanet_jax.config import Config
 from glcanet_jax.data import open_dataset
 from glcanet_jax.data.scenes import class_counts
 from glcanet_jax.errors import UserError
-from glcanet_jax.evaluation import countable, evaluate
-from glcanet_jax.predictor import Predictor
+from glcanet_jax.inference.evaluation import countable, evaluate
+from glcanet_jax.inference.predictor import Predictor
 from glcanet_jax.progress import Progress
 
 

@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 
 from experiments import deepglobe
-from glcanet_jax import cli, info
+from glcanet_jax import cli
 from glcanet_jax import config as configs
 from glcanet_jax.__main__ import Info
 from glcanet_jax.errors import UserError
+from glcanet_jax.measure import info
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -25,7 +26,7 @@ SMALL = [
 
 
 def environment():
-    from conftest import CACHE
+    from tests.conftest import CACHE
 
     quick = (
         "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # and one device, as users have

@@ -17,8 +17,8 @@ from glcanet_jax import export, geometry, models, runs
 from glcanet_jax.config import Config, NormalisationConfig, model_config
 from glcanet_jax.data.scenes import ArrayScene, ClassTable, Dataset, Protocol
 from glcanet_jax.errors import UserError
-from glcanet_jax.models import attention
-from glcanet_jax.training import normalise
+from glcanet_jax.models import normalise
+from glcanet_jax.models.layers import attention
 
 SMALL = dict(depth=10, width=8, fpn_channels=16, norm="frozen")
 VIEWS = geometry.Views(context_size=96, global_size=64, patch_size=64, overlap=16)

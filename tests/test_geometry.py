@@ -85,7 +85,7 @@ def test_a_2448_scene_is_one_context_of_36_patches():
 
 @pytest.mark.parametrize(("cells", "size"), [(125, 500), (16, 61), (16, 64), (1, 3), (7, 7), (3, 33)])
 def test_interpolation_is_the_networks_resize(cells, size):
-    from glcanet_jax.models.sampling import upsample
+    from glcanet_jax.models.layers.sampling import upsample
 
     x = jax.random.normal(jax.random.key(0), (cells, 1, 2))
     matrix = geometry.interpolation(cells, size)

@@ -12,9 +12,12 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
 
 from glcanet_jax.errors import UserError
-from glcanet_jax.models import inference
+from glcanet_jax.models import folding
 from glcanet_jax.models.branch import OneBranch
 from glcanet_jax.models.deeplabv3plus import DeepLabV3Plus
 from glcanet_jax.models.fcn8s import FCN8s
@@ -157,16 +160,16 @@ class Inference(NamedTuple):
 
 
 def for_inference(model: nn.Module, bands: int) -> Inference:
-    """Batch norms folded into convolutions, kernels in the compute type (:mod:`glcanet_jax.models.inference`)."""
+    """Batch norms folded into convolutions, kernels in the compute type (:mod:`glcanet_jax.models.folding`)."""
     # one that is never called as a whole is left as it is
-    folds = inference.find_folds(model, *_inputs(bands)) if callable(model) else ()
+    folds = folding.find_folds(model, *_inputs(bands)) if callable(model) else ()
     dtype = compute_type(model)
 
     def prepare(variables: dict[str, Any]) -> dict[str, Any]:
-        return inference.in_compute_type(inference.fold(folds, variables), dtype)
+        return folding.in_compute_type(folding.fold(folds, variables), dtype)
 
     def folded(fns: Any) -> Any:
-        return None if fns is None else type(fns)(*(inference.without_factors(folds, fn) for fn in fns))
+        return None if fns is None else type(fns)(*(folding.without_factors(folds, fn) for fn in fns))
 
     return Inference(prepare, folded(functions(model)), folded(second_pass(model)))
 
@@ -210,6 +213,15 @@ def init(model: nn.Module, key: jax.Array, bands: int, size: int = 64) -> dict[s
     The forward pass is only traced, neither compiled nor run. Inside ``jax.eval_shape`` shapes come out.
     """
     return dict(model.lazy_init(key, *_inputs(bands, size)))
+
+
+def normalise(image: Array, mean: tuple[float, ...], std: tuple[float, ...], scale: float) -> Float[Array, "*b h w c"]:
+    """``(x / scale - mean) / std`` in float32; mean and std are repeated cyclically for further bands."""
+    bands = image.shape[-1]
+    per_band = [
+        np.resize(np.asarray(v, np.float32), bands).reshape(*(1,) * (image.ndim - 1), bands) for v in (mean, std)
+    ]
+    return (image.astype(jnp.float32) / scale - per_band[0]) / per_band[1]
 
 
 def _inputs(bands: int, size: int = 64) -> tuple[jax.ShapeDtypeStruct, ...]:

@@ -15,11 +15,11 @@ from jaxtyping import Array, Float
 
 from glcanet_jax import geometry
 from glcanet_jax.errors import UserError
-from glcanet_jax.models import attention, choices, convolution
-from glcanet_jax.models.attention import SelfAttention
-from glcanet_jax.models.fpn import LEVELS, Laterals, LocalEnhancement, Smooth, stride
-from glcanet_jax.models.resnet import BLOCKS, backbone_of, norm_layer
-from glcanet_jax.models.sampling import pixels_of, upsample
+from glcanet_jax.models.layers import attention, choices, convolution
+from glcanet_jax.models.layers.attention import SelfAttention
+from glcanet_jax.models.layers.fpn import LEVELS, Laterals, LocalEnhancement, Smooth, stride
+from glcanet_jax.models.layers.resnet import BLOCKS, backbone_of, norm_layer
+from glcanet_jax.models.layers.sampling import pixels_of, upsample
 
 SELF_LEVELS = (4, 5)  # self-attention sits on P5 and P4
 CHOICES = {

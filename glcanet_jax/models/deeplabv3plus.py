@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from glcanet_jax.errors import UserError
-from glcanet_jax.models import choices, convolution, pooling, resnet
-from glcanet_jax.models.blocks import ConvNorm
-from glcanet_jax.models.resnet import BLOCKS, backbone_of, new_norm_of
-from glcanet_jax.models.sampling import logits_to_pixels, upsample
+from glcanet_jax.models.layers import choices, convolution, pooling, resnet
+from glcanet_jax.models.layers.blocks import ConvNorm
+from glcanet_jax.models.layers.resnet import BLOCKS, backbone_of, new_norm_of
+from glcanet_jax.models.layers.sampling import logits_to_pixels, upsample
 
 CHOICES = resnet.CHOICES | choices.COMMON | {"output_stride": (16, 8)}
 

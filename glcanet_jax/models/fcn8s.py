@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from glcanet_jax.models import choices, convolution
-from glcanet_jax.models.vgg import VGG16, he_normal
+from glcanet_jax.models.layers import choices, convolution
+from glcanet_jax.models.layers.vgg import VGG16, he_normal
 
 PADDING = 100  # of the image; fc6 fits an image of any size then
 CROPS = {"pool4": 5, "pool3": 9, "image": 31}  # first cell of each that the upsampled scores below it begin at

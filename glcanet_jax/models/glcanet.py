@@ -14,11 +14,12 @@ from einops import rearrange
 from jaxtyping import Array, Float
 
 from glcanet_jax.errors import UserError
-from glcanet_jax.models import attention, branch, choices, convolution
-from glcanet_jax.models.attention import CrossAttention
-from glcanet_jax.models.fpn import LEVELS, Laterals, SharedSmooth, Smooth, stride
-from glcanet_jax.models.resnet import backbone_of
-from glcanet_jax.models.sampling import pixels_of, sample_boxes, upsample
+from glcanet_jax.models import branch
+from glcanet_jax.models.layers import attention, choices, convolution
+from glcanet_jax.models.layers.attention import CrossAttention
+from glcanet_jax.models.layers.fpn import LEVELS, Laterals, SharedSmooth, Smooth, stride
+from glcanet_jax.models.layers.resnet import backbone_of
+from glcanet_jax.models.layers.sampling import pixels_of, sample_boxes, upsample
 
 CHOICES = branch.CHOICES | {
     "residual": ("query", "input"),

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
-from glcanet_jax.models import choices, convolution, cropping
-from glcanet_jax.models.fpn import LEVELS, Laterals, SharedSmooth, Smooth
-from glcanet_jax.models.resnet import BLOCKS, backbone_of
-from glcanet_jax.models.sampling import pixels_of, upsample
+from glcanet_jax.models.layers import choices, convolution, cropping
+from glcanet_jax.models.layers.fpn import LEVELS, Laterals, SharedSmooth, Smooth
+from glcanet_jax.models.layers.resnet import BLOCKS, backbone_of
+from glcanet_jax.models.layers.sampling import pixels_of, upsample
 
 CHOICES = {
     "depth": tuple(BLOCKS),

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from glcanet_jax.errors import UserError
-from glcanet_jax.models import choices, convolution, pooling, resnet
-from glcanet_jax.models.blocks import ConvNorm
-from glcanet_jax.models.resnet import backbone_of, new_norm_of
-from glcanet_jax.models.sampling import upsample
+from glcanet_jax.models.layers import choices, convolution, pooling, resnet
+from glcanet_jax.models.layers.blocks import ConvNorm
+from glcanet_jax.models.layers.resnet import backbone_of, new_norm_of
+from glcanet_jax.models.layers.sampling import upsample
 
 OUTPUT_STRIDE = 8  # of the ResNet, were it not for the halving
 SHARED = "stage2_block1"  # the last block of the medium branch; what follows is the low one's alone

@@ -6,9 +6,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from glcanet_jax.models import choices, convolution
-from glcanet_jax.models.resnet import norm_layer
-from glcanet_jax.models.vgg import LAYERS, STAGES, VGG16, filters, he_normal, max_places, max_unpool
+from glcanet_jax.models.layers import choices, convolution
+from glcanet_jax.models.layers.resnet import norm_layer
+from glcanet_jax.models.layers.vgg import LAYERS, STAGES, VGG16, filters, he_normal, max_places, max_unpool
 
 
 class SegNet(nn.Module):

@@ -8,8 +8,8 @@ from einops import rearrange
 from jaxtyping import Array, Float
 
 from glcanet_jax import geometry
-from glcanet_jax.models import choices
-from glcanet_jax.models.sampling import pixels_of, sample_boxes
+from glcanet_jax.models.layers import choices
+from glcanet_jax.models.layers.sampling import pixels_of, sample_boxes
 
 VIEWS = {"patch": "local", "global": "global"}  # and the root of its parameters
 Maps = dict[str, Any]

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from glcanet_jax.models import choices, convolution
-from glcanet_jax.models.vgg import conv_name, he_normal, max_pool
+from glcanet_jax.models.layers import choices, convolution
+from glcanet_jax.models.layers.vgg import conv_name, he_normal, max_pool
 
 LEVELS = (1, 2, 3, 4, 5)  # strides 1, 2, 4, 8, 16
 MARGIN = 92  # pixels that the unpadded convolutions eat on each side

@@ -1,0 +1,156 @@
+"""What experiments that compare many runs share: sizes of everything, and one configuration to begin from."""
+
+import dataclasses
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+
+from glcanet_jax import report, runs
+from glcanet_jax.config import Config, DataConfig, OptimiserConfig, TrainConfig
+from glcanet_jax.data.loader import LoaderConfig
+from glcanet_jax.geometry import Views
+from glcanet_jax.presets import RECIPE, Changes, changed
+
+SPLITS = {"deepglobe": ("val", "test"), "mbrsc": ("val",)}  # to score, the first for the tables
+PLAIN: Changes = {
+    "loss": {"gamma": 2.0},
+    "optimiser": {"clip": 1.0, "warmup_steps": 20},
+    "train": {"colour_jitter": 0.2},
+}
+SCENE = 2448  # pixels a side of the scene that memory and GFLOP are told for, as the paper's
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large everything is."""
+
+    views: Views
+    global_side: int  # pixels a side of the whole scene shrunk, for networks that look at nothing else
+    loader: LoaderConfig
+    rates: dict[str, float]  # by initialisation, of every root
+    options: dict[str, dict[str, Any]]  # of networks
+    norm: str  # of pretrained backbones
+    eval_batch: int  # patches at once in scoring
+    recipe: Changes = field(default_factory=lambda: RECIPE)  # the same for all networks
+    dtype: str = "float32"  # of the computation, likewise
+
+
+SIZES = {
+    # 500-px patches, whole scenes shrunk to half of DeepGlobe's (the paper does not say its size), for a GPU
+    "full": Size(
+        Views(),
+        SCENE // 2,
+        LoaderConfig(batch_size=6, patches_per_context=2, threads=16),
+        {"imagenet": 1e-4, "scratch": 5e-4},
+        {},
+        "batch",
+        1,  # as the paper measures memory
+        dtype="bfloat16",
+    ),
+    # 256-px patches in contexts of the paper's ratio, for CPUs with patience
+    "cpu": Size(
+        Views(context_size=1254, global_size=256, patch_size=256, overlap=32),
+        512,
+        LoaderConfig(batch_size=2, patches_per_context=4),
+        {"imagenet": 1e-4, "scratch": 5e-4},
+        {"glcanet": {"fpn_channels": 128}, "branch": {"fpn_channels": 128}},
+        "frozen",
+        6,
+    ),
+    # the same at half the size, for searches
+    "medium": Size(
+        Views(context_size=627, global_size=128, patch_size=128, overlap=16),
+        256,
+        LoaderConfig(batch_size=2, patches_per_context=4),
+        {"imagenet": 1e-4, "scratch": 5e-4},
+        {"glcanet": {"fpn_channels": 128}, "branch": {"fpn_channels": 128}},
+        "frozen",
+        12,
+    ),
+    # for CPUs: every network in minutes, none at its best
+    "small": Size(
+        Views(context_size=176, global_size=64, patch_size=64, overlap=8),
+        128,
+        LoaderConfig(batch_size=2, patches_per_context=4, contexts_per_scene=20),
+        {"imagenet": 1e-4, "scratch": 5e-4},
+        {"unet": {"padding": "same"}, "fcn8s": {"padding": "same"}},  # the papers' margins are wider than these patches
+        "frozen",
+        4,
+        PLAIN,
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The options of every comparison."""
+
+    dataset: Literal["deepglobe", "mbrsc"]
+    data_dir: Path  # the dataset's manual directory
+    seeds: int = 1  # runs of everything that is compared
+    budget: str = "2000steps"  # of every run: steps, or minutes as in 30minutes
+    size: Literal["auto", "full", "cpu", "medium", "small"] = (
+        "auto"  # of patches and batches; auto: full on a GPU, small without
+    )
+    backbone: Path | None = None  # ImageNet ResNet-50 weights, for networks that have one; without: all from scratch
+    results: Path = Path("results")  # where the table goes
+
+    def command(self, experiment: str, *more: str) -> str:
+        """What was asked for, without the places of this machine's files."""
+        words = [f"python -m experiments.{experiment} --dataset {self.dataset} --data-dir DIR", *more]
+        words += [f"--seeds {self.seeds}", f"--budget {self.budget}", f"--size {self.size}"]
+        return " ".join(words + ["--backbone FILE"] * (self.backbone is not None))
+
+
+def network_options(size: Size, network: str, pretrained: bool) -> dict[str, Any]:
+    """What a size asks of a network."""
+    return size.options.get(network, {}) | {"dtype": size.dtype} | ({"norm": size.norm} if pretrained else {})
+
+
+def write(experiment: str, result: dict[str, Any], markdown: str, folder: Path) -> Path:
+    """``<experiment>-<dataset>-<size>.json`` and ``.md``, each whole or not at all; returns their path without an ending."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{experiment}-{result['dataset']}-{result['size']['name']}"
+    runs.write_json(path.with_name(f"{path.name}.json"), result)
+    report.write_text(path.with_name(f"{path.name}.md"), markdown)
+    return path
+
+
+def choose(size: str, without_gpu: str = "small") -> str:
+    """``auto`` is ``full`` on a GPU and ``small``, or another one, without."""
+    if size != "auto":
+        return size
+    return "full" if jax.default_backend() == "gpu" else without_gpu
+
+
+def configure(size: Size, dataset: str, data_dir: Path, backbone: Path | None, seed: int) -> Config:
+    """GLCANet's configuration at a size; with a backbone's weights, everything that was not in them learns faster."""
+    rate = size.rates["imagenet" if backbone else "scratch"]
+    config = Config(
+        data=DataConfig(dataset=dataset, dir=str(data_dir), val_split=""),  # the weights of the last step are scored
+        views=size.views,
+        loader=dataclasses.replace(size.loader, seed=seed),
+        optimiser=OptimiserConfig(
+            global_rate=rate, local_rate=rate, fusion_rate=3 * rate if backbone else rate, clip=1.0
+        ),
+        train=TrainConfig(seed=seed, tensorboard=False, log_every=10, checkpoint_every=50),
+        backbone=str(backbone) if backbone else None,
+        eval_batch=size.eval_batch,
+    )
+    return changed(config, size.recipe)
+
+
+def commit() -> str | None:
+    """The commit that runs, "+" if files were changed; None outside of a repository."""
+    here = Path(__file__).parents[2]
+    git = lambda *words: subprocess.run(["git", *words], cwd=here, capture_output=True, text=True)  # noqa: E731
+    try:
+        head = git("rev-parse", "--short", "HEAD")
+    except OSError:  # no git
+        return None
+    if head.returncode:
+        return None
+    return head.stdout.strip() + ("+" if git("status", "--porcelain", "--untracked-files=no").stdout.strip() else "")

@@ -1,0 +1,1 @@
+"""From scene files to georeferenced maps, areas, polygons and reports."""

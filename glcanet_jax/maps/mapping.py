@@ -1,0 +1,466 @@
+"""From scene files to maps: what ``python -m glcanet_jax predict`` does, file by file.
+
+Of a scene ``NAME`` this leaves ``NAME_classes.tif`` and what else was asked for, and ``NAME.report.json``, which comes last:
+a scene that has it is done. While it is under way everything is in ``.NAME.partial``; what is there after a kill is gone on
+with.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from glcanet_jax import config as configs
+from glcanet_jax import report, runs
+from glcanet_jax.data import raster
+from glcanet_jax.data.tiles import check_disk
+from glcanet_jax.errors import UserError
+from glcanet_jax.inference import walk
+from glcanet_jax.inference.predictor import Predictor
+from glcanet_jax.inference.scratch import Scratch, is_of
+from glcanet_jax.maps import map_report
+from glcanet_jax.maps.writer import MapWriter, required_bytes
+from glcanet_jax.profiling import free_device_memory, peak_memory, require_memory, resident_memory
+from glcanet_jax.progress import Progress
+
+HOST_RESERVE = 200 * 2**20  # bytes that reading, writing and GDAL's cache take beside the network
+
+
+@dataclass(frozen=True)
+class MapOptions:
+    """What is made of each scene, and how."""
+
+    bands: str | None = None  # numbers from 1, as 4,1,2; without: the scene's own, an alpha band left out
+    scale: float | None = None  # full scale of the scenes' values, if it is not what the weights were trained on
+    confidence: bool = False  # probability of the chosen class, one uint8 band
+    probabilities: bool = False  # of every class, a uint8 band each
+    polygons: Literal["geojson", "gpkg"] | None = None
+    min_area: float = 0.0  # polygons under it are merged into their surroundings, m2 (pixels without a CRS)
+    overlay: bool = False  # a PNG to look at
+    aoi: Path | None = None  # GeoJSON polygons; nothing is predicted outside
+    tta: bool = False  # mean over the eight views of a square: eight times the work
+    overlap: int | None = None  # least overlap of patches, pixels; without: the weights'
+    context_size: int | None = None  # scene pixels a side; without: the weights'
+    batch: int | None = None  # patches at once; without: what the memory allows
+    memory_budget: str | None = None  # as 4GB: the batch is chosen to stay under it
+    dtype: Literal["float32", "bfloat16"] | None = (
+        None  # of the computation; without: float32 on CPUs, else the weights'
+    )
+    resume: bool = True  # go on where a killed run stopped
+    overwrite: bool = False  # replace maps made with other weights or options
+
+
+# ---------------------------------------------------------------------------------------------------------- choosing
+def parse_bytes(text: str) -> int:
+    """``4GB``, ``800 MB``, ``1.5GiB`` or a number of bytes.
+
+    Raises:
+        UserError: anything else.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgt])i?)?b?\s*", text.lower())
+    if not match or float(match.group(1)) <= 0:
+        raise UserError(f"--memory-budget is {text!r}; it must be a size as 800MB or 4GB")
+    return int(float(match.group(1)) * 1024 ** " kmgt".index(match.group(2) or " "))
+
+
+def parse_bands(text: str | None) -> tuple[int, ...] | None:
+    """``4,1,2`` as numbers.
+
+    Raises:
+        UserError: anything else.
+    """
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise UserError(f"--bands is {text!r}; it must be band numbers from 1, as 4,1,2") from error
+
+
+def parse_shard(text: str | None) -> tuple[int, int]:
+    """``i/n`` as (index from 0, count).
+
+    Raises:
+        UserError: anything else.
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)", text or "1/1")
+    if not match or not 1 <= int(match.group(1)) <= int(match.group(2)):
+        raise UserError(f"--shard is {text!r}; it must be I/N with I from 1 to N, as 2/4")
+    return int(match.group(1)) - 1, int(match.group(2))
+
+
+def names_of(scenes: Sequence[str]) -> dict[str, str]:
+    """The scenes by the name that their maps will have.
+
+    Raises:
+        UserError: two would have the same.
+    """
+    named: dict[str, str] = {}
+    for scene in scenes:
+        name = Path(scene).stem
+        if name in named:
+            raise UserError(
+                f"{named[name]} and {scene} would both be written as {name}_classes.tif; predict them into different --out"
+            )
+        named[name] = scene
+    return named
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network ready to map scenes, and where it comes from."""
+
+    predictor: Predictor
+    config: configs.Config
+    names: tuple[str, ...]  # of the classes
+    palette: tuple[tuple[int, int, int], ...]
+    weights: Path
+    digest: str  # SHA-256 of the weights file
+
+
+def load_model(weights: Path, options: MapOptions) -> Model:
+    """The network of a weights file with what the options change of it.
+
+    Raises:
+        UserError: the weights cannot be read, or the options do not fit them.
+    """
+    on_cpu = jax.default_backend() == "cpu"
+    dtype = options.dtype or ("float32" if on_cpu else None)  # bfloat16 is slower than float32 on CPUs
+    views = {k: v for k in ("overlap", "context_size") if (v := getattr(options, k)) is not None}
+    if options.batch is not None and options.batch < 1:
+        raise UserError(f"--batch is {options.batch}; it must be at least 1")
+    predictor, config, classes = runs.load_predictor(
+        weights, options.batch or 1, dtype=dtype, views=views, tta=options.tta
+    )
+    if options.scale is not None:
+        if not options.scale > 0:
+            raise UserError(f"--scale is {options.scale}; it must be a positive number, as 255 or 10000")
+        predictor.normalisation = {**predictor.normalisation, "scale": options.scale}
+    palette = tuple(tuple(colour) for colour in classes["palette"])
+    return Model(predictor, config, tuple(classes["names"]), palette, weights, _digest(weights))
+
+
+def choose_batch(predictor: Predictor, options: MapOptions, dtype: Any, context: tuple[int, int]) -> None:
+    """Set the predictor's batch: the one given, or the largest that the memory allows.
+
+    CPUs gain nothing from more than one patch at once, so that there the memory is spared unless a budget is given.
+    """
+    if options.batch is not None:
+        return
+    if options.memory_budget is not None:
+        budget = parse_bytes(options.memory_budget)
+        if jax.default_backend() == "cpu":
+            budget -= resident_memory() + HOST_RESERVE
+        predictor.fit_batch(budget, dtype, context)
+    elif (free := free_device_memory()) is not None:
+        held = sum(x.nbytes for x in jax.tree.leaves(predictor.variables))  # counted in the programs' need as well
+        predictor.fit_batch(int(0.85 * (free + held)), dtype, context)
+
+
+def check_memory(predictor: Predictor, dtype: Any, context: tuple[int, int]) -> None:
+    """Compile what the walk will run, and say what it needs.
+
+    Raises:
+        UserError: that is more than is free.
+    """
+    largest = max(predictor.memory(dtype, context).values(), key=lambda sizes: sizes["total"])
+    held = sum(x.nbytes for x in jax.tree.leaves(predictor.variables))
+    what = "one patch at once" if predictor.batch == 1 else f"{predictor.batch} patches at once"
+    require_memory(what, largest, held, "give a smaller --batch, --memory-budget, or --dtype bfloat16")
+
+
+# ------------------------------------------------------------------------------------------------------------- files
+def _digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _alone(folder: Path, name: str) -> Iterator[None]:
+    """Raises UserError if another process is at this scene; its lock ends with it, however it ends."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield
+        return
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"another process is predicting {name} into {folder.parent}; wait for it, or divide the scenes with --shard"
+            ) from error
+        yield
+
+
+def outputs_of(name: str, options: MapOptions) -> dict[str, str]:
+    """File names of what is made of a scene, by kind."""
+    files = {"classes": f"{name}_classes.tif"}
+    for kind in ("confidence", "probabilities"):
+        if getattr(options, kind):
+            files[kind] = f"{name}_{kind}.tif"
+    if options.polygons is not None:
+        files["polygons"] = f"{name}_polygons.{options.polygons}"
+    if options.overlay:
+        files["overlay"] = f"{name}_overlay.png"
+    return files
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A scene about to be mapped."""
+
+    name: str
+    source: Any  # raster.RasterSource
+    region: Any
+    out: Path
+    files: dict[str, str]
+    fingerprint: dict[str, Any]  # what the maps depend on
+
+    @property
+    def folder(self) -> Path:
+        return self.out / f".{self.name}.partial"
+
+    @property
+    def report(self) -> Path:
+        return self.out / f"{self.name}{map_report.SUFFIX}"
+
+    def is_done(self) -> bool:
+        """Whether the maps are there, made of the same scene with the same weights and options.
+
+        Raises:
+            UserError: maps of something else are in the way.
+        """
+        there = [f for f in self.files.values() if (self.out / f).exists()]
+        if not self.report.exists():
+            # a run killed while it renamed its maps left some of them, and its journal
+            if there and not is_of(self.folder, self.fingerprint):
+                raise UserError(
+                    f"{self.out / there[0]} exists and is not known to be of this scene; give another --out, or --overwrite"
+                )
+            return False
+        made = json.loads(self.report.read_text()).get("fingerprint")
+        if made == self.fingerprint:
+            return len(there) == len(self.files)
+        changed = configs.differences(self.fingerprint, made or {})
+        raise UserError(
+            f"{self.out} holds maps of {self.name} made otherwise ({'; '.join(changed[:3])}); give another --out, or --overwrite"
+        )
+
+
+def _plan(name: str, path: str, out: Path, model: Model, options: MapOptions) -> _Plan:
+    """Open a scene and say what its maps depend on; raises UserError if it does not fit the network."""
+    from glcanet_jax.maps import aoi
+
+    scale = model.predictor.normalisation["scale"]
+    fill = np.resize(np.asarray(model.predictor.normalisation["mean"], np.float32), model.predictor.bands) * scale
+    source = raster.RasterSource(path, parse_bands(options.bands), model.predictor.bands, fill.tolist())
+    if (np.iinfo(source.dtype).max > 255) != (scale > 255) and options.scale is None:
+        raise UserError(
+            f"{path} holds {source.dtype} values, the weights were trained on values up to {scale:g}; "
+            "say what the scene's full scale is with --scale (as 255, 10000 or 65535)"
+        )
+    files = outputs_of(name, options)
+    taken = {(out / f).resolve() for f in (*files.values(), f"{name}{map_report.SUFFIX}")}
+    if Path(path).resolve() in taken:
+        raise UserError(f"{path} would be overwritten by its own map; give another --out")
+    region = None
+    if options.aoi is not None:
+        region = aoi.load_aoi(options.aoi, source.georeference, source.height, source.width)
+    fingerprint = {
+        "scene": source.identity(),
+        "weights": model.digest,
+        "views": dataclasses.asdict(model.predictor.views),
+        "normalisation": {k: list(v) if isinstance(v, tuple) else v for k, v in model.predictor.normalisation.items()},
+        "dtype": model.config.model.dtype,
+        "tta": options.tta,
+        "aoi": None if options.aoi is None else _digest(options.aoi),
+        "outputs": files,
+        "min_area": options.min_area if options.polygons else None,
+    }
+    return _Plan(name, source, region, out, files, json.loads(json.dumps(fingerprint)))
+
+
+# ----------------------------------------------------------------------------------------------------------- mapping
+def map_scene(plan: _Plan, model: Model, options: MapOptions) -> dict[str, Any]:
+    """Make everything of one scene; returns its report.
+
+    Raises:
+        UserError: it cannot be read or written; nothing stands under a final name then, and the next run goes on.
+    """
+    from glcanet_jax.maps import polygons
+
+    began = time.perf_counter()
+    source, names, palette = plan.source, model.names, model.palette
+    folder, georeference = plan.folder, plan.source.georeference
+    layers = [kind for kind in ("classes", "confidence", "probabilities") if kind in plan.files]
+    plan.out.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
+    there = sum(file.stat().st_size for file in folder.iterdir())  # of a run that was killed
+    check_disk(plan.out, required_bytes(source.height, source.width, layers, len(names)) - there)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_alone(folder, plan.name))
+        if not options.resume or not is_of(folder, plan.fingerprint):
+            for stale in folder.iterdir():
+                if stale.name != "lock":
+                    stale.unlink()
+        if source.needs_staging:
+            print(
+                f"{plan.name}: copying the scene into tiles first: it is stored so that windows are dear to read",
+                flush=True,
+            )
+            source = source.stage(folder)
+            stack.callback(source.close)
+        tags = {"MODEL": model.config.model.network, "WEIGHTS_SHA256": model.digest, "SOFTWARE": "GLCANet-JAX"}
+        size = source.height, source.width
+        writer = MapWriter(folder, *size, georeference, names, palette, layers, tags)
+        stack.callback(writer.close)
+        scratch = stack.enter_context(Scratch(folder, plan.fingerprint))
+        total = source.height * source.width / 1e6
+        with _memory_told(model.predictor), Progress(total, plan.name, "Mpx") as progress:
+            summary = walk.predict_scene(
+                model.predictor, source, writer, outputs=layers, region=plan.region, scratch=scratch,
+                progress=lambda pixels: progress.advance(pixels / 1e6),
+            )  # fmt: skip
+        made = writer.finish()
+        if options.polygons is not None:
+            made["polygons"] = folder / f"polygons.{options.polygons}"
+            made["polygons"].unlink(missing_ok=True)
+            polygons.write_polygons(
+                made["classes"], made["polygons"], options.polygons, georeference, names, options.min_area, folder
+            )
+        if options.overlay:
+            made["overlay"] = folder / "overlay.png"
+            picture = raster.overview(source, report.MAP_SIDE)
+            image = np.where(picture[..., 3:] > 0, picture[..., :3], np.uint8(report.BLANK))
+            report.save_map(made["overlay"], image, raster.overview(made["classes"], report.MAP_SIDE), palette, names)
+        result = _report(plan, made["classes"], summary, model)
+        plan.report.unlink(missing_ok=True)  # one that stands says that all maps beside it are of its making
+        for kind, path in made.items():
+            os.replace(path, plan.out / plan.files[kind])
+        result["seconds"] = round(time.perf_counter() - began, 3)
+        result["megapixels_per_second"] = round(summary.pixels / 1e6 / result["seconds"], 4)
+        result["scenes_per_second"] = round(1 / result["seconds"], 5)
+        result |= {k.partition("/")[2]: v for k, v in peak_memory().items()}
+        runs.write_json(plan.report, result)
+    shutil.rmtree(folder, ignore_errors=True)
+    return result
+
+
+@contextlib.contextmanager
+def _memory_told(predictor: Predictor) -> Iterator[None]:
+    """An exhausted device as a UserError."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(
+            f"the device has too little memory for {predictor.batch} patches at once; give a smaller --batch, "
+            "--memory-budget, or --dtype bfloat16"
+        ) from error
+
+
+def _report(plan: _Plan, class_map: Path, summary: walk.Summary, model: Model) -> dict[str, Any]:
+    """Areas, settings and what the walk did."""
+    georeference = plan.source.georeference
+    pixels, areas = map_report.count_areas(class_map, georeference, len(model.names))
+    notes = [note for note in (plan.source.note, georeference.warning) if note]
+    if not pixels[:-1].any():
+        notes.append(
+            "no pixel is classified: the scene is nodata or transparent throughout, or the area of interest empty"
+        )
+    context = model.predictor.views.context_extent(plan.source.height, plan.source.width)
+    memory = model.predictor.memory(plan.source.dtype, context) if summary.patches else {}
+    return {
+        "scene": plan.name,
+        "source": plan.fingerprint["scene"]["path"],
+        "height": plan.source.height,
+        "width": plan.source.width,
+        "crs": None if georeference.crs is None else georeference.crs.to_string(),
+        "area_method": georeference.method,
+        "classes": map_report.class_rows(pixels, areas, model.names),
+        "nodata_pixels": int(pixels[-1]),
+        "notes": notes,
+        "outputs": plan.files,
+        "walk_seconds": round(summary.seconds, 3),
+        "device_busy": round(summary.busy / max(summary.seconds, 1e-9), 4),
+        "blocks": {"computed": summary.blocks, "skipped": summary.skipped, "resumed": summary.resumed},
+        "patches": summary.patches,
+        "program_memory_mb": {name: round(sizes["total"] / 2**20, 1) for name, sizes in memory.items()},
+        "device": jax.local_devices()[0].device_kind,
+        "batch": model.predictor.batch,
+        "model": {
+            "network": model.config.model.network,
+            "weights": str(model.weights),
+            "dtype": model.config.model.dtype,
+        },
+        "fingerprint": plan.fingerprint,
+    }
+
+
+def map_scenes(
+    scenes: Sequence[str], weights: Path, out: Path, options: MapOptions = MapOptions(), shard: str | None = None
+) -> list[dict[str, Any]]:
+    """Map scene files one after the other; returns the reports of those that this call made.
+
+    With ``shard`` (``i/n``) only every n-th scene is taken, so that several processes can share a list. A scene that cannot
+    be mapped is told and the others go on.
+
+    Raises:
+        UserError: an option is wrong, or some scenes could not be mapped.
+    """
+    out, weights = Path(out), runs.find_weights(weights)
+    index, count = parse_shard(shard)
+    named = names_of(scenes)
+    mine = dict(list(named.items())[index::count])
+    parse_bands(options.bands)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; --out must be a folder")
+    runs.enable_compilation_cache()
+    model = load_model(weights, options)
+    reports, failed = [], []
+    for name, path in mine.items():
+        try:
+            plan = _plan(name, path, out, model, options)
+            with contextlib.closing(plan.source):
+                if not options.overwrite and plan.is_done():
+                    print(f"{name}: done already")
+                    continue
+                context = model.predictor.views.context_extent(plan.source.height, plan.source.width)
+                choose_batch(model.predictor, options, plan.source.dtype, context)
+                check_memory(model.predictor, plan.source.dtype, context)
+                result = map_scene(plan, model, options)
+        except KeyboardInterrupt:
+            print(f"{name}: stopped; the same command goes on from here", file=sys.stderr)
+            raise
+        except (UserError, OSError) as problem:
+            error = problem
+            if isinstance(problem, OSError):
+                error = UserError(f"{problem.filename or out}: {problem.strerror or problem}; mend it, then run again")
+            if len(mine) == 1:
+                raise error from problem
+            print(f"error: {error}", file=sys.stderr)
+            failed.append(name)
+            continue
+        reports.append(result)
+        print(map_report.format_report(result))
+    if out.is_dir():
+        map_report.gather_reports(out)
+        print(f"written to {out}")
+    if failed:
+        raise UserError(f"{len(failed)} of {len(mine)} scenes could not be mapped ({', '.join(failed[:5])}); see above")
+    return reports

@@ -1,0 +1,101 @@
+"""Losses (paper section 3.6; DESIGN section 3): focal on three outputs, and the regulariser between the two branches.
+
+Beside the paper's: label smoothing, and two losses that look at regions as the mean IoU does, soft Dice and Lovasz-softmax.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Integer
+
+from glcanet_jax import geometry
+
+
+def focal(
+    logits: Float[Array, "*b k"],
+    labels: Integer[Array, "*b"],
+    gamma: float = 6.0,
+    class_weights: Float[Array, " k"] | None = None,
+    smoothing: float = 0.0,
+) -> Float[Array, ""]:
+    """Mean of ``-(1 - p)^gamma log p`` over the pixels that are not ignored (Lin et al., 2017); zero where there are none.
+
+    From ``log_softmax`` in float32, without clamping p: confidently wrong pixels keep their gradient.
+
+    Args:
+        class_weights: of pixels, by their label.
+        smoothing: share of the target that is spread over all classes alike (Szegedy et al., 2016, section 7); the loss is
+            then the sum of every class's term by its share.
+    """
+    classes = logits.shape[-1]
+
+    def term(log_p: Array) -> Array:
+        # (1 - p) without cancellation; kept off zero, where a power below one has no derivative
+        return -log_p * jnp.maximum(-jnp.expm1(log_p), 1e-12) ** gamma if gamma else -log_p
+
+    log_all = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    # a sum over a one-hot vector: its gradient needs no scatter
+    loss = term(jnp.sum(jnp.where(jax.nn.one_hot(labels, classes, dtype=bool), log_all, 0.0), axis=-1))
+    if smoothing:
+        loss = (1 - smoothing) * loss + smoothing * jnp.mean(term(log_all), axis=-1)
+    counted = labels < classes
+    weight = counted.astype(jnp.float32)
+    if class_weights is not None:
+        weight = weight * class_weights[jnp.where(counted, labels, 0)]
+    return jnp.sum(jnp.where(counted, loss * weight, 0.0)) / jnp.maximum(jnp.sum(weight), 1e-8)
+
+
+def _chances(logits: Array, labels: Array) -> tuple[Array, Array]:
+    """Probabilities and one-hot labels by class, ``[k, pixels]``; both zero at ignored pixels."""
+    classes = logits.shape[-1]
+    counted = (labels < classes).ravel()
+    p = jax.nn.softmax(logits.astype(jnp.float32), axis=-1).reshape(-1, classes).T
+    truth = jax.nn.one_hot(labels.ravel(), classes, axis=0)  # nothing at labels beyond the classes
+    return jnp.where(counted[None], p, 0.0), truth
+
+
+def _over_present(per_class: Array, truth: Array) -> Array:
+    """Mean over the classes that have a pixel."""
+    present = truth.any(axis=1)
+    return jnp.sum(jnp.where(present, per_class, 0.0)) / jnp.maximum(jnp.sum(present), 1)
+
+
+def dice(logits: Float[Array, "*b k"], labels: Integer[Array, "*b"]) -> Float[Array, ""]:
+    """Soft Dice loss: ``1 - 2 sum(p y) / sum(p + y)`` over all pixels of a batch, the mean over the classes in it.
+
+    Milletari et al., 2016, section 3, with p where they have its square; zero where all pixels are ignored.
+    """
+    p, truth = _chances(logits, labels)
+    overlap, total = jnp.sum(p * truth, axis=1), jnp.sum(p + truth, axis=1)
+    return _over_present(1 - 2 * overlap / jnp.maximum(total, 1e-8), truth)
+
+
+def lovasz(logits: Float[Array, "*b k"], labels: Integer[Array, "*b"]) -> Float[Array, ""]:
+    """Lovasz-softmax: the convex extension of the Jaccard loss of every class's errors, the mean over the classes of a batch.
+
+    Berman et al., 2018, equations 8 to 11; zero where all pixels are ignored.
+    """
+    p, truth = _chances(logits, labels)
+    errors = jnp.abs(truth - p)
+    order = jnp.argsort(jax.lax.stop_gradient(errors), axis=1, descending=True)
+    errors, hit = (jnp.take_along_axis(x, order, axis=1) for x in (errors, truth))
+    # the Jaccard loss of the first i errors; ignored pixels have none and come last, where they weigh nothing
+    missed = jnp.cumsum(hit, axis=1)
+    total = missed[:, -1:]
+    jaccard = 1 - (total - missed) / jnp.maximum(total + jnp.cumsum(1 - hit, axis=1), 1)
+    steps = jnp.diff(jaccard, axis=1, prepend=0.0)
+    return _over_present(jnp.sum(errors * jax.lax.stop_gradient(steps), axis=1), truth)
+
+
+def regulariser(
+    x_local: Float[Array, "b n h w c"], x_global: Float[Array, "b n h w c"], valid: Bool[Array, "b n"]
+) -> Float[Array, ""]:
+    """Mean squared difference of the branches' last maps; only the local branch is pulled (GLNet's code, DESIGN section 3)."""
+    difference = x_local.astype(jnp.float32) - jax.lax.stop_gradient(x_global).astype(jnp.float32)
+    per_patch = jnp.mean(difference**2, axis=(-3, -2, -1))
+    return jnp.sum(jnp.where(valid, per_patch, 0.0)) / jnp.maximum(jnp.sum(valid), 1)
+
+
+def at_logits(labels: Integer[Array, "*b h w"], logits: Float[Array, "*b h2 w2 k"]) -> Integer[Array, "*b h2 w2"]:
+    """Labels at the centres of the cells of logits, at whatever stride those are."""
+    step = geometry.stride_of(logits.shape[-3], labels.shape[-2])
+    return labels[..., ::step, ::step]

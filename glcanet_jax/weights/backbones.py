@@ -1,0 +1,273 @@
+"""Backbones: ResNets and VGG-16 of torchvision's key layout, from files whose pickles are never run."""
+
+import re
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from glcanet_jax.errors import UserError
+from glcanet_jax.models.layers import vgg
+from glcanet_jax.models.layers.resnet import BLOCKS
+from glcanet_jax.weights.files import read_safetensors
+from glcanet_jax.weights.torch_files import read_torch
+
+DEPTH_OF = {(blocks, depth >= 50): depth for depth, blocks in BLOCKS.items()}
+
+# torchvision's ``features.N`` of VGG-16's convolutions: after each its norm, if any, and a ReLU; after each stage a pooling
+VGG_PLACES = {norm: [(2 + norm) * i + stage - 1 for i, (stage, _) in enumerate(vgg.LAYERS)] for norm in (False, True)}
+
+LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+
+
+@dataclass(frozen=True)
+class TorchvisionWeights:
+    """Arrays of a ResNet or a VGG-16 under torchvision's names, float32."""
+
+    arrays: dict[str, np.ndarray]
+    depth: int  # 18, 34, 50 or 101; 16 of a VGG
+    stride: str  # v1 or v1.5; of a VGG nothing
+    source: str
+    note: str  # how the stride variant was known
+    kind: str = "resnet"  # or "vgg"
+
+
+def load_torchvision(path: str | Path, *, stride: str | None = None) -> TorchvisionWeights:
+    """A ResNet or a VGG-16 in torchvision's key layout from ``.safetensors``, ``.npz``, or ``.pth`` (no code of it is run).
+
+    The stride variant is that of the file's metadata (``stride`` or ``variant``), or the one given, or v1.5, torchvision's.
+
+    Raises:
+        UserError: unreadable, no such network, or its stride variant is not the one given.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(
+            f"there is no weights file at {path}; give a .safetensors, .npz or .pth file in torchvision's key layout"
+        )
+    readers = {".safetensors": read_safetensors, ".npz": _read_npz, ".pth": _read_torch, ".pt": _read_torch}
+    if path.suffix not in readers:
+        raise UserError(
+            f"{path} is a {path.suffix or 'file without suffix'}; weights are read from {', '.join(readers)}"
+        )
+    arrays, metadata = readers[path.suffix](path)
+    arrays = _clean(arrays)
+    if any(re.fullmatch(r"features\.\d+\.weight", k) for k in arrays):
+        _check_vgg(arrays, path)
+        return TorchvisionWeights(arrays, 16, "", str(path), "", "vgg")
+    depth = depth_of(arrays, path)
+    declared = _declared_stride(metadata)
+    if stride is not None and declared is not None and stride != declared:
+        raise UserError(
+            f"{path} says that it is ResNet {declared}, {stride} was asked for; drop the option or take other weights"
+        )
+    note = "from the file's metadata" if declared else "as given" if stride else "assumed, as torchvision's"
+    return TorchvisionWeights(arrays, depth, declared or stride or "v1.5", str(path), note)
+
+
+def _declared_stride(metadata: dict[str, str]) -> str | None:
+    for key in ("stride", "variant"):
+        match = re.match(r"\s*v1(\.5|b)?\b", metadata.get(key, ""))
+        if match:
+            return "v1.5" if match.group(1) else "v1"
+    return None
+
+
+def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {k: file[k] for k in file.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is no readable .npz file ({error}); fetch it again") from error
+    return arrays, {k: str(arrays.pop(k)) for k in ("stride", "variant") if k in arrays}
+
+
+def _read_torch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    return read_torch(path), {}
+
+
+def _clean(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Without prefixes, the classifier and counters; float32."""
+    out = {}
+    for name, array in arrays.items():
+        for prefix in ("module.", "backbone.", "model."):
+            name = name.removeprefix(prefix)
+        classifier = name.startswith(("fc.", "classifier.6."))
+        if not classifier and not name.endswith("num_batches_tracked"):
+            out[name] = np.asarray(array).astype(np.float32)
+    return out
+
+
+def depth_of(arrays: dict[str, np.ndarray], path: Path) -> int:
+    blocks = [{m.group(1) for k in arrays if (m := re.match(rf"layer{stage}\.(\d+)\.", k))} for stage in (1, 2, 3, 4)]
+    key = tuple(map(len, blocks)), any(".conv3." in k for k in arrays)
+    if key not in DEPTH_OF:
+        raise UserError(
+            f"{path} is no ResNet-10, 18, 34, 50 or 101 in torchvision's layout: it has {len(arrays)} arrays "
+            f"({', '.join(sorted(arrays)[:3])} ...), wanted are conv1.weight, bn1.weight, layer1.0.conv1.weight ..."
+        )
+    return DEPTH_OF[key]
+
+
+def _vgg_places(arrays: dict[str, np.ndarray]) -> list[int]:
+    """The ``N`` of all ``features.N`` that are convolutions."""
+    found = {k: re.fullmatch(r"features\.(\d+)\.weight", k) for k, v in arrays.items() if v.ndim == 4}
+    return sorted(int(m.group(1)) for m in found.values() if m)
+
+
+def _check_vgg(arrays: dict[str, np.ndarray], path: Path) -> None:
+    places = _vgg_places(arrays)
+    if places not in VGG_PLACES.values():
+        raise UserError(
+            f"{path} is no VGG-16 or VGG-16-BN in torchvision's layout: its convolutions are features."
+            f"{', '.join(map(str, places))}, wanted are features.{', '.join(map(str, VGG_PLACES[False]))} "
+            f"or, with norms, {', '.join(map(str, VGG_PLACES[True]))}; give one of torchvision's vgg16 or vgg16_bn"
+        )
+
+
+def torchvision_name(path: tuple[str, ...]) -> str:
+    """Torchvision's name of one of our ResNet's arrays."""
+    *modules, leaf = path
+    leaf = LEAVES[leaf]
+    if len(modules) == 1:
+        return f"{'conv1' if modules[0] == 'stem_conv' else 'bn1'}.{leaf}"
+    stage, block = re.fullmatch(r"stage(\d)_block(\d+)", modules[0]).groups()
+    part = {"shortcut_conv": "downsample.0", "shortcut_norm": "downsample.1"}.get(
+        modules[1], modules[1].replace("norm", "bn")
+    )
+    return f"layer{stage}.{int(block) - 1}.{part}.{leaf}"
+
+
+def _vgg_name(path: tuple[str, ...], with_norms: bool) -> str:
+    """Torchvision's name of one of our VGG's arrays."""
+    module, leaf = path
+    layer = (1, 1) if module == "stem_conv" else tuple(map(int, module[4:].split("_")))  # conv4_1, norm4_1
+    place = VGG_PLACES[with_norms][vgg.LAYERS.index(layer)] + module.startswith("norm")
+    return f"features.{place}.{LEAVES[leaf]}"
+
+
+def _for_bands(stem: np.ndarray, bands: int) -> np.ndarray:
+    """The first kernel, ``[filters, 3, h, w]``, for other bands, as :func:`backbone_variables` says."""
+    if stem.shape[1] == bands:
+        return stem
+    if bands == 1:
+        return stem.sum(1, keepdims=True)
+    return stem[:, np.arange(bands) % stem.shape[1]] * (stem.shape[1] / bands)
+
+
+def _check_kind(weights: TorchvisionWeights, modules: set[str]) -> None:
+    """That a VGG goes into a VGG, with norms or without as it is itself, and a ResNet into a ResNet."""
+    wanted = "vgg" if "conv1_2" in modules else "resnet"
+    called = {"resnet": f"ResNet-{weights.depth}", "vgg": "VGG-16"}[weights.kind]
+    if weights.kind != wanted:
+        other = {"resnet": "ResNet", "vgg": "VGG-16"}[wanted]
+        raise UserError(f"{weights.source} is a {called}, the network's backbone is a {other}; give weights of that")
+    if weights.kind == "resnet":
+        return
+    has, wants = _vgg_places(weights.arrays) == VGG_PLACES[True], any(m.startswith("norm") for m in modules)
+    if has != wants:
+        names = {False: "VGG-16 without norms (torchvision's vgg16)", True: "VGG-16-BN (torchvision's vgg16_bn)"}
+        raise UserError(
+            f"{weights.source} is a {names[has]}, the network's backbone is a {names[wants]}; give that one"
+        )
+
+
+def listed(parts: list[tuple[str, list[str]]]) -> str:
+    """What does not fit, the first four names of each kind."""
+    return "; ".join(
+        f"{what} {', '.join(keys[:4])}{f' ... ({len(keys)} in all)' if len(keys) > 4 else ''}"
+        for what, keys in parts
+        if keys
+    )
+
+
+def backbone_variables(weights: TorchvisionWeights, template: dict[str, Any], in_bands: int = 3) -> dict[str, Any]:
+    """``{"params", "batch_stats"}`` of our ResNet or VGG-16 from torchvision's arrays.
+
+    Bands other than three: one band gets the sum over RGB; more get RGB repeated cyclically, scaled by ``3 / n``, so that
+    a grey scene answers as it did.
+
+    Raises:
+        UserError: it is another network, or names or shapes differ; both sides are listed.
+    """
+    flat = flatten_dict({k: v for k, v in template.items() if v})
+    modules = {path[1] for path in flat}
+    _check_kind(weights, modules)
+    if weights.kind == "vgg":
+        arrays = {k: v for k, v in weights.arrays.items() if k.startswith("features.")}
+        wanted = {path: _vgg_name(path[1:], any(m.startswith("norm") for m in modules)) for path in flat}
+        stem = "features.0.weight"
+    else:
+        arrays = dict(weights.arrays)
+        wanted = {path: torchvision_name(path[1:]) for path in flat}
+        stem = "conv1.weight"
+    if stem in arrays:
+        arrays[stem] = _for_bands(arrays[stem], in_bands)
+    missing = sorted(set(wanted.values()) - set(arrays))
+    # a frozen or batch norm has statistics; a group norm leaves the file's unused
+    extra = sorted(k for k in set(arrays) - set(wanted.values()) if not k.endswith(("running_mean", "running_var")))
+    out, misshapen = {}, []
+    for path, name in wanted.items():
+        if name not in arrays:
+            continue
+        array = arrays[name].transpose(2, 3, 1, 0) if arrays[name].ndim == 4 else arrays[name]
+        if array.shape != flat[path].shape:
+            misshapen.append(f"{name} {array.shape} against {flat[path].shape}")
+        out[path] = np.ascontiguousarray(array)
+    if missing or extra or misshapen:
+        parts = [("the file lacks", missing), ("the model lacks", extra), ("shapes differ:", misshapen)]
+        raise UserError(f"{weights.source} does not fit the backbone: {listed(parts)}; check depth, width and norm")
+    return {"params": {}, "batch_stats": {}} | unflatten_dict(out)
+
+
+def fcn_classifier(weights: TorchvisionWeights) -> dict[str, dict[str, np.ndarray]]:
+    """``fc6`` and ``fc7`` of :class:`~glcanet_jax.models.fcn8s.FCN8s`: VGG's first two fully connected layers as convolutions.
+
+    Empty if the file has none. timm names them ``pre_logits.fc1`` and ``pre_logits.fc2``.
+    """
+    out = {}
+    for name, kernel, *theirs in (
+        ("fc6", 7, "classifier.0", "pre_logits.fc1"),
+        ("fc7", 1, "classifier.3", "pre_logits.fc2"),
+    ):
+        found = [k for k in theirs if {f"{k}.weight", f"{k}.bias"} <= set(weights.arrays)]
+        if not found:
+            return {}
+        weight = weights.arrays[f"{found[0]}.weight"]
+        weight = weight.reshape(len(weight), -1, kernel, kernel)  # torch's inputs are channels, rows, columns
+        out[name] = {
+            "kernel": np.ascontiguousarray(weight.transpose(2, 3, 1, 0)),
+            "bias": weights.arrays[f"{found[0]}.bias"],
+        }
+    return out
+
+
+def fetch_hub(name: str) -> Path:
+    """``hf:organisation/repository[/file]``: a file of a public hub, through ``huggingface_hub``.
+
+    Raises:
+        UserError: it is not installed, or the hub cannot be reached and the file is not in its cache.
+    """
+    match = re.fullmatch(r"hf:([^/]+/[^/]+)(?:/(.+))?", name)
+    if not match:
+        raise UserError(
+            f"{name!r} is no hub name; it must be hf:organisation/repository or hf:organisation/repository/file"
+        )
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError as error:
+        raise UserError(
+            f"{name} needs huggingface_hub; pip install huggingface_hub, or download the file and give its path"
+        ) from error
+    repository, file = match.group(1), match.group(2) or "model.safetensors"
+    try:
+        return Path(hf_hub_download(repository, file))
+    except (
+        Exception
+    ) as error:  # the hub's errors have no common base but OSError and ValueError; all mean the same here
+        raise UserError(
+            f"{file} of {repository} could not be fetched ({type(error).__name__}); offline, download it elsewhere and give its path"
+        ) from error

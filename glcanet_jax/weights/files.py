@@ -1,0 +1,92 @@
+"""One file that rebuilds a model: its variables, configuration, classes and normalisation."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from glcanet_jax.errors import UserError
+
+FORMAT = "glcanet_jax weights"
+
+VERSION = 1
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as file:
+            return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is no readable safetensors file ({error}); fetch it again") from error
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """What one weights file holds: enough to rebuild and use the model."""
+
+    variables: dict[str, Any]
+    config: dict[str, Any]
+    classes: dict[str, Any]
+    normalisation: dict[str, Any]
+
+
+def save_weights(
+    path: str | Path,
+    variables: dict[str, Any],
+    config: dict[str, Any],
+    classes: dict[str, Any],
+    normalisation: dict[str, Any],
+    dtype: Any = None,
+) -> None:
+    """One ``.safetensors``: arrays under ``/``-joined names, the rest as JSON in its metadata; whole or not at all.
+
+    ``dtype`` (float16, say) makes the file smaller; statistics stay float32.
+    """
+    from safetensors.numpy import save_file
+
+    path = Path(path)
+    arrays = {}
+    for names, array in flatten_dict({k: v for k, v in variables.items() if v}).items():
+        array = np.ascontiguousarray(array)
+        arrays["/".join(names)] = array.astype(dtype) if dtype is not None and names[0] == "params" else array
+    metadata = {
+        "format": FORMAT,
+        "version": str(VERSION),
+        "config": json.dumps(config),
+        "classes": json.dumps(classes),
+        "normalisation": json.dumps(normalisation),
+    }
+    temporary = path.with_name(path.name + ".part")
+    save_file(arrays, temporary, metadata)
+    temporary.chmod(0o644)  # safetensors makes files that only their owner can read
+    os.replace(temporary, path)
+
+
+def load_weights(path: str | Path) -> WeightsFile:
+    """The inverse of :func:`save_weights`; arrays come back float32.
+
+    Raises:
+        UserError: no such file, no weights of ours, or of a later version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"there is no weights file at {path}; train one, or give another path")
+    arrays, metadata = read_safetensors(path)
+    if metadata.get("format") != FORMAT:
+        raise UserError(
+            f"{path} is a safetensors file but no weights of glcanet_jax; give one that `train` wrote (a backbone goes to --backbone)"
+        )
+    if metadata.get("version") != str(VERSION):
+        raise UserError(f"{path} is of version {metadata.get('version')}, this program reads {VERSION}; update it")
+    lacking = [k for k in ("config", "classes", "normalisation") if k not in metadata]
+    if lacking:
+        raise UserError(f"{path} lacks {', '.join(lacking)} in its metadata; it was not written whole: save it again")
+    flat = {tuple(k.split("/")): v.astype(np.float32) if v.dtype == np.float16 else v for k, v in arrays.items()}
+    variables = {"params": {}, "batch_stats": {}} | unflatten_dict(flat)
+    return WeightsFile(variables, *(json.loads(metadata[k]) for k in ("config", "classes", "normalisation")))

@@ -1,0 +1,573 @@
+"""The walk over a scene: exact against whole-scene references, whatever is killed, cut out, turned or left out."""
+
+import contextlib
+import threading
+import time
+import tracemalloc
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from glcanet_jax import geometry
+from glcanet_jax.data import open_dataset
+from glcanet_jax.data import views as data_views
+from glcanet_jax.data.scenes import ArrayScene
+from glcanet_jax.errors import UserError
+from glcanet_jax.inference import pipeline, walk
+from glcanet_jax.inference.predictor import Predictor
+from glcanet_jax.inference.scratch import Scratch
+from tests.inference.test_evaluation import CLASSES, VIEWS, blended, dense_reference, make_predictor, scene_of
+
+RAW = {"mean": (0.0,), "std": (1.0,), "scale": 1.0}
+
+
+class Pointwise(nn.Module):
+    """A network whose logits are a pixel's own values, or the same everywhere: what comes out shows the geometry alone."""
+
+    num_classes: int = 3
+    constant: bool = False
+
+    def encode_global(self, image: jax.Array, *, train: bool = False) -> dict[str, jax.Array]:
+        return {"mean": image.mean((1, 2))}
+
+    def encode_local(self, patches: jax.Array, *, train: bool = False) -> jax.Array:
+        return patches
+
+    def fuse(self, context: Any, features: jax.Array, boxes: jax.Array, *, train: bool = False) -> Any:
+        fixed = jnp.arange(self.num_classes, dtype=jnp.float32)[None, None, None, None]
+        return (jnp.broadcast_to(fixed, features.shape) if self.constant else features), {}
+
+
+def pointwise(views, batch=3, **options):
+    return Predictor(Pointwise(**options), {"params": {}}, views, RAW, bands=3, batch=batch)
+
+
+def noise(height, width, seed=0):
+    return ArrayScene("noise", np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
+
+
+def run(predictor, scene, outputs=("logits",), **options):
+    sink = walk.ArraySink(scene.height, scene.width)
+    summary = walk.predict_scene(predictor, scene, sink, outputs=outputs, **options)
+    return sink.arrays, summary
+
+
+# ----------------------------------------------------------------------------------------------------------- exactness
+drawn = st.fixed_dictionaries(
+    {
+        "height": st.integers(1, 330),
+        "width": st.integers(1, 330),
+        "patch": st.integers(32, 70),
+        "more": st.integers(0, 120),
+        "overlap": st.floats(0, 0.9),
+        "batch": st.integers(1, 9),
+    }
+)
+
+
+@given(drawn)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+def test_a_network_that_copies_its_input_gives_the_scene_back(case):
+    """Any size, any overlap up to nine tenths, contexts hardly larger than a patch and many patches wide."""
+    patch = case["patch"]
+    views = geometry.Views(patch + case["more"], 32, patch, int(case["overlap"] * patch))
+    scene = noise(case["height"], case["width"])
+    arrays, summary = run(pointwise(views, case["batch"]), scene, ("logits", "classes"))
+    np.testing.assert_allclose(arrays["logits"], scene.image, atol=1e-3)
+    sure = np.sort(scene.image, axis=-1)
+    sure = sure[..., -1] > sure[..., -2]
+    np.testing.assert_array_equal(arrays["classes"][sure], scene.image.argmax(-1)[sure])
+    assert summary.patches == len(geometry.walk_scene(scene.height, scene.width, views))
+
+
+def test_a_constant_network_gives_a_constant_map():
+    views = geometry.Views(120, 32, 48, 17)
+    arrays, _ = run(
+        pointwise(views, constant=True), noise(301, 257), ("logits", "classes", "confidence", "probabilities")
+    )
+    assert np.ptp(arrays["logits"], axis=(0, 1)).max() < 1e-5
+    for name in ("classes", "confidence"):
+        assert len(np.unique(arrays[name])) == 1
+    assert np.ptp(arrays["probabilities"], axis=(0, 1)).max() == 0
+    chance = np.exp([0, 1, 2]) / np.exp([0, 1, 2]).sum()
+    np.testing.assert_array_equal(arrays["probabilities"][0, 0], np.round(254 * chance))
+    assert arrays["confidence"][0, 0] == round(254 * chance[2])
+
+
+@pytest.fixture(scope="module")
+def glcanet():
+    return make_predictor(VIEWS)
+
+
+@given(st.integers(20, 260), st.integers(20, 260), st.integers(0, 99))
+@settings(max_examples=5, suppress_health_check=[HealthCheck.too_slow])
+def test_streamed_is_the_whole_scene_reference(glcanet, height, width, seed):
+    """The real network, against every patch by itself with all logits in memory."""
+    predictor, model, variables = glcanet
+    assert_same_answer(predictor, scene_of(height, width, seed), dense_reference, model, variables)
+
+
+def assert_same_answer(predictor, scene, reference, model, variables):
+    expected = reference(model, variables, scene, predictor.views)
+    arrays, _ = run(predictor, scene, ("classes", "logits"))
+    np.testing.assert_allclose(arrays["logits"], expected, atol=2e-4 * np.abs(expected).max())
+    first, second = np.moveaxis(np.sort(expected, axis=-1)[..., -2:], -1, 0)[::-1]
+    sure = first - second > 1e-4
+    assert sure.mean() > 0.9
+    np.testing.assert_array_equal(arrays["classes"][sure], expected.argmax(-1)[sure])
+
+
+@pytest.mark.parametrize("overlap", [0, 40])
+def test_a_real_scene_is_the_whole_scene_reference(overlap):
+    """Windows of the bundled scene at odd offsets, in several blocks, with patches that overlap little and much."""
+    (scene,) = open_dataset("sample").scenes("test")
+    image = scene.read_image(37, 411, 200, 251)
+    views = geometry.Views(context_size=96, global_size=64, patch_size=64, overlap=overlap)
+    predictor, model, variables = make_predictor(views, batch=2)
+    assert_same_answer(predictor, ArrayScene("real", image), dense_reference, model, variables)
+
+
+def test_whole_scene_contexts_are_cut_where_the_scene_is_much_larger_than_those_trained_on():
+    """Up to 1.5 times the largest trained on a scene is its own context; beyond, blocks of that size."""
+    views = geometry.Views(context_size=None, scene_size=100, global_size=64, patch_size=64, overlap=16)
+    assert views.context_extent(150, 90) == (150, 90) and views.context_extent(151, 400) == (100, 100)
+    predictor, model, variables = make_predictor(views)
+    for size in ((150, 120), (230, 151)):
+        scene = scene_of(*size)
+        expected = dense_reference(model, variables, scene, views)
+        np.testing.assert_allclose(blended(predictor, scene), expected, atol=2e-4 * np.abs(expected).max())
+    assert predictor.traces == len(predictor._programs)  # one strip for both
+
+
+# ------------------------------------------------------------------------------------------- extent, regions and nodata
+ALIGNED = geometry.Views(context_size=160, global_size=64, patch_size=64, overlap=16)  # steps of 96 and 48 px
+
+
+@pytest.fixture(scope="module")
+def aligned():
+    return make_predictor(ALIGNED)[0]
+
+
+def test_a_window_with_its_context_is_cut_from_the_whole_map(aligned):
+    """To the bit: the same patches with the same contexts, only fewer."""
+    scene = scene_of(400, 350)
+    whole, all_of_it = run(aligned, scene, ("classes", "logits"))
+    window = walk.Window(130, 77, 90, 121)
+    part, summary = run(aligned, scene, ("classes", "logits"), region=window)
+    inside = slice(130, 220), slice(77, 198)
+    np.testing.assert_array_equal(part["logits"][inside], whole["logits"][inside])
+    np.testing.assert_array_equal(part["classes"][inside], whole["classes"][inside])
+    outside = np.ones(part["classes"].shape, bool)
+    outside[inside] = False
+    assert (part["classes"][outside] == 255).all()
+    assert summary.patches < all_of_it.patches / 2 and summary.skipped > 0
+
+
+def test_a_cut_out_scene_has_the_same_answer_where_blocks_are_aligned(aligned):
+    """A file of its own, whose blocks lie as in the whole scene: the same bits wherever the same contexts are asked."""
+    scene = scene_of(160 + 5 * 96, 160 + 4 * 96)
+    top, left, height, width = 96, 2 * 96, 160 + 3 * 96, 160 + 2 * 96
+    cut = ArrayScene("cut", scene.image[top : top + height, left : left + width])
+    whole, part = (run(aligned, s)[0]["logits"] for s in (scene, cut))
+    whole = whole[top : top + height, left : left + width]
+    margin = 96 + 64  # where a patch may look at a context that begins before the cut
+    inside = slice(margin, -margin), slice(margin, -margin)
+    np.testing.assert_allclose(part[inside], whole[inside], atol=1e-5)
+    assert np.abs(part - whole).max() > 1e-3  # at its edges it knows less
+
+
+class Holey(ArrayScene):
+    """A scene with pixels that hold no data."""
+
+    def read_valid(self, top, left, height, width):
+        return self.valid[top : top + height, left : left + width]
+
+
+def test_nodata_is_left_out_and_changes_nothing_else(aligned):
+    scene = scene_of(420, 300)
+    whole, everything = run(aligned, scene, ("classes", "confidence", "probabilities"))
+    holey = Holey("holey", scene.image)
+    valid = np.ones((420, 300), bool)
+    valid[:, 170:] = False  # wider than a block
+    valid[3:9, 5:40] = False
+    object.__setattr__(holey, "valid", valid)
+    part, summary = run(aligned, holey, ("classes", "confidence", "probabilities"))
+    for name, values in part.items():
+        np.testing.assert_array_equal(values[valid], whole[name][valid])
+        assert (values[~valid] == 255).all()
+    assert summary.patches < everything.patches and summary.skipped > 0
+    region = walk.Window(200, 0, 50, 300)
+    both, _ = run(aligned, holey, ("classes",), region=region)
+    wanted = valid & region.mask(0, 0, 420, 300)
+    np.testing.assert_array_equal(both["classes"], np.where(wanted, whole["classes"], 255))
+
+
+def test_nothing_wanted_computes_nothing(aligned):
+    arrays, summary = run(aligned, scene_of(200, 200), ("classes",), region=walk.Window(500, 500, 5, 5))
+    assert (arrays["classes"] == 255).all() and summary.patches == summary.blocks == 0
+
+
+# ---------------------------------------------------------------------------------------------------------- resuming
+class Killed(Exception):
+    pass
+
+
+class Fragile(walk.ArraySink):
+    """Dies at its n-th write."""
+
+    lives = 0
+
+    def write(self, top, left, arrays):
+        self.lives -= 1
+        if self.lives < 0:
+            raise Killed
+        super().write(top, left, arrays)
+
+
+@pytest.mark.parametrize("overlap", [16, 50])
+def test_a_killed_walk_goes_on_to_the_same_bytes(tmp_path, overlap):
+    """Killed after every number of writes, again and again: each block is computed to its end once, in the same order."""
+    views = geometry.Views(context_size=100, global_size=64, patch_size=64, overlap=overlap)
+    predictor = make_predictor(views, batch=2)[0]
+    scene = scene_of(230, 190)
+    expected, undisturbed = run(predictor, scene, ("logits", "classes"))
+    assert undisturbed.blocks > 4
+    for lives in (1, 4):
+        sink, runs = Fragile(scene.height, scene.width), 0
+        while True:
+            sink.lives = lives + runs  # more each time: a block of many bands must end
+            runs += 1
+            with Scratch(tmp_path / str(lives), {"of": lives}) as scratch, contextlib.suppress(Killed):
+                last = walk.predict_scene(predictor, scene, sink, outputs=("logits", "classes"), scratch=scratch)
+                break
+        assert runs > 2 and last.resumed > 0 and last.resumed + last.blocks == undisturbed.blocks
+        for name, values in sink.arrays.items():
+            np.testing.assert_array_equal(values, expected[name])
+        assert not list((tmp_path / str(lives)).glob("*.npy"))  # all edges were taken
+
+
+def test_a_scratch_folder_of_another_run_is_begun_anew(tmp_path):
+    with Scratch(tmp_path, {"weights": 1}) as first:
+        first.save_edge("right", (0, 0), np.ones((2, 3)))
+        first.commit((0, 0))
+    with Scratch(tmp_path, {"weights": 1}) as again:
+        assert again.done == {(0, 0)}
+    with Scratch(tmp_path, {"weights": 2}) as other:
+        assert other.done == set() and other.load_edge("right", (0, 0)) is None
+
+
+def test_a_journal_cut_short_loses_its_last_line_alone(tmp_path):
+    with Scratch(tmp_path, {}) as scratch:
+        for place in ((0, 0), (0, 1), (0, 2)):
+            scratch.commit(place)
+    journal = tmp_path / "journal.jsonl"
+    journal.write_bytes(journal.read_bytes()[:-3])
+    with Scratch(tmp_path, {}) as again:
+        assert again.done == {(0, 0), (0, 1)}
+        again.commit((5, 5))
+    with Scratch(tmp_path, {}) as last:
+        assert last.done == {(0, 0), (0, 1), (5, 5)}
+
+
+# --------------------------------------------------------------------------------------------- one program, flat memory
+def test_a_scene_of_another_size_compiles_nothing(glcanet):
+    predictor = make_predictor(VIEWS)[0]
+    run(predictor, scene_of(300, 200), ("classes",))
+    traced = predictor.traces
+    assert traced > 0
+    for size in ((64, 64), (33, 500), (257, 123), (700, 90)):
+        run(predictor, scene_of(*size), ("classes",))
+    assert predictor.traces == traced
+
+
+class Endless:
+    """A scene made as it is read, so that the scene itself weighs nothing; remembers the largest window."""
+
+    largest = 0
+
+    def __init__(self, height, width):
+        self.height, self.width = height, width
+
+    def read_image(self, top, left, height, width):
+        self.largest = max(self.largest, height * width)
+        return np.random.default_rng(top).integers(0, 256, (height, width, 3), np.uint8)
+
+
+class Nowhere:
+    """A sink that keeps nothing and notes how much JAX holds."""
+
+    def __init__(self):
+        self.before, self.most = sum(x.nbytes for x in jax.live_arrays()), 0
+
+    def write(self, top, left, arrays):
+        self.most = max(self.most, sum(x.nbytes for x in jax.live_arrays()) - self.before)
+
+    def flush(self):
+        pass
+
+
+def test_memory_does_not_grow_with_the_scene():
+    """Nine times the pixels: the same peak of numpy's and of JAX's arrays, and no window larger than a context."""
+    views = geometry.Views(context_size=320, global_size=64, patch_size=64, overlap=16)
+    predictor = pointwise(views, batch=2)
+    peaks = []
+    for side in (700, 700, 2100):  # the first run compiles
+        scene, sink = Endless(side, side), Nowhere()
+        tracemalloc.start()
+        walk.predict_scene(predictor, scene, sink)
+        peaks.append((tracemalloc.get_traced_memory()[1], sink.most))
+        tracemalloc.stop()
+        assert scene.largest <= views.context_size**2
+    (low, few), (high, more) = peaks[1:]
+    assert 0 < high < 1.5 * low and 0 < more < 1.5 * few  # threads meet by chance; the scene is nine times as large
+
+
+def test_a_batch_that_fits_a_budget_is_chosen():
+    """The largest whose program needs no more; the same again for another scene."""
+    predictor, context = make_predictor(VIEWS)[0], (96, 96)
+    needs = {}
+    for predictor.batch in (1, 6):
+        needs[predictor.batch] = predictor.memory(np.uint8, context)["blend"]["total"]
+    assert needs[1] < needs[6]
+    for _ in range(2):
+        assert predictor.fit_batch(needs[6], np.uint8, context) in (4, 6)
+    with pytest.raises(UserError, match="--memory-budget"):
+        predictor.fit_batch(needs[1] - 1, np.uint8, context)
+
+
+# --------------------------------------------------------------------------------------------------------------- turns
+@pytest.mark.parametrize("view", geometry.DIHEDRAL)
+def test_turns(view):
+    """Each is numpy's, is undone, and takes boxes along."""
+    image = np.random.default_rng(0).random((20, 20, 2))
+    expected = np.rot90(image[:, ::-1] if view >= 4 else image, view % 4)
+    np.testing.assert_array_equal(geometry.turn(image, view), expected)
+    np.testing.assert_array_equal(geometry.turn_back(expected, view), image)
+    box = np.float32([0.1, 0.3, 0.5, 0.8])
+    top, left, bottom, right = np.round(geometry.turn_boxes(box, view) * 20).astype(int)
+    np.testing.assert_array_equal(expected[top:bottom, left:right], geometry.turn(image[2:10, 6:16], view))
+
+
+def test_augmentation_is_the_mean_over_turned_scenes():
+    """A square scene of one patch: predicted in each of its eight views, turned back and averaged."""
+    predictor, model, variables = make_predictor(VIEWS)
+    augmented = Predictor(model, variables, VIEWS, predictor.normalisation, bands=3, batch=3, tta=True)
+    scene = scene_of(64, 64)
+    views = []
+    for view in geometry.DIHEDRAL:
+        turned = ArrayScene("turned", np.ascontiguousarray(geometry.turn(scene.image, view)))
+        views.append(geometry.turn_back(blended(predictor, turned), view))
+    expected = np.mean(views, axis=0)
+    np.testing.assert_allclose(blended(augmented, scene), expected, atol=1e-4 * np.abs(expected).max())
+    assert np.abs(views[0] - expected).max() > 1e-2 * np.abs(expected).max()
+    larger = scene_of(200, 130)
+    assert run(augmented, larger)[0]["logits"].shape == (200, 130, CLASSES)
+
+
+# --------------------------------------------------------------------------------------------------------------- heads
+class TwoHeads(Pointwise):
+    """One that has another answer among its stages."""
+
+    def fuse(self, context: Any, features: jax.Array, boxes: jax.Array, *, train: bool = False) -> Any:
+        logits, _ = super().fuse(context, features, boxes, train=train)
+        return logits, {"inner/logits": -logits, "inner/x": logits}
+
+
+def test_an_inner_head_can_be_asked():
+    scene = noise(100, 130)
+    own, inner = (
+        run(Predictor(TwoHeads(), {"params": {}}, VIEWS, RAW, bands=3, head=head), scene)[0]["logits"]
+        for head in (None, "inner/logits")
+    )
+    np.testing.assert_array_equal(inner, -own)
+    assert np.abs(own).max() > 100
+
+
+def test_a_head_that_is_not_there_is_told():
+    for model, words in (
+        (TwoHeads(), "this network has inner/logits"),
+        (Pointwise(), "this network has none but its own"),
+    ):
+        with pytest.raises(UserError, match=f"head is inner/x; {words}"):
+            run(Predictor(model, {"params": {}}, VIEWS, RAW, bands=3, head="inner/x"), noise(80, 80))
+    with pytest.raises(UserError, match="head is inner/logits; a network that looks twice"):
+        Predictor(TwoPasses(), {"params": {}}, VIEWS, RAW, bands=3, head="inner/logits")
+
+
+# --------------------------------------------------------------------------------------------------------- global views
+@given(
+    st.integers(1, 400),
+    st.integers(1, 300),
+    st.integers(8, 90),
+    st.integers(500, 9000),
+    st.sampled_from(["uint8", "uint16"]),
+)
+@settings(max_examples=30)
+def test_a_view_made_by_rows_is_the_view(height, width, size, limit, dtype):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, np.iinfo(dtype).max, (height, width, 3), dtype)
+    reads = []
+
+    def read(first, rows):
+        reads.append(rows)
+        return image[first : first + rows]
+
+    made = data_views.global_view_by_rows(read, height, width, size, limit)
+    expected = data_views.global_view(image, size)
+    assert made.dtype == expected.dtype and made.shape == expected.shape
+    step = 1 if dtype == "uint8" else 8  # the last bit of uint8, float32 rounding of uint16
+    assert np.abs(made.astype(int) - expected.astype(int)).max() <= step
+    reach = 2 * (max(height / size, 1) + 2)
+    assert max(reads) * width <= max(limit, (height / size + reach) * width) + 2 * width
+
+
+def test_a_large_context_is_read_by_rows(monkeypatch, aligned):
+    scene = scene_of(300, 300)
+    expected = run(aligned, scene)[0]["logits"]
+    monkeypatch.setattr(walk, "CONTEXT_BYTES", 1000)
+    got = run(aligned, scene)[0]["logits"]
+    np.testing.assert_allclose(got, expected, atol=2e-2 * np.abs(expected).max())  # one grey level of the global view
+    assert (np.abs(got - expected) < 1e-3).mean() > 0.9
+
+
+# ------------------------------------------------------------------------------------------------------------ pipeline
+def test_prefetch_is_bounded_ordered_and_stops():
+    made = []
+
+    def endless():
+        while True:
+            made.append(len(made))
+            yield made[-1]
+
+    items = pipeline.prefetch(endless(), depth=2)
+    assert [next(items) for _ in range(3)] == [0, 1, 2]
+    time.sleep(0.2)
+    assert len(made) <= 3 + 2 + 1
+    items.close()
+    stopped = len(made)
+    time.sleep(0.3)
+    assert len(made) == stopped and not [t for t in threading.enumerate() if t.name == "reader"]
+
+
+def test_an_error_of_the_reader_comes_out():
+    def broken():
+        yield 1
+        raise UserError("vanished")
+
+    items = pipeline.prefetch(broken(), depth=2)
+    assert next(items) == 1
+    with pytest.raises(UserError, match="vanished"):
+        next(items)
+
+
+def test_an_error_of_the_writer_comes_out_and_nothing_more_is_written():
+    written = []
+
+    def write(item):
+        if item == 2:
+            raise UserError("full")
+        written.append(item)
+
+    with pytest.raises(UserError, match="full"):
+        with pipeline.WriteBehind(write, depth=2) as writer:
+            for item in range(100):
+                writer.submit(item)
+    assert written == [0, 1]
+
+
+class Broken(walk.ArraySink):
+    def flush(self):
+        raise UserError("the disk is full")
+
+
+def test_a_broken_sink_or_source_ends_a_walk(aligned):
+    scene = scene_of(300, 300)
+    with pytest.raises(UserError, match="the disk is full"):
+        walk.predict_scene(aligned, scene, Broken(300, 300))
+
+    class Vanished(ArrayScene):
+        def read_image(self, top=0, left=0, height=None, width=None):
+            if top > 90:
+                raise UserError("the scene is gone")
+            return super().read_image(top, left, height, width)
+
+    with pytest.raises(UserError, match="the scene is gone"):
+        walk.predict_scene(aligned, Vanished("v", scene.image), walk.ArraySink(300, 300))
+    assert not [t for t in threading.enumerate() if t.name in ("reader", "writer")]
+
+
+def test_an_unknown_output_is_refused(aligned):
+    with pytest.raises(ValueError, match="no output is called heat"):
+        run(aligned, scene_of(64, 64), ("heat",))
+
+
+# -------------------------------------------------------------------------------------------------------- a second pass
+class TwoPasses(Pointwise):
+    """Its logits are a pixel's values less the mean over all patches of the context: they wait for the last of them."""
+
+    second_pass = True
+
+    def collect(self, context: Any, features: jax.Array, boxes: jax.Array, valid: jax.Array) -> Any:
+        means = features.mean((2, 3)) * valid[..., None]
+        return {"x": features}, {"sum": means.sum(1), "count": valid.sum(1, keepdims=True).astype(jnp.float32)}
+
+    def encode_again(self, context: Any, gathered: Any, image: jax.Array, *, train: bool = False) -> Any:
+        return {"mean": gathered["sum"] / gathered["count"]}
+
+    def fuse_again(self, context: Any, kept: Any, boxes: jax.Array, *, train: bool = False) -> Any:
+        return kept["x"] - context["mean"][:, None, None, None], {}
+
+
+@pytest.mark.parametrize("tta", [False, True])
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize(("height", "width"), [(150, 118), (301, 57)])
+def test_what_waits_for_all_patches_of_a_context_gets_them(height, width, batch, tta):
+    views, scene = geometry.Views(120, 32, 48, 17), noise(height, width)
+    predictor = Predictor(TwoPasses(), {"params": {}}, views, RAW, bands=3, batch=batch, tta=tta)
+    arrays, summary = run(predictor, scene)
+
+    axes = [geometry.walk_axis(length, views) for length in (height, width)]
+    image = scene.image.astype(np.float64)
+    places = {}
+    for i, top in enumerate(axes[0].patch_starts.tolist()):
+        for j, left in enumerate(axes[1].patch_starts.tolist()):
+            places.setdefault((int(axes[0].owner[i]), int(axes[1].owner[j])), []).append((i, j, top, left))
+    expected, patches = np.zeros(image.shape), 0
+    for members in places.values():
+        cut = {(i, j): image[top : top + 48, left : left + 48] for i, j, top, left in members}
+        mean = np.mean([patch.mean((0, 1)) for patch in cut.values()], axis=0)
+        for i, j, top, left in members:
+            weight = axes[0].weights[i][:, None] * axes[1].weights[j]
+            expected[top : top + 48, left : left + 48] += weight[..., None] * (cut[i, j] - mean)
+            patches += 1
+    np.testing.assert_allclose(arrays["logits"], expected, atol=2e-3)
+    assert len(places) > 1 and summary.patches == patches
+    assert set(predictor.memory(np.uint8, (120, 120))) == {"encode", "collect", "encode_again", "blend_again"}
+
+
+def test_a_killed_walk_of_two_passes_goes_on(tmp_path):
+    views, scene = geometry.Views(120, 32, 48, 17), noise(301, 157)
+    predictor = Predictor(TwoPasses(), {"params": {}}, views, RAW, bands=3, batch=2)
+    whole, summary = run(predictor, scene)
+    sink = walk.ArraySink(scene.height, scene.width)
+    finished = []
+
+    def stop(pixels):
+        finished.append(pixels)
+        if len(finished) == 5:
+            raise KeyboardInterrupt
+
+    with Scratch(tmp_path, {}) as scratch, contextlib.suppress(KeyboardInterrupt):
+        walk.predict_scene(predictor, scene, sink, outputs=("logits",), scratch=scratch, progress=stop)
+    with Scratch(tmp_path, {}) as scratch:
+        done = len(scratch.done)
+        assert 0 < done < summary.blocks
+        rest = walk.predict_scene(predictor, scene, sink, outputs=("logits",), scratch=scratch)
+    assert (rest.resumed, rest.blocks) == (done, summary.blocks - done)
+    np.testing.assert_array_equal(sink.arrays["logits"], whole["logits"])

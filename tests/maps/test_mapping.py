@@ -1,0 +1,379 @@
+"""From files to files: maps that lie where their scenes lie, areas that add up, and what happens when things go wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pytest
+import rasterio
+from rasterio import Affine
+
+from glcanet_jax import geometry, runs
+from glcanet_jax.config import Config, NormalisationConfig, model_config
+from glcanet_jax.data import open_dataset
+from glcanet_jax.data.gdal import open_raster
+from glcanet_jax.errors import UserError
+from glcanet_jax.inference import walk
+from glcanet_jax.maps import mapping, writer
+from glcanet_jax.maps.mapping import MapOptions
+from tests.inference.test_evaluation import SMALL, dataset_of, make_predictor
+from tests.test_cli import ROOT, environment
+
+VIEWS = geometry.Views(context_size=128, global_size=64, patch_size=64, overlap=16)
+METRES = Affine(0.5, 0, 325000, 0, -0.5, 2790000)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A small network as a file; its answers mean nothing."""
+    path = tmp_path_factory.mktemp("weights") / "w.safetensors"
+    config = Config(views=VIEWS, model=model_config(**SMALL), normalisation=NormalisationConfig(scale=255.0))
+    runs.save(path, config, dataset_of(names=("water", "land", "road")), make_predictor(VIEWS)[2])
+    return path
+
+
+@pytest.fixture(scope="module")
+def image():
+    """A window of the bundled scene, ``[h, w, 3]``."""
+    (scene,) = open_dataset("sample").scenes("test")
+    return scene.read_image(20, 300, 230, 310)
+
+
+def write(path, image, crs="EPSG:32640", transform=METRES, **options):
+    profile = dict(driver="GTiff", height=image.shape[0], width=image.shape[1], count=image.shape[2], dtype=image.dtype)
+    with rasterio.open(path, "w", **profile, crs=crs, transform=transform, **options) as file:
+        file.write(np.moveaxis(image, -1, 0))
+    return str(path)
+
+
+def place(t, x, y):
+    """Where a pixel's corner lies."""
+    return t.a * x + t.b * y + t.c, t.d * x + t.e * y + t.f
+
+
+def read(path):
+    with open_raster(path) as file:
+        return file.read(1)
+
+
+def expected_classes(weights, image):
+    """The map of an image, predicted as an array."""
+    from glcanet_jax.data.scenes import ArrayScene
+
+    predictor = runs.load_predictor(weights, 1)[0]
+    sink = walk.ArraySink(*image.shape[:2])
+    walk.predict_scene(predictor, ArrayScene("s", image), sink)
+    return sink.arrays["classes"]
+
+
+# ----------------------------------------------------------------------------------------------------------------- maps
+def test_everything_of_a_scene(tmp_path, weights, image):
+    """Every kind of output, with the scene's place, and areas that agree with each other."""
+    scene = write(tmp_path / "scene.tif", image)
+    options = MapOptions(confidence=True, probabilities=True, polygons="geojson", overlay=True)
+    (report,) = mapping.map_scenes([scene], weights, tmp_path / "out", options)
+    out = tmp_path / "out"
+    assert {p.name for p in out.iterdir()} == {
+        "scene_classes.tif", "scene_confidence.tif", "scene_probabilities.tif", "scene_polygons.geojson",
+        "scene_overlay.png", "scene.report.json", "report.json",
+    }  # fmt: skip
+    classes = read(out / "scene_classes.tif")
+    np.testing.assert_array_equal(classes, expected_classes(weights, image))
+    with rasterio.open(scene) as source, rasterio.open(out / "scene_classes.tif") as file:
+        assert file.crs == source.crs and file.transform.almost_equals(source.transform, 1e-9)
+        assert file.nodata == 255 and file.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+        tags = file.tags()
+        assert tags["CLASS_1"] == "land" and tags["MODEL"] == "glcanet" and len(tags["WEIGHTS_SHA256"]) == 64
+    with rasterio.open(out / "scene_probabilities.tif") as file:
+        assert file.descriptions == ("water", "land", "road")
+        probabilities = file.read()
+    assert (np.abs(probabilities.sum(0, dtype=int) - 254) <= 2).all()
+    chosen = np.take_along_axis(probabilities, classes[None].astype(int), 0)[0]
+    assert np.abs(chosen.astype(int) - read(out / "scene_confidence.tif")).max() <= 1
+    # areas: pixels, hectares, polygons
+    rows = {row["name"]: row for row in report["classes"]}
+    features = json.loads((out / "scene_polygons.geojson").read_text())["features"]
+    for i, name in enumerate(("water", "land", "road")):
+        count = int((classes == i).sum())
+        assert rows[name]["pixels"] == count and rows[name]["hectares"] == pytest.approx(count * 0.25e-4, abs=1e-6)
+        area = sum(f["properties"]["area_m2"] for f in features if f["properties"]["class"] == name)
+        assert area == pytest.approx(count * 0.25, rel=1e-3, abs=1e-6)
+    assert sum(row["percent"] for row in report["classes"]) == pytest.approx(100, abs=0.01)
+    assert json.loads((out / "scene.report.json").read_text()) == json.loads(json.dumps(report))
+    gathered = json.loads((out / "report.json").read_text())
+    assert gathered["totals"]["scenes"] == 1 and gathered["scenes"][0] == json.loads(json.dumps(report))
+    for key in ("megapixels_per_second", "scenes_per_second", "host_peak_mb", "device_busy", "seconds"):
+        assert report[key] > 0
+    assert report["program_memory_mb"]["blend"] > 0
+
+
+def test_a_rotated_scene_and_one_that_lies_nowhere(tmp_path, weights, image):
+    cos, sin = 0.5 * np.cos(0.5), 0.5 * np.sin(0.5)
+    rotated = Affine(cos, sin, 325000, sin, -cos, 2790000)
+    scenes = [write(tmp_path / "rotated.tif", image, transform=rotated)]
+    from PIL import Image
+
+    Image.fromarray(image).save(tmp_path / "plain.png")
+    scenes.append(str(tmp_path / "plain.png"))
+    by_name = {r["scene"]: r for r in mapping.map_scenes(scenes, weights, tmp_path / "out")}
+    with rasterio.open(tmp_path / "out" / "rotated_classes.tif") as file:
+        for corner in ((0, 0), (310, 230), (310, 0)):
+            np.testing.assert_allclose(place(file.transform, *corner), place(rotated, *corner), atol=1e-6 * 0.5)
+    assert by_name["plain"]["crs"] is None and by_name["plain"]["classes"][0]["hectares"] is None
+    np.testing.assert_array_equal(
+        read(tmp_path / "out" / "plain_classes.tif"), read(tmp_path / "out" / "rotated_classes.tif")
+    )
+    total = sum(row["hectares"] for row in by_name["rotated"]["classes"])
+    assert total == pytest.approx(230 * 310 * 0.25e-4, rel=1e-9)
+
+
+def test_bands_alpha_nodata_and_16_bits_are_one_map(tmp_path, weights, image):
+    """The same scene in other clothes: bands in another order with one too many, alpha, 16 bits of another full scale."""
+    wanted = expected_classes(weights, image)
+    extra = np.zeros((*image.shape[:2], 1), np.uint8)
+    mixed = np.concatenate([image[..., [1, 2, 0]], extra], -1)
+    mixed = write(tmp_path / "mixed.tif", mixed, photometric="MINISBLACK", alpha="NO")
+    mapping.map_scenes([mixed], weights, tmp_path / "out", MapOptions(bands="3,1,2"))
+    np.testing.assert_array_equal(read(tmp_path / "out" / "mixed_classes.tif"), wanted)
+    wide = write(tmp_path / "wide.tif", image.astype(np.uint16) * 39)
+    with pytest.raises(UserError, match="--scale"):
+        mapping.map_scenes([wide], weights, tmp_path / "out")
+    mapping.map_scenes([wide], weights, tmp_path / "out", MapOptions(scale=255.0 * 39))
+    assert (read(tmp_path / "out" / "wide_classes.tif") == wanted).mean() > 0.98  # the global view is rounded otherwise
+    alpha = np.full((*image.shape[:2], 1), 255, np.uint8)
+    alpha[:70, 90:] = 0
+    clear = write(tmp_path / "clear.tif", np.concatenate([image, alpha], -1), photometric="RGB", alpha="YES")
+    (report,) = mapping.map_scenes([clear], weights, tmp_path / "out")
+    got = read(tmp_path / "out" / "clear_classes.tif")
+    np.testing.assert_array_equal(got == 255, alpha[..., 0] == 0)
+    assert report["nodata_pixels"] == 70 * 220 and sum(r["pixels"] for r in report["classes"]) == 230 * 310 - 70 * 220
+
+
+def test_an_area_of_interest(tmp_path, weights, image):
+    """Inside the polygon the map is that of the whole scene; outside there is none."""
+    scene = write(tmp_path / "scene.tif", image)
+    corners = [place(METRES, x, y) for x, y in ((20, 30), (20, 90), (100, 90), (100, 30), (20, 30))]
+    crs = {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::32640"}}
+    polygon = {"type": "Polygon", "coordinates": [corners]}
+    (tmp_path / "aoi.geojson").write_text(
+        json.dumps({"type": "FeatureCollection", "crs": crs, "features": [{"type": "Feature", "geometry": polygon}]})
+    )
+    (report,) = mapping.map_scenes([scene], weights, tmp_path / "out", MapOptions(aoi=tmp_path / "aoi.geojson"))
+    got, whole = read(tmp_path / "out" / "scene_classes.tif"), expected_classes(weights, image)
+    np.testing.assert_array_equal(got[30:90, 20:100], whole[30:90, 20:100])
+    assert (got != 255).sum() == 60 * 80 == sum(r["pixels"] for r in report["classes"])
+    assert report["patches"] < len(geometry.walk_scene(230, 310, VIEWS)) / 2 and report["blocks"]["skipped"] > 0
+
+
+def test_a_budget_chooses_the_batch(tmp_path, weights, image):
+    scene = write(tmp_path / "scene.tif", image)
+    (report,) = mapping.map_scenes([scene], weights, tmp_path / "out", MapOptions(memory_budget="8GB"))
+    assert report["batch"] > 1
+    with pytest.raises(UserError, match="memory budget leaves"):
+        mapping.map_scenes([scene], weights, tmp_path / "other", MapOptions(memory_budget="10MB"))
+    assert not (tmp_path / "other").exists() or not list((tmp_path / "other").glob("*.tif"))
+
+
+# --------------------------------------------------------------------------------------------------- many scenes, again
+def test_done_scenes_are_skipped_and_others_are_not_overwritten(tmp_path, weights, image, capsys):
+    scenes = [write(tmp_path / f"{name}.tif", image[:100, :120]) for name in "abc"]
+    out = tmp_path / "out"
+    for shard in ("1/2", "2/2"):
+        mapping.map_scenes(scenes, weights, out, shard=shard)
+    gathered = json.loads((out / "report.json").read_text())
+    assert [s["scene"] for s in gathered["scenes"]] == ["a", "b", "c"]
+    before = {p: p.stat().st_mtime_ns for p in out.iterdir() if p.suffix == ".tif"}
+    capsys.readouterr()
+    assert mapping.map_scenes(scenes, weights, out) == []
+    assert capsys.readouterr().out.count("done already") == 3
+    assert before == {p: p.stat().st_mtime_ns for p in out.iterdir() if p.suffix == ".tif"}
+    with pytest.raises(UserError, match="overlap.*--overwrite"):
+        mapping.map_scenes(scenes[:1], weights, out, MapOptions(overlap=20))
+    mapping.map_scenes(scenes[:1], weights, out, MapOptions(overlap=20, overwrite=True))
+    assert json.loads((out / "a.report.json").read_text())["fingerprint"]["views"]["overlap"] == 20
+
+
+def test_a_scene_that_fails_does_not_stop_the_others(tmp_path, weights, image, capsys):
+    good = [write(tmp_path / f"{name}.tif", image[:90, :90]) for name in "ab"]
+    with pytest.raises(UserError, match=r"1 of 3 scenes could not be mapped \(missing\)"):
+        mapping.map_scenes([good[0], str(tmp_path / "missing.tif"), good[1]], weights, tmp_path / "out")
+    assert "missing.tif" in capsys.readouterr().err
+    assert {p.name for p in (tmp_path / "out").glob("*_classes.tif")} == {"a_classes.tif", "b_classes.tif"}
+
+
+class Stop(Exception):
+    pass
+
+
+def test_a_run_that_stopped_goes_on_to_the_same_bytes(tmp_path, weights, image, monkeypatch):
+    """Stopped in the walk, after it, and while the maps were renamed: never a map under its name that is not whole."""
+    scene = write(tmp_path / "scene.tif", image)
+    options = MapOptions(confidence=True, polygons="geojson")
+    mapping.map_scenes([scene], weights, tmp_path / "whole", options)
+    wanted = {p.name: p.read_bytes() for p in (tmp_path / "whole").iterdir() if "report" not in p.name}
+    out = tmp_path / "out"
+
+    def stop(*_, **__):
+        raise Stop
+
+    def assert_nothing_wrong():
+        for path in out.iterdir():
+            assert path.name.startswith(".") or path.read_bytes() == wanted[path.name]
+
+    real, calls = writer.MapWriter.write, []
+
+    def write_some(self, *args):
+        calls.append(args)
+        if len(calls) > 5:
+            raise Stop
+        return real(self, *args)
+
+    for patch in (
+        lambda m: m.setattr(writer.MapWriter, "write", write_some),
+        lambda m: m.setattr(writer.MapWriter, "finish", stop),
+        lambda m: m.setattr(mapping, "_report", stop),
+        lambda m: m.setattr(mapping.runs, "write_json", stop),
+    ):
+        with monkeypatch.context() as m, pytest.raises(Stop):
+            patch(m)
+            mapping.map_scenes([scene], weights, out, options)
+        assert_nothing_wrong()
+        assert (out / ".scene.partial" / "journal.jsonl").exists()
+    (report,) = mapping.map_scenes([scene], weights, out, options)
+    assert report["blocks"]["computed"] == 0 and report["blocks"]["resumed"] > 0
+    assert {p.name: p.read_bytes() for p in out.iterdir() if "report" not in p.name} == wanted
+
+
+def test_two_processes_do_not_share_a_scene(tmp_path, weights, image):
+    pytest.importorskip("fcntl")
+    scene = write(tmp_path / "scene.tif", image[:90, :90])
+    folder = tmp_path / "out" / ".scene.partial"
+    folder.mkdir(parents=True)
+    with mapping._alone(folder, "scene"), pytest.raises(UserError, match="another process is predicting scene"):
+        mapping.map_scenes([scene], weights, tmp_path / "out")
+
+
+# --------------------------------------------------------------------------------------------------------- what is wrong
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bands": "1,2"}, "the weights take 3"),
+        ({"bands": "1,2,9"}, "bands"),
+        ({"bands": "red"}, "--bands is 'red'"),
+        ({"overlap": 64}, "overlap is 64 px"),
+        ({"context_size": 10}, "context_size is 10 px"),
+        ({"batch": 0}, "--batch is 0"),
+        ({"scale": -1.0}, "--scale is -1"),
+        ({"memory_budget": "much"}, "--memory-budget is 'much'"),
+    ],
+)
+def test_wrong_options_are_told_and_leave_nothing(tmp_path, weights, image, options, message):
+    scene = write(tmp_path / "scene.tif", image[:90, :90])
+    with pytest.raises(UserError, match=message):
+        mapping.map_scenes([scene], weights, tmp_path / "out", MapOptions(**options))
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").glob("[!.]*.tif"))
+
+
+def test_scenes_that_would_collide_are_told(tmp_path, weights, image):
+    (tmp_path / "sub").mkdir()
+    scenes = [write(tmp_path / "s.tif", image[:70, :70]), write(tmp_path / "sub" / "s.tif", image[:70, :70])]
+    with pytest.raises(UserError, match="both be written as s_classes.tif"):
+        mapping.map_scenes(scenes, weights, tmp_path / "out")
+    own = write(tmp_path / "x.tif", image[:70, :70])
+    os.rename(own, tmp_path / "y_classes.tif")
+    os.symlink(tmp_path / "y_classes.tif", tmp_path / "y.tif")
+    with pytest.raises(UserError, match="overwritten by its own map"):
+        mapping.map_scenes([str(tmp_path / "y.tif")], weights, tmp_path)
+    with pytest.raises(UserError, match="I/N"):
+        mapping.map_scenes([own], weights, tmp_path / "out", shard="3/2")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("4GB", 4 * 2**30), ("800 MB", 800 * 2**20), ("1.5GiB", 3 * 2**29), ("4096", 4096)]
+)
+def test_sizes_of_memory(text, value):
+    assert mapping.parse_bytes(text) == value
+
+
+# ------------------------------------------------------------------------------------------------------ the real command
+def command(*args):
+    return [sys.executable, "-m", "glcanet_jax", "predict", *map(str, args)]
+
+
+def test_the_command_and_what_it_says_when_things_go_wrong(tmp_path, weights, image):
+    """A scene from a folder, one that is cut short, weights for other bands, no weights: a line each, and exit code 2."""
+
+    def run(*args):
+        return subprocess.run(command(*args), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
+
+    scene = write(tmp_path / "scene.tif", image)
+    result = run(scene, "--weights", weights, "--out", tmp_path / "out", "--overlay")
+    assert result.returncode == 0, result.stderr
+    for part in ("scene: 230 x 310 px, areas planar", "land", "Mpx/s", "device busy", f"written to {tmp_path / 'out'}"):
+        assert part in result.stdout
+    assert (tmp_path / "out" / "scene_overlay.png").stat().st_size > 10_000
+    data = (tmp_path / "scene.tif").read_bytes()
+    (tmp_path / "cut.tif").write_bytes(data[: len(data) * 2 // 3])
+    grey = write(tmp_path / "grey.tif", image[..., :1])
+    for args, part in (
+        ((tmp_path / "cut.tif", "--weights", weights), "cut.tif"),
+        ((grey, "--weights", weights), "1 band"),
+        ((scene, "--weights", tmp_path / "none.safetensors"), "no weights file"),
+    ):
+        result = run(*args, "--out", tmp_path / "bad")
+        assert result.returncode == 2 and "Traceback" not in result.stderr, result.stderr
+        lines = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+        assert len(lines) == 1 and part in lines[0]
+    assert not [p for p in (tmp_path / "bad").glob("*") if not p.name.startswith(".") and p.name != "report.json"]
+
+
+def test_ctrl_c_ends_at_once_and_the_next_run_goes_on(tmp_path, weights, image):
+    big = np.tile(image, (5, 4, 1))
+    scene, out = write(tmp_path / "scene.tif", big), tmp_path / "out"
+    args = command(scene, "--weights", weights, "--out", out)
+    process = subprocess.Popen(
+        args, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    journal, limit = out / ".scene.partial" / "journal.jsonl", time.monotonic() + 200
+    while not (journal.exists() and journal.read_bytes().count(b"\n") > 2):  # early, to find it at work
+        assert process.poll() is None and time.monotonic() < limit
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130 and time.monotonic() - began < 10
+    assert "scene: stopped; the same command goes on from here" in told and "Traceback" not in told
+    assert not list(out.glob("[!.]*"))
+    (report,) = mapping.map_scenes([scene], weights, out)
+    assert report["blocks"]["resumed"] >= 2 and report["blocks"]["computed"] > 0
+    agree = read(out / "scene_classes.tif") == expected_classes(weights, big)
+    assert agree.mean() > 0.999  # the command and this process compile for different numbers of devices
+
+
+def test_a_full_disk_is_told(tmp_path, weights, image):
+    """A limit on the size of files stands for a disk that ends."""
+    scene = write(tmp_path / "scene.tif", image)
+    code = textwrap.dedent(
+        f"""
+        import resource, signal
+        from glcanet_jax import cli
+        from glcanet_jax.maps import mapping
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        def main():
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+            mapping.map_scenes([{scene!r}], {str(weights)!r}, {str(tmp_path / "out")!r})
+        cli.run(main)
+        """
+    )
+    settings = environment() | {"JAX_ENABLE_COMPILATION_CACHE": "0"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=settings, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 2 and "Traceback" not in result.stderr, result.stderr
+    assert "free space" in result.stderr
+    assert not list((tmp_path / "out").glob("[!.]*.tif"))

@@ -1,0 +1,186 @@
+"""Attention against a brute-force loop over tokens in float64; the masks against their definitions."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from glcanet_jax import geometry
+from glcanet_jax.models.layers import attention
+from glcanet_jax.models.layers.attention import CrossAttention, SelfAttention, attend, position_code, visibility
+
+
+def softmax_rows(scores):
+    exponent = np.exp(scores - scores.max())
+    return exponent / exponent.sum()
+
+
+def brute_force(q, k, v, mask):
+    """One head at a time, one query at a time, in float64."""
+    b, t, h, d = q.shape
+    out = np.zeros((b, t, h, v.shape[-1]))
+    for i, j, head in itertools.product(range(b), range(t), range(h)):
+        seen = [s for s in range(k.shape[1]) if mask is None or mask[i, j, s]]
+        if not seen:
+            continue
+        scores = np.array([q[i, j, head] @ k[i, s, head] for s in seen]) / np.sqrt(d)
+        out[i, j, head] = sum(w * v[i, s, head] for w, s in zip(softmax_rows(scores), seen, strict=True))
+    return out
+
+
+def relative(a, b):
+    return np.abs(np.asarray(a, np.float64) - b).max() / np.abs(b).max()
+
+
+def arrays(*shapes, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal(s) for s in shapes]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("chunk", [10**9, 7 * 11 * 2])
+def test_attend(masked, chunk):
+    q, k, v = arrays((2, 20, 2, 8), (2, 11, 2, 8), (2, 11, 2, 8))
+    mask = np.random.default_rng(1).random((2, 20, 11)) < 0.4 if masked else None
+    if masked:
+        mask[0, 3] = False
+    out = attend(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)), None if mask is None else jnp.asarray(mask), chunk)
+    assert relative(out, brute_force(q, k, v, mask)) <= 1e-5
+    if masked:
+        assert (np.asarray(out)[0, 3] == 0).all()
+
+
+def test_chunked_gradients_equal_dense_ones():
+    q, k, v = (jnp.asarray(x, jnp.float32) for x in arrays((1, 9, 1, 4), (1, 6, 1, 4), (1, 6, 1, 4)))
+    mask = jnp.asarray(np.random.default_rng(2).random((1, 9, 6)) < 0.5)
+    grads = [
+        jax.grad(lambda *a, c=c: (attend(*a, mask, c) ** 2).sum(), argnums=(0, 1, 2))(q, k, v) for c in (10**9, 12)
+    ]
+    for dense, chunked in zip(*grads, strict=True):
+        np.testing.assert_allclose(dense, chunked, atol=1e-6)
+
+
+def randomised(module, *args, seed=3):
+    """Parameters of a module, none of them at its zero or identity start."""
+    params = module.init(jax.random.key(0), *args)
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: jnp.asarray(rng.standard_normal(x.shape) / np.sqrt(x.shape[0]), jnp.float32), params)
+
+
+def heads_of(x, heads):
+    return x.reshape(*x.shape[:-1], heads, -1)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("placed", [False, True])
+def test_self_attention(heads, placed):
+    x, code = arrays((2, 12, 8), (1, 12, 8))
+    args = jnp.asarray(x, jnp.float32), jnp.asarray(code, jnp.float32) if placed else None
+    module = SelfAttention(heads)
+    params = randomised(module, *args)
+    w = {k: np.asarray(p["kernel"], np.float64) for k, p in params["params"].items()}
+    at = x + code if placed else x
+    q, k, v = (heads_of(y, heads) for y in (at @ w["query"], at @ w["key"], x @ w["value"]))
+    expected = x + brute_force(q, k, v, None).reshape(x.shape) @ w["out"]
+    assert relative(module.apply(params, *args), expected) <= 1e-5
+
+
+@pytest.mark.parametrize("residual", ["query", "input"])
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("direction", ["local", "global"])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("placed", [False, True])
+def test_cross_attention(residual, heads, direction, masked, placed):
+    b, n, t, s, d = 2, 3, 5, 7, 8
+    local, glob, local_code, glob_code = arrays((b, n, t, d), (b, 1, s, d), (b, n, t, d), (b, 1, s, d))
+    mask = np.random.default_rng(4).random((b, n, t, s)) < 0.5
+    mask[0, 1, 2] = False  # a local token that sees nothing
+    mask[1, 0, :, 3] = False  # a global token that no local one sees
+    asker, asked, codes = local, glob, (local_code, glob_code)
+    if direction == "global":
+        asker, asked, codes, mask = glob, local, codes[::-1], mask.swapaxes(-1, -2)
+    given = [jnp.asarray(y, jnp.float32) for y in (asker, asked)]
+    given += [jnp.asarray(c, jnp.float32) if placed else None for c in codes] + [jnp.asarray(mask) if masked else None]
+    module = CrossAttention(heads, residual)
+    params = randomised(module, *given)
+    w = {k: np.asarray(p["kernel"], np.float64) for k, p in params["params"].items()}
+    out = np.asarray(module.apply(params, *given))
+    for i, p in itertools.product(range(b), range(n)):
+        x, y = asker[i, min(p, asker.shape[1] - 1)], asked[i, min(p, asked.shape[1] - 1)]
+        cx, cy = (c[i, min(p, c.shape[1] - 1)] if placed else 0 for c in codes)
+        q, k, v = (heads_of(z, heads)[None] for z in ((x + cx) @ w["query"], (y + cy) @ w["key"], y @ w["value"]))
+        answer = brute_force(q, k, v, mask[i, p][None] if masked else None)[0].reshape(x.shape)
+        rest = x @ w["query"] if residual == "query" else x
+        expected = answer + rest if residual == "query" else x + answer @ w["out"]
+        assert relative(out[i, p], expected) <= 1e-5
+        if masked:
+            for row in np.flatnonzero(~mask[i, p].any(-1)):  # nothing visible: the residual alone
+                np.testing.assert_allclose(out[i, p, row], rest[row], rtol=1e-5, atol=1e-5)
+
+
+def test_masked_tokens_have_exactly_no_influence():
+    q, k, v = (jnp.asarray(x, jnp.float32) for x in arrays((1, 4, 1, 8), (1, 6, 1, 8), (1, 6, 1, 8)))
+    mask = jnp.ones((1, 4, 6), bool).at[0, :, 2].set(False)
+    base = attend(q, k, v, mask)
+    np.testing.assert_array_equal(base, attend(q, k.at[0, 2].set(1e4), v.at[0, 2].set(-1e4), mask))
+    gradient = jax.grad(lambda k, v: attend(q, k, v, mask).sum(), argnums=(0, 1))(k, v)
+    assert all((np.asarray(g)[0, 2] == 0).all() for g in gradient)
+
+
+def centres(cells, stride, size, box=None):
+    fraction = geometry.cell_centres(cells, stride, size)
+    return fraction if box is None else box[0] + fraction * (box[1] - box[0])
+
+
+BOXES = np.array(
+    [[[0.1, 0.2, 0.3, 0.4], [0.0, 0.0, 0.2, 0.2], [0.8, 0.81, 1.0, 1.01], [0.52, 0.52, 0.53, 0.53]]], np.float32
+)
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.5])
+def test_footprint(margin):
+    gy = centres(16, 32, 500)
+    asked = jnp.asarray(gy)[None], jnp.asarray(gy)[None]
+    patch = jnp.full((1, 4, 2), 500.0)
+    mask = np.asarray(visibility("footprint", None, asked, jnp.asarray(BOXES), patch, margin=margin, radius=0.0))
+    for n, (top, left, bottom, right) in enumerate(BOXES[0].astype(np.float64)):
+        expected = np.zeros((16, 16), bool)
+        my, mx = margin * (bottom - top), margin * (right - left)
+        for i, j in itertools.product(range(16), range(16)):
+            expected[i, j] = top - my <= gy[i] <= bottom + my and left - mx <= gy[j] <= right + mx
+        distance = [
+            ((gy[i] - (top + bottom) / 2) ** 2 + (gy[j] - (left + right) / 2) ** 2)
+            for i in range(16)
+            for j in range(16)
+        ]
+        expected.flat[int(np.argmin(distance))] = True
+        np.testing.assert_array_equal(mask[0, n, 0].reshape(16, 16), expected)
+        assert expected.any()
+
+
+def test_window():
+    context = 1000.0  # scene pixels
+    boxes = np.array([[[0.1, 0.2, 0.35, 0.45], [0.7, 0.7, 0.95, 0.95]]], np.float32)
+    asked = (jnp.asarray(centres(8, 32, 250))[None],) * 2
+    local = [jnp.asarray(np.stack([centres(8, 32, 250, (b[a], b[a + 2])) for b in boxes[0]]))[None] for a in (0, 1)]
+    patch = jnp.full((1, 2, 2), 250.0)
+    mask = np.asarray(visibility("window", tuple(local), asked, jnp.asarray(boxes), patch, margin=0.0, radius=150.0))
+    for n, y, x, i, j in itertools.product(range(2), range(8), range(8), range(8), range(8)):
+        dy = (float(local[0][0, n, y]) - float(asked[0][0, i])) * context
+        dx = (float(local[1][0, n, x]) - float(asked[1][0, j])) * context
+        distance = np.hypot(dy, dx)
+        if abs(distance - 150) > 0.01:
+            assert mask[0, n, y * 8 + x, i * 8 + j] == (distance <= 150)
+
+
+def test_position_code_is_its_formula():
+    y, x = np.array([0.013, 0.5, 0.97]), np.array([0.2, 0.8])
+    code = np.asarray(position_code(jnp.asarray(y, jnp.float32), jnp.asarray(x, jnp.float32), 256))
+    frequency = 2 * np.pi * 128.0 ** (np.arange(64) / 63)
+    for i, j in itertools.product(range(3), range(2)):
+        expected = np.concatenate([f(v * frequency) for v in (y[i], x[j]) for f in (np.sin, np.cos)])
+        np.testing.assert_allclose(code[i, j], expected, atol=1e-4)
+    with pytest.raises(ValueError, match="multiple of 4"):
+        attention.position_code(jnp.zeros(2), jnp.zeros(2), 6)

@@ -1,0 +1,90 @@
+"""Networks made ready for inference: the same answers from folded norms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from glcanet_jax import models
+from glcanet_jax.geometry import Views
+from glcanet_jax.inference.predictor import Predictor
+from glcanet_jax.models import folding
+
+SMALL = {"depth": 10, "width": 8, "fpn_channels": 16}
+NORMS = {  # batch norms that there are, all of which follow a convolution
+    "glcanet": (SMALL, 30),
+    "glnet": (SMALL | {"mutual": True}, 36),
+    "segnet": ({}, 25),
+    "pspnet": ({}, 59),
+    "deeplabv3plus": ({}, 62),
+    "icnet": ({}, 63),
+    "branch": (SMALL, 18),
+    "unet": ({}, 0),
+    "fcn8s": ({}, 0),
+}
+
+
+def random_variables(model, seed=0):
+    """Everything away from where it starts, scales and variances above zero."""
+    shapes = jax.eval_shape(lambda key: models.init(model, key, 3), jax.random.key(0))
+    rng = np.random.default_rng(seed)
+    draw = lambda x: rng.uniform(0.3, 1.2, x.shape) if x.ndim == 1 else rng.normal(0, 0.1, x.shape)  # noqa: E731
+    return jax.tree.map(lambda x: jnp.asarray(draw(x), jnp.float32), shapes)
+
+
+def inputs(seed=1):
+    rng = np.random.default_rng(seed)
+    images = rng.normal(size=(1, 64, 48, 3)), rng.normal(size=(1, 1, 48, 64, 3))
+    return *(jnp.asarray(x, jnp.float32) for x in images), jnp.array([[[0.1, 0.0, 0.5, 0.7]]])
+
+
+@pytest.mark.parametrize("network", models.names())
+def test_every_batch_norm_is_folded(network):
+    options, count = NORMS[network]
+    model = models.build(network, 5, **options)
+    folds = folding.find_folds(model, *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs()))
+    shapes = jax.eval_shape(lambda key: models.init(model, key, 3), jax.random.key(0))
+    assert len(folds) == count
+    assert {f.norm for f in folds} == {p[:-1] for p in flatten_dict(shapes.get("batch_stats", {})) if p[-1] == "mean"}
+    assert len({f.conv for f in folds}) == count
+
+
+FROZEN = pytest.param("glcanet", SMALL | {"norm": "frozen"}, marks=pytest.mark.slow)
+SEGNET = pytest.param("segnet", {}, marks=pytest.mark.slow)  # convolutions with biases before their norms
+
+
+@pytest.mark.parametrize("network, options", [("glcanet", SMALL), FROZEN, SEGNET])
+def test_the_answers_stay(network, options):
+    """With the norms' factors left out, and as plain variables of the plain network."""
+    model = models.build(network, 5, **options)
+    variables, args = random_variables(model), inputs()
+    ready = models.for_inference(model, 3)
+    folded = ready.prepare(variables)
+    plain = jax.jit(lambda v: models.functions(model).apply(v, *args)[0])
+    expected = plain(variables)
+    for got in (jax.jit(lambda v: ready.functions.apply(v, *args)[0])(folded), plain(folded)):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5 * float(jnp.abs(expected).max()))
+    jaxpr = str(jax.make_jaxpr(lambda v: ready.functions.apply(v, *args)[0])(folded))
+    assert "rsqrt" not in jaxpr or options.get("norm") == "frozen"  # group norms of other modules have theirs
+
+
+def test_a_result_that_others_take_too_is_not_folded():
+    class Twice(models.nn.Module):
+        @models.nn.compact
+        def __call__(self, image, *_):
+            conv = models.nn.Conv(4, (3, 3))
+            return folding.BatchNorm()(conv(image)), conv(2 * image)
+
+    assert folding.find_folds(Twice(), jax.ShapeDtypeStruct((1, 8, 8, 3), "float32")) == ()
+
+
+def test_a_predictor_holds_kernels_in_the_compute_type():
+    model = models.build("glcanet", 5, **SMALL, dtype="bfloat16")
+    shapes = jax.eval_shape(lambda key: models.init(model, key, 3), jax.random.key(0))
+    normalisation = {"mean": (0.5,), "std": (0.5,), "scale": 255.0}
+    predictor = Predictor(model, shapes, Views(96, 64, 64, 16), normalisation, bands=3)
+    for path, x in flatten_dict(predictor.variables["params"]).items():
+        assert x.dtype == (jnp.bfloat16 if x.ndim > 1 else jnp.float32), path
+    for x in jax.tree.leaves(predictor.variables["batch_stats"]):
+        assert x.dtype == jnp.float32

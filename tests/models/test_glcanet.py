@@ -1,0 +1,332 @@
+"""The network: its start, its gradients, its independence of patches, its geometry, its size."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax.traverse_util import flatten_dict
+
+from glcanet_jax import config as configs
+from glcanet_jax import geometry, models
+from glcanet_jax.errors import UserError
+from glcanet_jax.measure import info
+from glcanet_jax.models.layers import resnet, sampling
+from glcanet_jax.training import optim
+from glcanet_jax.training.step import loss_terms
+
+SMALL = dict(depth=10, width=8, fpn_channels=16, fast_conv=False)  # what compiles fast
+SIZE, PATCH = 100, 68
+
+
+def inputs(key, b=2, n=3, bands=3):
+    keys = jax.random.split(key, 2)
+    image = jax.random.normal(keys[0], (b, SIZE, SIZE, bands))
+    patches = jax.random.normal(keys[1], (b, n, PATCH, PATCH, bands))
+    corners = jnp.array([[0.0, 0.0], [0.3, 0.45], [0.6, 0.6]])[:n]
+    boxes = jnp.broadcast_to(jnp.concatenate([corners, corners + 0.4], axis=1)[None], (b, n, 4))
+    return image, patches, boxes
+
+
+def jitted(model):
+    """The functions of a model, compiled: eager ones compile every operation by itself."""
+    fns = models.functions(model)
+    return models.Functions(*(jax.jit(f, static_argnames="train") for f in fns))
+
+
+def small(**options):
+    return models.build("glcanet", 5, **{**SMALL, **options})
+
+
+OPTIONS = [
+    {},
+    {"residual": "input"},
+    {"mask": "window", "mask_radius": 60.0},
+    {"mask": "none", "position": None, "heads": 2},
+    {"attn_levels": (5, 4, 3, 2)},
+    {"sharing": "glnet"},
+    {"share_backbone": True, "norm": "frozen"},
+    pytest.param({"norm": "group", "stride": "v1", "depth": 50}, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_the_three_functions_compose(key, options):
+    model = small(**options)
+    variables = models.init(model, key, 3)
+    fns = jitted(model)
+    image, patches, boxes = inputs(key)
+    logits, out = fns.apply(variables, image, patches, boxes)
+    context = fns.encode_global(variables, image)
+    again, _ = fns.fuse(variables, context, fns.encode_local(variables, patches), boxes)
+    assert logits.shape == (2, 3, 17, 17, 5) and logits.dtype == jnp.float32
+    np.testing.assert_allclose(logits, again, atol=2e-5)
+    assert {"global/p5", "local/logits", "global/logits", "local/x"} <= set(out)
+    if options.get("sharing") != "glnet":
+        assert "fused/p4" in out
+
+
+@pytest.mark.parametrize("residual", ["query", "input"])
+def test_starts_as_the_network_without_attention_and_lem(key, residual):
+    model, plain = small(residual=residual), small(attn_levels=(), self_attention=False, lem=False)
+    variables = models.init(model, key, 3)
+    bare = models.init(plain, key, 3)
+    flat, wanted = flatten_dict(variables["params"]), flatten_dict(bare["params"])
+    from flax.traverse_util import unflatten_dict
+
+    bare["params"] = unflatten_dict({k: flat[k] for k in wanted})
+    logits, out = jitted(model).apply(variables, *inputs(key))
+    expected, plain_out = jitted(plain).apply(bare, *inputs(key))
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+    np.testing.assert_allclose(out["global/logits"], plain_out["global/logits"], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"residual": "input"},
+        pytest.param({"mask": "window", "mask_radius": 60.0}, marks=pytest.mark.slow),
+        pytest.param({"attn_levels": (5, 4, 3, 2)}, marks=pytest.mark.slow),
+        pytest.param({"sharing": "glnet"}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_every_parameter_has_a_gradient_after_one_step(key, options):
+    """From the real initialisation, without perturbing it: zero starts must not be dead ends."""
+    model = small(**options)
+    variables = models.init(model, key, 3)
+    image, patches, boxes = inputs(key)
+    rng = np.random.default_rng(0)
+    batch = {
+        "global_labels": jnp.asarray(rng.integers(0, 5, (2, SIZE, SIZE))),
+        "patch_labels": jnp.asarray(rng.integers(0, 5, (2, 3, PATCH, PATCH))),
+        "valid": jnp.ones((2, 3), bool),
+    }
+
+    def loss(params):
+        logits, out = models.functions(model).apply({**variables, "params": params}, image, patches, boxes, train=True)[
+            0
+        ]
+        return sum(loss_terms(configs.LossConfig(), logits, out, batch).values())
+
+    gradient = jax.jit(jax.grad(loss))
+    tx = optim.optimiser(configs.OptimiserConfig(), optim.phases("joint", 10, None))
+    updates, _ = jax.jit(tx.update)(
+        gradient(variables["params"]), jax.jit(tx.init)(variables["params"]), variables["params"]
+    )
+    params = optax.apply_updates(variables["params"], updates)
+    dead = [k for k, g in flatten_dict(gradient(params), sep="/").items() if not np.abs(g).max() > 0]
+    assert not dead
+
+
+def test_patches_do_not_influence_each_other(key):
+    model = small()
+    variables = models.init(model, key, 3)
+    fns = jitted(model)
+    image, patches, boxes = inputs(key)
+    together, _ = fns.apply(variables, image, patches, boxes)
+    for i in range(3):
+        alone, _ = fns.apply(variables, image, patches[:, i : i + 1], boxes[:, i : i + 1])
+        np.testing.assert_allclose(alone[:, 0], together[:, i], atol=2e-5)
+    changed, _ = fns.apply(variables, image, patches.at[:, 0].mul(3.0), boxes)
+    np.testing.assert_array_equal(changed[:, 1:], together[:, 1:])
+    assert np.abs(changed[:, 0] - together[:, 0]).max() > 1e-3
+
+
+def trained_like(variables, seed=0):
+    """Parameters off their zero starts, so that attention counts."""
+    rng = np.random.default_rng(seed)
+    return {
+        **variables,
+        "params": jax.tree.map(
+            lambda x: x + 0.05 * rng.standard_normal(x.shape).astype(np.float32), variables["params"]
+        ),
+    }
+
+
+def test_a_gradient_reaches_both_views_and_the_mask_hides(key):
+    model = small(mask_margin=0.0, attn_levels=(5, 4))
+    variables = trained_like(models.init(model, key, 3))
+    image, patches, boxes = inputs(key, b=1, n=1)
+    fns = models.functions(model)
+    gradients = jax.jit(jax.grad(lambda i, p: fns.apply(variables, i, p, boxes)[0].sum(), argnums=(0, 1)))(
+        image, patches
+    )
+    assert all(np.abs(g).max() > 0 for g in gradients)
+
+    context, features = fns.encode_global(variables, image), fns.encode_local(variables, patches)
+
+    def local_p5(p5):
+        return fns.fuse(variables, {**context, "p5": p5}, features, boxes)[1]["fused/p5"].sum()
+
+    seen = np.abs(jax.jit(jax.grad(local_p5))(context["p5"])).sum(-1)[0] > 0
+    centre = geometry.cell_centres(4, 32, SIZE)
+    inside = (centre >= 0.0) & (centre <= 0.4)
+    np.testing.assert_array_equal(seen, inside[:, None] & inside[None])
+
+
+def test_changes_of_the_global_map_are_zero_where_nothing_is_visible(key):
+    model = small(mask_margin=0.0)
+    variables = trained_like(models.init(model, key, 3))
+    _, out = jitted(model).apply(variables, *inputs(key))
+    centre = geometry.cell_centres(7, 16, SIZE)
+    inside = (centre >= 0.0) & (centre <= 0.4)
+    visible = inside[:, None] & inside[None]
+    change = np.asarray(out["fused/d4"])[:, 0]
+    assert (change[:, ~visible] == 0).all() and (np.abs(change[:, visible]) > 0).any(-1).all()
+
+
+def test_remat_and_bfloat16(key):
+    plain, remat = small(), small(remat=True)
+    variables = models.init(plain, key, 3)
+    args = inputs(key)
+
+    def gradient(model):
+        fn = lambda p: models.functions(model).apply({**variables, "params": p}, *args, train=True)[0][0].sum()  # noqa: E731
+        return jax.jit(jax.grad(fn))(variables["params"])
+
+    for a, b in zip(jax.tree.leaves(gradient(plain)), jax.tree.leaves(gradient(remat)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
+    half = small(dtype="bfloat16")
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(models.init(half, key, 3)))
+    logits, out = jitted(half).apply(variables, *args)
+    assert out["local/x"].dtype == jnp.bfloat16 and logits.dtype == jnp.float32
+    exact = jitted(plain).apply(variables, *args)[0]
+    assert np.abs(logits - exact).max() < 0.1 * np.abs(exact).max()
+
+
+# ------------------------------------------------------------------------------------------------------------ geometry
+@pytest.mark.parametrize("size", [64, 97, 100, 256, 500])
+def test_upsampling_of_a_ramp_is_exact(size):
+    grids = {i: geometry.cells(size, 2**i) for i in (0, 2, 3, 4, 5)}
+    for coarse, fine in itertools.product((5, 4, 3, 2), (4, 3, 2, 0)):
+        if fine >= coarse:
+            continue
+        at = 2.0**coarse * np.arange(grids[coarse])
+        ramp = jnp.asarray(np.add.outer(3 * at, at)[None, ..., None], jnp.float32)
+        out = np.asarray(sampling.upsample(ramp, (grids[fine],) * 2))[0, ..., 0]
+        clamp = np.minimum(2.0**fine * np.arange(grids[fine]), at[-1])
+        np.testing.assert_allclose(out, np.add.outer(3 * clamp, clamp), rtol=1e-6, atol=1e-4)
+
+
+@pytest.mark.parametrize("box", [(0.1, 0.2, 0.37, 0.55), (0.0, 0.0, 0.204, 0.204), (0.796, 0.5, 1.0, 0.704)])
+@pytest.mark.parametrize("level", [2, 5])
+def test_a_ramp_sampled_at_fractional_boxes_comes_back_exact(box, level):
+    stride = 2**level
+    count = geometry.cells(500, stride)
+    centre = geometry.cell_centres(count, stride, 500).astype(np.float64)
+    ramp = jnp.asarray(np.stack(np.meshgrid(centre, centre, indexing="ij"), -1)[None], jnp.float32)
+    boxes = jnp.asarray(box, jnp.float32)[None, None]
+    size = jnp.full((1, 2), 500.0)
+    out = np.asarray(sampling.sample_boxes(ramp, boxes, (count, count), stride, size[None], size))[0, 0]
+    for axis in (0, 1):
+        place = box[axis] + centre * (box[axis + 2] - box[axis])
+        expected = np.clip(place, centre[0], centre[-1])
+        got = out[:, 0, 0] if axis == 0 else out[0, :, 1]
+        np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("level", [2, 3, 4, 5])
+def test_cells_are_centred_where_the_geometry_says(key, level):
+    """The centre of gravity of the gradient of a cell, in a ResNet whose weights are all alike."""
+    model = resnet.ResNet(depth=18, width=4, norm=resnet.norm_layer("frozen"))
+    size = 1024
+    variables = model.init(key, jnp.zeros((1, 64, 64, 1)))
+    params = jax.tree.map(lambda x: jnp.full_like(x, 8 / x[..., 0].size) if x.ndim == 4 else x, variables["params"])
+    count = geometry.cells(size, 2**level)
+    cell = count // 2
+
+    def answer(x):
+        return model.apply({**variables, "params": params}, x)[f"c{level}"][0, cell, cell].sum()
+
+    weight = np.abs(
+        np.asarray(
+            jax.jit(jax.grad(answer))(jnp.ones((1, size, size, 1)) + 0.01 * jax.random.normal(key, (1, size, size, 1)))
+        )
+    )[0, ..., 0]
+    centre = (weight.sum(1) * np.arange(size)).sum() / weight.sum()
+    expected = geometry.cell_centres(count, 2**level, size)[cell] * size - 0.5
+    assert abs(centre - expected) <= 2
+
+
+def test_non_square_views(key):
+    model = small()
+    variables = models.init(model, key, 3)
+    image, patches = jax.random.normal(key, (1, 96, 64, 3)), jax.random.normal(key, (1, 2, 64, 80, 3))
+    logits, _ = jitted(model).apply(variables, image, patches, jnp.array([[[0, 0, 0.5, 1.0], [0.5, 0.2, 1.0, 0.9]]]))
+    assert logits.shape == (1, 2, 16, 20, 5) and np.isfinite(logits).all()
+
+
+# --------------------------------------------------------------------------------------------------------- size and cost
+SIZES = {  # options: parameters of global, local and fusion; GFLOP of a context and of a patch, both of 500 px
+    (): (28589127, 28770503, 1114119, 86.60, 95.60),
+    (("depth", 18),): (15520327, 15676743, 1114119, 60.27, 68.51),
+    (("depth", 34),): (25628487, 25784903, 1114119, 79.34, 87.57),
+    (("share_backbone", True),): (28589127, 5262471, 1114119, 86.60, 95.60),
+    (("attn_levels", ()),): (28589127, 28770503, 64519, 86.60, 91.56),
+    (("attn_levels", (5, 4, 3, 2)),): (28589127, 28770503, 2163719, 86.60, 669.85),
+    (("sharing", "glnet"), ("self_attention", False)): (28064839, 36504263, 1047559, 100.36, 274.81),
+    (("lem", False),): (28589127, 28589127, 1114119, 86.60, 89.97),
+    (("self_attention", False),): (28064839, 28246215, 1114119, 84.79, 93.79),
+    (("mask", "none"),): (28589127, 28770503, 1114119, 86.60, 95.60),
+    (("norm", "group"),): (28589127, 28770503, 1114119, 86.60, 95.60),
+    (("fpn_channels", 128),): (25032775, 25214151, 294919, 54.87, 61.77),
+    (("heads", 4),): (28589127, 28770503, 1114119, 86.60, 95.60),
+}
+
+
+@pytest.mark.parametrize("options", SIZES, ids=str)
+def test_size_and_cost(options):
+    model = models.build("glcanet", 7, **dict(options))
+    count, cost = info.parameters(model), info.flops(model, geometry.Views())
+    got = (count["global"], count["local"], count["fusion"], round(cost["context"], 2), round(cost["patch"], 2))
+    assert got == SIZES[options]
+    assert count["total"] == sum(got[:3])
+
+
+def test_cost_of_glnet_is_the_published_one():
+    """GLNet's own G=>L costs 9.95 TFLOP for 36 patches of a 2448-px scene (DESIGN section 7)."""
+    _, _, _, context, patch = SIZES[(("sharing", "glnet"), ("self_attention", False))]
+    assert (context + 36 * patch) / 1e3 == pytest.approx(9.95, rel=0.02)
+
+
+def test_the_default_costs_three_and_a_half_teraflop():
+    parameters, (context, patch) = sum(SIZES[()][:3]), SIZES[()][3:]
+    assert parameters == pytest.approx(58.5e6, rel=0.001)
+    assert (context + 36 * patch) / 1e3 == pytest.approx(3.5, rel=0.05)
+
+
+def test_counted_operations(key):
+    """By hand, and against XLA's own count where nothing loops."""
+    x, kernel = jnp.ones((2, 9, 11, 3)), jnp.ones((3, 3, 3, 8))
+
+    def twice(x):
+        y = jax.lax.conv_general_dilated(x, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return jax.lax.map(lambda row: row @ jnp.ones((8, 4)), y)
+
+    assert info.count_flops(jax.make_jaxpr(twice)(x)) == 2 * (2 * 5 * 6 * 8 * 27 + 2 * 5 * 6 * 8 * 4)
+    cells = (2 * 9 * 11 * 3 + 27 * 8 + 2 * 5 * 6 * 8) + 2 * (5 * 6 * 8 + 8 * 4 + 5 * 6 * 4)
+    assert info.count_bytes(jax.make_jaxpr(twice)(x)) == 4 * cells
+    strided = lambda x: jax.lax.conv(x, jnp.ones((8, 8, 3, 3)), (2, 2), "SAME").sum()  # noqa: E731
+    forward, both = (
+        info.count_flops(jax.make_jaxpr(f)(jnp.ones((1, 8, 32, 32)))) for f in (strided, jax.grad(strided))
+    )
+    assert both - forward == pytest.approx(forward, rel=0.05)  # as many operations back as there, zeros left out
+    model, image = small(), jnp.ones((1, 128, 128, 3))
+    variables = models.init(model, key, 3)
+    encode = models.functions(model).encode_global
+    xla = jax.jit(encode).lower(variables, image).cost_analysis()["flops"]
+    ours = info.count_flops(jax.make_jaxpr(encode)(variables, image))
+    assert ours == pytest.approx(xla, rel=0.1)  # XLA adds sums and activations and leaves out what meets padding
+
+
+def test_bad_options_are_told():
+    with pytest.raises(UserError, match="perhaps you meant 'glcanet'"):
+        models.build("glcanets", 5)
+    with pytest.raises(UserError, match="perhaps you meant 'mask'"):
+        models.build("glcanet", 5, maks="none")
+    with pytest.raises(UserError, match="must be one of"):
+        models.init(small(mask="round"), jax.random.key(0), 3)
