@@ -68,7 +68,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights and shape of the loss (DESIGN section 3)."""
+    """Weights and shape of the loss (docs/design.md)."""
 
     gamma: float = 6.0
     fused: float = 1.0  # of the logits that answer; a network's own auxiliary ones have its own weights

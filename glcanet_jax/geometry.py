@@ -2,7 +2,7 @@
 
 Boxes are ``(top, left, bottom, right)`` as fractions of a context; windows are ``(top, left, height, width)`` in scene
 pixels. With explicit padding, feature cell ``j`` at stride ``s`` is centred on pixel ``s * j`` of its input: every
-function here follows that one convention (DESIGN section 2, "Geometry").
+function here follows that one convention (docs/design.md, "Geometry").
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Scenes of any size through a network, block by block, in memory that does not grow with them (DESIGN section 5).
+"""Scenes of any size through a network, block by block, in memory that does not grow with them (docs/prediction.md).
 
 A thread reads the blocks ahead of the device, another one takes the finished rows behind it. A **block** is the patches that
 share a context. Patches of neighbouring blocks overlap like any others: what a block has summed up beyond the pixels that

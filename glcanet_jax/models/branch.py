@@ -1,4 +1,4 @@
-"""One branch of GLCANet: backbone, pyramid, self-attention and a head (paper sections 3.2 to 3.4; DESIGN section 2).
+"""One branch of GLCANet: backbone, pyramid, self-attention and a head (paper sections 3.2 to 3.4; docs/design.md).
 
 Two of them and a fusion are :class:`~glcanet_jax.models.glcanet.GLCANet`. One alone, :class:`OneBranch`, is a network of one
 view: the control that tells what the other view is worth.

@@ -1,4 +1,4 @@
-"""GLCANet: two branches, self-attention in each, masked cross-attention between them (DESIGN section 2).
+"""GLCANet: two branches, self-attention in each, masked cross-attention between them (docs/design.md).
 
 ``encode_global`` runs once a context, ``encode_local`` needs no context, ``fuse`` joins them; ``__call__`` composes the
 three. Letters: ``b`` contexts, ``n`` patches of each, ``h w`` pixels or cells, ``c`` channels, ``k`` classes.

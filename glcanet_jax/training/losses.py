@@ -1,4 +1,4 @@
-"""Losses (paper section 3.6; DESIGN section 3): focal on three outputs, and the regulariser between the two branches.
+"""Losses (paper section 3.6; docs/design.md): focal on three outputs, and the regulariser between the two branches.
 
 Beside the paper's: label smoothing, and two losses that look at regions as the mean IoU does, soft Dice and Lovasz-softmax.
 """
@@ -89,7 +89,7 @@ def lovasz(logits: Float[Array, "*b k"], labels: Integer[Array, "*b"]) -> Float[
 def regulariser(
     x_local: Float[Array, "b n h w c"], x_global: Float[Array, "b n h w c"], valid: Bool[Array, "b n"]
 ) -> Float[Array, ""]:
-    """Mean squared difference of the branches' last maps; only the local branch is pulled (GLNet's code, DESIGN section 3)."""
+    """Mean squared difference of the branches' last maps; only the local branch is pulled (GLNet's code, docs/design.md)."""
     difference = x_local.astype(jnp.float32) - jax.lax.stop_gradient(x_global).astype(jnp.float32)
     per_patch = jnp.mean(difference**2, axis=(-3, -2, -1))
     return jnp.sum(jnp.where(valid, per_patch, 0.0)) / jnp.maximum(jnp.sum(valid), 1)

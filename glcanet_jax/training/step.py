@@ -92,7 +92,7 @@ def loss_terms(
     batch: Batch,
     auxiliary: Mapping[str, int | float] | None = None,
 ) -> dict[str, Array]:
-    """The weighted terms of the loss (DESIGN section 3); absent outputs have no term.
+    """The weighted terms of the loss (docs/design.md); absent outputs have no term.
 
     ``auxiliary`` are the weights of a network's own further logits, ``NAME/logits`` of either view.
     """

@@ -288,7 +288,7 @@ def test_size_and_cost(options):
 
 
 def test_cost_of_glnet_is_the_published_one():
-    """GLNet's own G=>L costs 9.95 TFLOP for 36 patches of a 2448-px scene (DESIGN section 7)."""
+    """GLNet's own G=>L costs 9.95 TFLOP for 36 patches of a 2448-px scene."""
     _, _, _, context, patch = SIZES[(("sharing", "glnet"), ("self_attention", False))]
     assert (context + 36 * patch) / 1e3 == pytest.approx(9.95, rel=0.02)
 

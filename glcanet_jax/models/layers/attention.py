@@ -1,4 +1,4 @@
-"""Self-attention and masked cross-attention between the two views (paper sections 3.4 and 3.5; DESIGN section 2).
+"""Self-attention and masked cross-attention between the two views (paper sections 3.4 and 3.5; docs/design.md).
 
 Tokens are the cells of a feature map. A 2-D sine code of each token's place in the *context* enters the scores alone.
 """

@@ -1,7 +1,7 @@
 """How GLNet carries features between a context and its patches, both ways.
 
 Two geometries. *Whole cells*, the released code's: crops start and end at rounded cells, maps are resized between half-pixel
-centres. *Centres*, ours: exact fractional positions of cell centres (DESIGN section 2, "Geometry"). The functions of one
+centres. *Centres*, ours: exact fractional positions of cell centres (docs/design.md, "Geometry"). The functions of one
 axis take Python's integers or JAX's scalars; what is traced is exact, too: pixels are recovered from the boxes, and products
 are rounded as integers.
 """

@@ -1,6 +1,6 @@
 """Resizing and sampling at cell centres: fine cell ``j`` reads coarse position ``j * s_fine / s_coarse``, clamped, bilinear.
 
-Half-pixel resizing would put a stride-32 map 8 px off a stride-16 one (DESIGN section 2, "Geometry").
+Half-pixel resizing would put a stride-32 map 8 px off a stride-16 one (docs/design.md, "Geometry").
 """
 
 import jax
