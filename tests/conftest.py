@@ -1,7 +1,9 @@
 """Four CPU devices, strict ranks, a compilation cache, and the fixtures that many tests share."""
 
 import os
+import signal
 import tempfile
+import threading
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -14,6 +16,11 @@ os.environ["XLA_FLAGS"] += (
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", tempfile.gettempdir())) / "glcanet_jax_tests"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE / "xla")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+
+# a parent may ignore these (a script that starts us in the background ignores SIGINT), and processes that tests start would, too
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
