@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from glcanet_jax.errors import UserError
 from glcanet_jax.models import attention, branch, choices, convolution
 from glcanet_jax.models.attention import CrossAttention
-from glcanet_jax.models.fpn import LEVELS, Laterals, SharedSmooth, Smooth, stride
+from glcanet_jax.models.fpn import LEVELS, Laterals, SharedSmooth, Smooth, group_norm, stride
 from glcanet_jax.models.resnet import backbone_of
 from glcanet_jax.models.sampling import pixels_of, sample_boxes, upsample
 
@@ -55,6 +55,32 @@ class Aggregation(nn.Module):
         return logits + self.bias[None, None, None]
 
 
+class HiddenAggregation(nn.Module):
+    """An aggregation that can make a class depend on both views together: a hidden layer of all maps, then 3x3 to the classes.
+
+    As in :class:`Aggregation` a map is mixed on its own grid, the global ones once a context; the norm follows the sum.
+    """
+
+    num_classes: int
+    channels: int  # of all maps side by side
+    dtype: Any
+
+    def setup(self):
+        width = self.channels // 8  # half of the pyramid's
+        self.hidden = self.param("hidden", nn.initializers.lecun_normal(), (self.channels, width))
+        self.norm = group_norm(self.dtype)()
+        self.classify = Aggregation(self.num_classes, width, self.dtype)
+
+    def mix(self, x: Float[Array, "*b h w c"], first: int) -> Float[Array, "*b h w m"]:
+        """A map that begins at channel ``first``, mixed: to be resized like it, and added to others."""
+        kernel = self.hidden[None, None, first : first + x.shape[-1]]
+        return convolution.mix(x.astype(self.dtype), kernel.astype(self.dtype))
+
+    def __call__(self, mixed: Float[Array, "b h w m"]) -> Float[Array, "b h w k"]:
+        """Logits, from the sum of all mixed maps."""
+        return self.classify(self.classify.mix(nn.relu(self.norm(mixed)), 0))
+
+
 class Fusion(nn.Module):
     """GLCA-FM (paper section 3.5), the refinement of the global features by each patch, and the aggregation (section 3.6)."""
 
@@ -66,13 +92,16 @@ class Fusion(nn.Module):
     levels: tuple[int, ...]
     dtype: Any
     share: bool = False  # GLNet's sharing of C2..C5
+    feed_forward: int = 0
+    aggregation: Callable[..., nn.Module] = Aggregation
 
     def setup(self):
-        cross = partial(CrossAttention, self.heads, self.residual, dtype=self.dtype)
+        cross = partial(CrossAttention, self.heads, self.residual, dtype=self.dtype, feed_forward=self.feed_forward)
         # the local answer starts at zero through W_V; the global one through the refinement, which needs it alive
         local_init = {"value_init": nn.initializers.zeros} if self.residual == "query" else {}
         global_init = {} if self.residual == "query" else {"out_init": nn.initializers.lecun_normal()}
         self.local_asks = {str(i): cross(**local_init) for i in self.levels}
+        global_init["forward_init"] = nn.initializers.lecun_normal()
         self.global_asks = {str(i): cross(**global_init) for i in self.levels}
         self.refine = {
             str(i): self.conv(2 * self.channels, (1, 1), padding=0, kernel_init=nn.initializers.zeros)
@@ -81,7 +110,7 @@ class Fusion(nn.Module):
         if self.share:
             # a 1x1 convolution of both branches' maps is the sum of one of each: the global half is made once a context
             self.share_laterals = Laterals(self.channels, partial(self.conv, use_bias=False))
-        self.aggregate = Aggregation(self.num_classes, 4 * self.channels, self.dtype)
+        self.aggregate = self.aggregation(self.num_classes, 4 * self.channels, self.dtype)
 
     def backbone_share(self, maps: Maps) -> dict[int, Array]:
         """The global branch's share of the local laterals, on the global grid."""
@@ -109,6 +138,8 @@ class GLCANet(nn.Module):
     mask_margin: float = 0.5  # sides of the box
     mask_radius: float = 250.0  # scene pixels
     sharing: str = "none"  # "glnet": concatenation at GLNet's four points instead of cross-attention
+    feed_forward: int = 0  # hidden width of what follows each attention, a multiple of channels; 0: nothing follows
+    head: str = "affine"  # the paper's; nonlinear: norms and ReLU in the smoothing, a hidden layer in the aggregation
     dtype: str = "float32"  # of the computation; parameters stay float32
     remat: bool = False  # recompute the backbones' blocks in the backward pass
     fast_conv: bool | None = None  # kernel gradient made for CPUs; None: on CPUs only
@@ -128,7 +159,16 @@ class GLCANet(nn.Module):
         self.local = new_branch(**own, **enhanced, smooth=SharedSmooth if self.sharing == "glnet" else Smooth)
         setattr(self, "global", new_branch())
         self.fusion = Fusion(
-            self.num_classes, self.fpn_channels, conv, self.heads, self.residual, levels, dtype, self.sharing == "glnet"
+            self.num_classes,
+            self.fpn_channels,
+            conv,
+            self.heads,
+            self.residual,
+            levels,
+            dtype,
+            share=self.sharing == "glnet",
+            feed_forward=self.feed_forward,
+            aggregation=HiddenAggregation if self.head == "nonlinear" else Aggregation,
         )
 
     def _check(self):
