@@ -207,11 +207,11 @@ def load_predictor(
     dtype: str | None = None,
     views: dict[str, Any] | None = None,
     tta: bool = False,
-    head: str | None = None,
+    stage: str | None = None,
 ) -> tuple[Predictor, Config, dict[str, Any]]:
     """A network rebuilt from a weights file alone, its configuration and its classes.
 
-    ``dtype`` and ``views`` (fields of :class:`glcanet_jax.geometry.Views`) replace what the file says; ``head`` as
+    ``dtype`` and ``views`` (fields of :class:`glcanet_jax.geometry.Views`) replace what the file says; ``stage`` as
     :class:`Predictor` has it.
     """
     stored = weights.load_weights(find_weights(path))
@@ -222,7 +222,7 @@ def load_predictor(
     model = build_model(config, len(stored.classes["names"]))
     normalisation = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.normalisation.items()}
     bands = models.input_bands(stored.variables)
-    options = {"bands": bands, "batch": batch, "tta": tta, "head": head}
+    options = {"bands": bands, "batch": batch, "tta": tta, "stage": stage}
     predictor = Predictor(model, stored.variables, config.views, normalisation, **options)
     return predictor, config, stored.classes
 

@@ -102,6 +102,7 @@ def test_it_answers_as_the_network_whatever_the_numbers(written, network, b, n):
         {"mask": "window", "attn_levels": (5, 4, 3), "norm": "group"},
         {"mask": "none", "residual": "input", "share_backbone": True, "position": None, "dtype": "bfloat16"},
         {"sharing": "glnet", "norm": "batch"},
+        {"head": "nonlinear", "feed_forward": 2},
     ],
     ids=lambda options: "-".join(map(str, options)),
 )

@@ -47,7 +47,7 @@ SIGNS = {"helps": 1, "hurts": -1}
 @dataclass(frozen=True, kw_only=True)
 class Options:
     dataset: str
-    # NAME=RUN_FOLDER or NAME=WEIGHTS_FILE: the network, its control, then others to compare; NAME=RUN@local/logits: what a head
+    # NAME=RUN_FOLDER or NAME=WEIGHTS_FILE: the network, its control, then others to compare; NAME=RUN@local/logits: what a stage
     # within GLCANet says, without the fusion
     runs: tuple[str, ...]
     data_dir: Path | None = None  # the dataset's manual directory
@@ -59,7 +59,7 @@ class Options:
     def command(self, asked: dict[str, "Run"]) -> str:
         """What was asked for, without the places of this machine's files."""
         words = [f"python -m experiments.errors --dataset {self.dataset} --data-dir DIR --runs"]
-        words += [f"{name}=RUN" + (f"@{run.head}" if run.head else "") for name, run in asked.items()]
+        words += [f"{name}=RUN" + (f"@{run.stage}" if run.stage else "") for name, run in asked.items()]
         words += [f"--split {self.split}"]
         return " ".join(words + ["--tta True"] * self.tta)
 
@@ -115,7 +115,7 @@ def pictures_of(scene: Any, read: Any, maps: dict[str, Any], grid: Any, sign: in
 
 class Run(NamedTuple):
     weights: Path
-    head: str | None  # a named stage of logits instead of the network's own
+    stage: str | None  # one of its logits instead of the network's own
 
 
 def find_runs(words: Sequence[str]) -> dict[str, Run]:
@@ -133,8 +133,8 @@ def find_runs(words: Sequence[str]) -> dict[str, Run]:
         )
     found = {}
     for name, _, path in named:
-        path, _, head = path.partition("@")
-        found[name] = Run(runs.find_weights(path), head or None)
+        path, _, stage = path.partition("@")
+        found[name] = Run(runs.find_weights(path), stage or None)
     return found
 
 
@@ -164,8 +164,8 @@ def build(options: Options) -> tuple[dict[str, Any], dict[str, list[Picture]], C
     scenes = labelled_scenes(dataset, options.split)
     runs.enable_compilation_cache()
     loaded = {
-        name: runs.load_predictor(path, options.batch, tta=options.tta, head=head)
-        for name, (path, head) in asked.items()
+        name: runs.load_predictor(path, options.batch, tta=options.tta, stage=stage)
+        for name, (path, stage) in asked.items()
     }
     for predictor, _, classes in loaded.values():
         runs.check_fit(dataset, scenes, predictor, classes["names"], options.split)
@@ -184,8 +184,8 @@ def build(options: Options) -> tuple[dict[str, Any], dict[str, list[Picture]], C
                 pictures[kind] = best[:SHOWN]
     entries = [
         {"name": name, "weights": path.name, "sha256": _digest(path), "network": loaded[name][1].model.network}
-        | ({"head": head} if head else {})
-        for name, (path, head) in asked.items()
+        | ({"stage": stage} if stage else {})
+        for name, (path, stage) in asked.items()
     ]
     result = {
         "dataset": options.dataset,

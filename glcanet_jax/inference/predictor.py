@@ -40,7 +40,7 @@ class Predictor:
         batch: int = 6,
         tta: bool = False,
         one_by_one: bool | None = None,
-        head: str | None = None,
+        stage: str | None = None,
     ):
         """``batch`` patches make a program; ``normalisation`` has ``mean``, ``std`` and ``scale``.
 
@@ -49,7 +49,7 @@ class Predictor:
 
         With ``tta`` the logits are the mean over the eight views of a square (four turns, mirrored or not).
 
-        With ``head`` the logits are those of a named stage of the network, as GLCANet's ``local/logits``, instead of its own.
+        With ``stage`` the logits are those of a named stage of the network, as GLCANet's ``local/logits``, instead of its own.
 
         Raises:
             UserError: the network has no such stage of logits for its patches.
@@ -60,9 +60,9 @@ class Predictor:
         self.turns: Sequence[int] = geometry.DIHEDRAL if tta else (0,)
         self.traces = 0
         self._prepare, self._fns, self._second = for_inference(model, bands)
-        self._head = head
-        if head is not None and self._second is not None:
-            raise UserError(f"head is {head}; a network that looks twice answers with its own alone: leave it out")
+        self._stage = stage
+        if stage is not None and self._second is not None:
+            raise UserError(f"stage is {stage}; a network that looks twice answers with its own alone: leave it out")
         self._prepare = jax.jit(self._prepare)
         self.variables = variables
         self._programs: dict[Any, Any] = {}
@@ -129,14 +129,14 @@ class Predictor:
         return self._fns.encode_local(variables, normalise(patches, **self.normalisation))
 
     def _answer(self, logits: Array, stages: dict[str, Array]) -> Array:
-        if self._head is None:
+        if self._stage is None:
             return logits
         answers = {k: x for k, x in stages.items() if k.endswith("/logits") and x.ndim == logits.ndim}
-        if self._head not in answers:
+        if self._stage not in answers:
             raise UserError(
-                f"head is {self._head}; this network has {', '.join(sorted(answers)) or 'none but its own'}"
+                f"stage is {self._stage}; this network has {', '.join(sorted(answers)) or 'none but its own'}"
             )
-        return answers[self._head]
+        return answers[self._stage]
 
     def _blend(self, strip, variables, context, view, patches, boxes, *place):
         def blend(strip: Array, some: Any) -> tuple[Array, Array]:

@@ -160,13 +160,17 @@ class Inference(NamedTuple):
 
 
 def for_inference(model: nn.Module, bands: int) -> Inference:
-    """Batch norms folded into convolutions, kernels in the compute type (:mod:`glcanet_jax.models.folding`)."""
+    """Batch norms folded into convolutions, kernels in the compute type (:mod:`glcanet_jax.models.folding`), affine heads
+    collapsed (:mod:`glcanet_jax.models.layers.collapse`).
+    """
     # one that is never called as a whole is left as it is
     folds = folding.find_folds(model, *_inputs(bands)) if callable(model) else ()
     dtype = compute_type(model)
 
     def prepare(variables: dict[str, Any]) -> dict[str, Any]:
-        return folding.in_compute_type(folding.fold(folds, variables), dtype)
+        variables = folding.fold(folds, variables)
+        collapsed = model.collapse(variables["params"]) if hasattr(model, "collapse") else {}
+        return folding.in_compute_type(variables | ({"collapsed": collapsed} if collapsed else {}), dtype)
 
     def folded(fns: Any) -> Any:
         return None if fns is None else type(fns)(*(folding.without_factors(folds, fn) for fn in fns))

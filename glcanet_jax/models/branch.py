@@ -15,9 +15,9 @@ from jaxtyping import Array, Float
 
 from glcanet_jax import geometry
 from glcanet_jax.errors import UserError
-from glcanet_jax.models.layers import attention, choices, convolution
+from glcanet_jax.models.layers import attention, choices, collapse, convolution
 from glcanet_jax.models.layers.attention import SelfAttention
-from glcanet_jax.models.layers.fpn import LEVELS, Laterals, LocalEnhancement, Smooth, stride
+from glcanet_jax.models.layers.fpn import LEVELS, Laterals, LocalEnhancement, Smooth, add_levels, normed, stride
 from glcanet_jax.models.layers.resnet import BLOCKS, backbone_of, norm_layer
 from glcanet_jax.models.layers.sampling import pixels_of, upsample
 
@@ -27,6 +27,7 @@ CHOICES = {
     "stride": ("v1.5", "v1"),
     "lem_norm": ("auto", "batch", "group"),
     "position": ("sine", None),
+    "head": ("affine", "nonlinear"),
 } | choices.COMMON
 Maps = dict[str, Array]
 
@@ -65,6 +66,8 @@ class Branch(nn.Module):
     dtype: Any
     self_attention: bool
     position: str | None
+    feed_forward: int = 0
+    nonlinear: bool = False  # the smoothing
     enhancement: Callable[..., nn.Module] | None = None
     smooth: Callable[..., nn.Module] = Smooth
 
@@ -75,8 +78,9 @@ class Branch(nn.Module):
             self.lem = self.enhancement()
         self.fpn = Laterals(self.channels, self.conv)
         if self.self_attention:
-            self.attention = {str(i): SelfAttention(self.heads, self.dtype) for i in SELF_LEVELS}
-        self.smoothing = self.smooth(self.channels, self.conv)
+            self.attention = {str(i): SelfAttention(self.heads, self.dtype, self.feed_forward) for i in SELF_LEVELS}
+        conv = normed(self.conv, self.dtype) if self.nonlinear else self.conv
+        self.smoothing = self.smooth(self.channels, conv, narrow=self.nonlinear)
         self.head = self.conv(self.num_classes, (3, 3), padding=1, kernel_init=nn.initializers.normal(0.01))
 
     def features(self, x: Float[Array, "b h w c"], train: bool) -> Maps:
@@ -124,6 +128,8 @@ def branch_of(network: Any, conv: Callable, backbone: Callable[..., nn.Module]) 
         dtype=dtype,
         self_attention=network.self_attention,
         position=network.position,
+        feed_forward=network.feed_forward,
+        nonlinear=network.head == "nonlinear",
     )
     # a frozen backbone's norms have no statistics for new layers
     auto = "batch" if network.norm == "batch" else "group"
@@ -132,7 +138,11 @@ def branch_of(network: Any, conv: Callable, backbone: Callable[..., nn.Module]) 
 
 
 def check_width(network: Any) -> None:
-    """Raises UserError for a pyramid that heads and position codes do not divide."""
+    """Raises UserError for a pyramid that heads and position codes do not divide, and for layers of no width."""
+    if network.feed_forward < 0:
+        raise UserError(
+            f"model.feed_forward is {network.feed_forward}; it must be 0, for none, or a multiple of channels"
+        )
     channels, heads = network.fpn_channels, network.heads
     if channels % (4 * heads) or channels % 8:
         raise UserError(f"model.fpn_channels is {channels}; it must be a multiple of 8 and of 4 times heads ({heads})")
@@ -152,6 +162,8 @@ class OneBranch(nn.Module):
     self_attention: bool = True
     lem: bool = True  # the local branch's enhancement of C2
     position: str | None = "sine"
+    feed_forward: int = 0  # hidden width of what follows each attention, a multiple of channels; 0: nothing follows
+    head: str = "affine"  # nonlinear: norms and ReLU in the smoothing
     dtype: str = "float32"  # of the computation; parameters stay float32
     remat: bool = False  # recompute the backbone's blocks in the backward pass
     fast_conv: bool | None = None  # kernel gradient made for CPUs; None: on CPUs only
@@ -168,6 +180,23 @@ class OneBranch(nn.Module):
         branch, enhanced = branch_of(self, conv, backbone_of(self, conv))
         self.branch = branch(**enhanced)
 
+    def collapse(self, params: dict[str, Any]) -> dict[str, Any]:
+        """What prediction uses instead of an affine smoothing and head (:mod:`layers.collapse`)."""
+        if self.head != "affine":
+            return {}
+        own = params["branch"]
+        return {"branch": collapse.collapse(own["smoothing"], own["head"]["kernel"], finest=True)}
+
+    def _collapsed(self, pyramid: dict[int, Array]) -> Float[Array, "b h w k"]:
+        own, params = self.get_variable("collapsed", "branch"), self.get_variable("params", "branch")
+        kernel, smoothing = params["head"]["kernel"], params["smoothing"]
+        mixed = {i: [y] for i, y in collapse.mix_levels(pyramid, own, smoothing).items()} | {min(LEVELS): []}
+        mixed = add_levels(mixed, {i: y.shape[1:3] for i, y in pyramid.items()})
+        logits = convolution.shift(mixed, kernel.shape, ((1, 1), (1, 1)))
+        return (
+            logits + collapse.finest_logits(pyramid, own, smoothing, kernel) + params["head"]["bias"][None, None, None]
+        )
+
     def __call__(
         self, x: Float[Array, "b h w c"], *, train: bool = False
     ) -> tuple[Float[Array, "b qh qw k"], dict[str, Array]]:
@@ -175,5 +204,6 @@ class OneBranch(nn.Module):
         features = self.branch.features(x, train)
         pyramid = self.branch.pyramid(self.branch.laterals(features, train), pixels_of(x))
         maps, smooth = self.branch.smoothing(pyramid)
-        logits = self.branch.head(maps).astype(jnp.float32)
+        logits = self._collapsed(pyramid) if self.has_variable("collapsed", "branch") else self.branch.head(maps)
+        logits = logits.astype(jnp.float32)
         return logits, features | {f"p{i}": y for i, y in pyramid.items()} | smooth | {"x": maps, "logits": logits}

@@ -98,4 +98,5 @@ def without_factors(folds: tuple[Fold, ...], fn: Callable[..., Any]) -> Callable
 def in_compute_type(variables: dict[str, Any], dtype: Any) -> dict[str, Any]:
     """Kernels in the type they are computed in, as every layer would make them; vectors (norms, biases) stay float32."""
     cast = lambda x: x.astype(dtype) if x.ndim > 1 else x  # noqa: E731
-    return variables | {"params": jax.tree.map(cast, variables["params"])}
+    kernels = {name: jax.tree.map(cast, variables[name]) for name in ("params", "collapsed") if name in variables}
+    return variables | kernels

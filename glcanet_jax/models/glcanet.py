@@ -15,9 +15,9 @@ from jaxtyping import Array, Float
 
 from glcanet_jax.errors import UserError
 from glcanet_jax.models import branch
-from glcanet_jax.models.layers import attention, choices, convolution
+from glcanet_jax.models.layers import attention, choices, collapse, convolution
 from glcanet_jax.models.layers.attention import CrossAttention
-from glcanet_jax.models.layers.fpn import LEVELS, Laterals, SharedSmooth, Smooth, stride
+from glcanet_jax.models.layers.fpn import LEVELS, Laterals, SharedSmooth, Smooth, add_levels, group_norm, stride
 from glcanet_jax.models.layers.resnet import backbone_of
 from glcanet_jax.models.layers.sampling import pixels_of, sample_boxes, upsample
 
@@ -56,6 +56,32 @@ class Aggregation(nn.Module):
         return logits + self.bias[None, None, None]
 
 
+class HiddenAggregation(nn.Module):
+    """An aggregation that can make a class depend on both views together: a hidden layer of all maps, then 3x3 to the classes.
+
+    As in :class:`Aggregation` a map is mixed on its own grid, the global ones once a context; the norm follows the sum.
+    """
+
+    num_classes: int
+    channels: int  # of all maps side by side
+    dtype: Any
+
+    def setup(self):
+        width = self.channels // 8  # half of the pyramid's
+        self.hidden = self.param("hidden", nn.initializers.lecun_normal(), (self.channels, width))
+        self.norm = group_norm(self.dtype)()
+        self.classify = Aggregation(self.num_classes, width, self.dtype)
+
+    def mix(self, x: Float[Array, "*b h w c"], first: int) -> Float[Array, "*b h w m"]:
+        """A map that begins at channel ``first``, mixed: to be resized like it, and added to others."""
+        kernel = self.hidden[None, None, first : first + x.shape[-1]]
+        return convolution.mix(x.astype(self.dtype), kernel.astype(self.dtype))
+
+    def __call__(self, mixed: Float[Array, "b h w m"]) -> Float[Array, "b h w k"]:
+        """Logits, from the sum of all mixed maps."""
+        return self.classify(self.classify.mix(nn.relu(self.norm(mixed)), 0))
+
+
 class Fusion(nn.Module):
     """GLCA-FM (paper section 3.5), the refinement of the global features by each patch, and the aggregation (section 3.6)."""
 
@@ -67,13 +93,16 @@ class Fusion(nn.Module):
     levels: tuple[int, ...]
     dtype: Any
     share: bool = False  # GLNet's sharing of C2..C5
+    feed_forward: int = 0
+    aggregation: Callable[..., nn.Module] = Aggregation
 
     def setup(self):
-        cross = partial(CrossAttention, self.heads, self.residual, dtype=self.dtype)
+        cross = partial(CrossAttention, self.heads, self.residual, dtype=self.dtype, feed_forward=self.feed_forward)
         # the local answer starts at zero through W_V; the global one through the refinement, which needs it alive
         local_init = {"value_init": nn.initializers.zeros} if self.residual == "query" else {}
         global_init = {} if self.residual == "query" else {"out_init": nn.initializers.lecun_normal()}
         self.local_asks = {str(i): cross(**local_init) for i in self.levels}
+        global_init["forward_init"] = nn.initializers.lecun_normal()
         self.global_asks = {str(i): cross(**global_init) for i in self.levels}
         self.refine = {
             str(i): self.conv(2 * self.channels, (1, 1), padding=0, kernel_init=nn.initializers.zeros)
@@ -82,7 +111,7 @@ class Fusion(nn.Module):
         if self.share:
             # a 1x1 convolution of both branches' maps is the sum of one of each: the global half is made once a context
             self.share_laterals = Laterals(self.channels, partial(self.conv, use_bias=False))
-        self.aggregate = Aggregation(self.num_classes, 4 * self.channels, self.dtype)
+        self.aggregate = self.aggregation(self.num_classes, 4 * self.channels, self.dtype)
 
     def backbone_share(self, maps: Maps) -> dict[int, Array]:
         """The global branch's share of the local laterals, on the global grid."""
@@ -110,6 +139,8 @@ class GLCANet(nn.Module):
     mask_margin: float = 0.5  # sides of the box
     mask_radius: float = 250.0  # scene pixels
     sharing: str = "none"  # "glnet": concatenation at GLNet's four points instead of cross-attention
+    feed_forward: int = 0  # hidden width of what follows each attention, a multiple of channels; 0: nothing follows
+    head: str = "affine"  # the paper's; nonlinear: norms and ReLU in the smoothing, a hidden layer in the aggregation
     dtype: str = "float32"  # of the computation; parameters stay float32
     remat: bool = False  # recompute the backbones' blocks in the backward pass
     fast_conv: bool | None = None  # kernel gradient made for CPUs; None: on CPUs only
@@ -129,7 +160,16 @@ class GLCANet(nn.Module):
         self.local = new_branch(**own, **enhanced, smooth=SharedSmooth if self.sharing == "glnet" else Smooth)
         setattr(self, "global", new_branch())
         self.fusion = Fusion(
-            self.num_classes, self.fpn_channels, conv, self.heads, self.residual, levels, dtype, self.sharing == "glnet"
+            self.num_classes,
+            self.fpn_channels,
+            conv,
+            self.heads,
+            self.residual,
+            levels,
+            dtype,
+            share=self.sharing == "glnet",
+            feed_forward=self.feed_forward,
+            aggregation=HiddenAggregation if self.head == "nonlinear" else Aggregation,
         )
 
     def _check(self):
@@ -152,17 +192,46 @@ class GLCANet(nn.Module):
         pyramid = own.pyramid(own.laterals(features, train), size)
         x, smooth = own.smoothing(pyramid)
         stages = {"size": size} | {f"p{i}": y for i, y in pyramid.items()} | smooth | {"x": x, "logits": own.head(x)}
-        stages["mixed"] = self.fusion.aggregate.mix(x, 2 * self.fpn_channels)
+        if self.has_variable("collapsed", "global"):
+            mixed = {i: [y] for i, y in self._mix("global", pyramid).items()}
+            stages["mixed"] = add_levels(mixed, {i: y.shape[1:3] for i, y in pyramid.items()})
+        else:
+            stages["mixed"] = self.fusion.aggregate.mix(x, 2 * self.fpn_channels)
         if self.sharing == "glnet":
             stages |= {f"c{i}": y for i, y in self.fusion.backbone_share(features).items()}
         return stages
+
+    def collapse(self, params: dict[str, Any]) -> dict[str, Any]:
+        """What prediction uses instead of affine smoothing and aggregation, by branch (:mod:`layers.collapse`)."""
+        if self.head != "affine" or self.sharing != "none":
+            return {}
+        halves = jnp.split(params["fusion"]["aggregate"]["kernel"], 2, axis=2)
+        return {
+            name: collapse.collapse(params[name]["smoothing"], kernel, finest=name == "local")
+            for name, kernel in zip(("local", "global"), halves, strict=True)
+        }
+
+    def _smoothing(self, branch: str) -> dict[str, Any]:
+        return self.get_variable("params", branch)["smoothing"]
+
+    def _mix(self, branch: str, pyramid: dict[int, Array]) -> dict[int, Array]:
+        """A pyramid's collapsed levels, mixed, each on its own grid."""
+        return collapse.mix_levels(pyramid, self.get_variable("collapsed", branch), self._smoothing(branch))
+
+    def _finest(self, pyramid: dict[int, Array]) -> Array:
+        """The share of a patch's P2 in its logits."""
+        kernel = self.fusion.aggregate.kernel[:, :, : 2 * self.fpn_channels]
+        own = self.get_variable("collapsed", "local")
+        return collapse.finest_logits(pyramid, own, self._smoothing("local"), kernel)
 
     def encode_global(self, global_image: Float[Array, "b h w c"], *, train: bool = False) -> Maps:
         """What ``fuse`` needs of ``b`` contexts, and the global branch's own logits; once a context."""
         return self._context(self._global_stages(global_image, train))
 
     def _context(self, stages: Maps) -> Maps:
-        names = {"size", "x", "mixed", "logits"} | {f"p{i}" for i in self.attn_levels}
+        names = {"size", "mixed"} | {f"p{i}" for i in self.attn_levels}
+        if not self.has_variable("collapsed", "global"):  # for losses and probes; prediction does without
+            names |= {"x", "logits"}
         return {k: v for k, v in stages.items() if k in names or self.sharing == "glnet"}
 
     def encode_local(self, patches: Float[Array, "b n h w c"], *, train: bool = False) -> Maps:
@@ -220,27 +289,26 @@ class GLCANet(nn.Module):
         else:
             x, smooth = local.smoothing(pyramid)
             parts = {i: [(n * self.fpn_channels // 2, smooth[f"second{i}"])] for n, i in enumerate(reversed(LEVELS))}
+        collapsed = self.has_variable("collapsed", "local")
+        if collapsed:
+            parts = {i: [] for i in LEVELS}
         for i, y in refinements.items():
             parts[i].append((2 * self.fpn_channels, y))
-        mixed = None
-        for i in reversed(LEVELS):
-            if mixed is not None:
-                mixed = upsample(mixed, pyramid[i].shape[1:3])
-            for first, y in parts[i]:
-                y = self.fusion.aggregate.mix(y, first)
-                mixed = y if mixed is None else mixed + y
-        logits = patched(self.fusion.aggregate(mixed + at_boxes(context["mixed"], 2)))
+        mixed = {i: [self.fusion.aggregate.mix(y, first) for first, y in parts[i]] for i in LEVELS}
+        if collapsed:
+            for i, y in self._mix("local", pyramid).items():
+                mixed[i].append(y)
+        mixed = add_levels(mixed, {i: y.shape[1:3] for i, y in pyramid.items()})
+        logits = self.fusion.aggregate(mixed + at_boxes(context["mixed"], 2))
+        logits = patched(logits + self._finest(pyramid) if collapsed else logits)
 
         # what losses and probes may look at; whoever does not, does not pay
-        x_global = refined = at_boxes(context["x"], 2)
-        for y in refinements.values():
-            refined = refined + upsample(y, x.shape[1:3])
-        out |= {
-            "local/x": x,
-            "local/logits": local.head(x),
-            "global/x_at_box": x_global,
-            "fused/x_global": refined,
-        }
+        out |= {"local/x": x, "local/logits": local.head(x)}
+        if "x" in context:
+            out["global/x_at_box"] = refined = at_boxes(context["x"], 2)
+            for y in refinements.values():
+                refined = refined + upsample(y, x.shape[1:3])
+            out["fused/x_global"] = refined
         out = {k: v if v.ndim == 5 else patched(v) for k, v in out.items()} | {"logits": logits}
         out["local/logits"] = out["local/logits"].astype(jnp.float32)
         return logits, out

@@ -41,6 +41,12 @@ class SingleView(nn.Module):
     def auxiliary(self) -> Mapping[str, int | float]:
         return getattr(self.make(parent=None), "auxiliary", {})
 
+    def collapse(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Of the network, if it has any."""
+        own, root = self.make(parent=None), VIEWS[self.view]
+        made = own.collapse(params[root]) if hasattr(own, "collapse") else {}
+        return {root: made} if made else {}
+
     def _stages(self, image: Float[Array, "b h w c"], view: str, train: bool) -> Maps:
         """Logits and every named stage for a view, if it is the one looked at; and the shape of the image."""
         out: Maps = {"grid": image[..., :0]}  # without channels it carries nothing else

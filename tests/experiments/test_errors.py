@@ -272,7 +272,7 @@ def test_the_command(weights, dataset, tmp_path, monkeypatch, capsys):
     scene, names = dataset.splits["test"][0], dataset.classes.names
     for run, path in zip(told["runs"], weights, strict=True):
         scored, _ = evaluation.evaluate(
-            runs.load_predictor(runs.find_weights(path), 4, tta=False, head=None)[0], (scene,), dataset, {}
+            runs.load_predictor(runs.find_weights(path), 4, tta=False, stage=None)[0], (scene,), dataset, {}
         )
         assert run["confusion"] == scored["confusion"] and run["scores"] == scored["protocols"]["all"]
         np.testing.assert_array_equal(sum(np.array(b["confusion"]) for b in run["borders"]), run["confusion"])
@@ -303,12 +303,12 @@ def test_the_command(weights, dataset, tmp_path, monkeypatch, capsys):
     assert all(f"]({name})" in page for name in shown)
 
 
-def test_a_head_within_a_run_is_its_own_control(weights, tmp_path):
+def test_a_stage_within_a_run_is_its_own_control(weights, tmp_path):
     result, _, _ = errors.build(
         options_of(weights, tmp_path, runs=(f"ours={weights[0]}", f"local={weights[0]}@local/logits"))
     )
     assert result["command"].endswith("--runs ours=RUN local=RUN@local/logits --split test")
-    assert [run.get("head") for run in result["runs"]] == [None, "local/logits"]
+    assert [run.get("stage") for run in result["runs"]] == [None, "local/logits"]
     assert len({run["sha256"] for run in result["runs"]}) == 1 and result["gain"]["all"]["net_gain"] != 0
 
 

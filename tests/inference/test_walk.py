@@ -370,8 +370,8 @@ def test_augmentation_is_the_mean_over_turned_scenes():
     assert run(augmented, larger)[0]["logits"].shape == (200, 130, CLASSES)
 
 
-# --------------------------------------------------------------------------------------------------------------- heads
-class TwoHeads(Pointwise):
+# --------------------------------------------------------------------------------------------------------------- stages
+class TwoAnswers(Pointwise):
     """One that has another answer among its stages."""
 
     def fuse(self, context: Any, features: jax.Array, boxes: jax.Array, *, train: bool = False) -> Any:
@@ -379,25 +379,25 @@ class TwoHeads(Pointwise):
         return logits, {"inner/logits": -logits, "inner/x": logits}
 
 
-def test_an_inner_head_can_be_asked():
+def test_an_inner_stage_can_be_asked():
     scene = noise(100, 130)
     own, inner = (
-        run(Predictor(TwoHeads(), {"params": {}}, VIEWS, RAW, bands=3, head=head), scene)[0]["logits"]
-        for head in (None, "inner/logits")
+        run(Predictor(TwoAnswers(), {"params": {}}, VIEWS, RAW, bands=3, stage=stage), scene)[0]["logits"]
+        for stage in (None, "inner/logits")
     )
     np.testing.assert_array_equal(inner, -own)
     assert np.abs(own).max() > 100
 
 
-def test_a_head_that_is_not_there_is_told():
+def test_a_stage_that_is_not_there_is_told():
     for model, words in (
-        (TwoHeads(), "this network has inner/logits"),
+        (TwoAnswers(), "this network has inner/logits"),
         (Pointwise(), "this network has none but its own"),
     ):
-        with pytest.raises(UserError, match=f"head is inner/x; {words}"):
-            run(Predictor(model, {"params": {}}, VIEWS, RAW, bands=3, head="inner/x"), noise(80, 80))
-    with pytest.raises(UserError, match="head is inner/logits; a network that looks twice"):
-        Predictor(TwoPasses(), {"params": {}}, VIEWS, RAW, bands=3, head="inner/logits")
+        with pytest.raises(UserError, match=f"stage is inner/x; {words}"):
+            run(Predictor(model, {"params": {}}, VIEWS, RAW, bands=3, stage="inner/x"), noise(80, 80))
+    with pytest.raises(UserError, match="stage is inner/logits; a network that looks twice"):
+        Predictor(TwoPasses(), {"params": {}}, VIEWS, RAW, bands=3, stage="inner/logits")
 
 
 # --------------------------------------------------------------------------------------------------------- global views

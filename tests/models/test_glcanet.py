@@ -13,7 +13,7 @@ from glcanet_jax import config as configs
 from glcanet_jax import geometry, models
 from glcanet_jax.errors import UserError
 from glcanet_jax.measure import info
-from glcanet_jax.models.layers import resnet, sampling
+from glcanet_jax.models.layers import fpn, resnet, sampling
 from glcanet_jax.training import optim
 from glcanet_jax.training.step import loss_terms
 
@@ -48,6 +48,8 @@ OPTIONS = [
     {"attn_levels": (5, 4, 3, 2)},
     {"sharing": "glnet"},
     {"share_backbone": True, "norm": "frozen"},
+    {"head": "nonlinear", "feed_forward": 2},
+    pytest.param({"head": "nonlinear", "sharing": "glnet", "fpn_channels": 8}, marks=pytest.mark.slow),
     pytest.param({"norm": "group", "stride": "v1", "depth": 50}, marks=pytest.mark.slow),
 ]
 
@@ -68,9 +70,19 @@ def test_the_three_functions_compose(key, options):
         assert "fused/p4" in out
 
 
-@pytest.mark.parametrize("residual", ["query", "input"])
-def test_starts_as_the_network_without_attention_and_lem(key, residual):
-    model, plain = small(residual=residual), small(attn_levels=(), self_attention=False, lem=False)
+@pytest.mark.parametrize(
+    ("options", "head"),
+    [
+        ({"residual": "query"}, "affine"),
+        ({"residual": "input"}, "affine"),
+        ({"feed_forward": 2}, "nonlinear"),
+        pytest.param({"residual": "input", "feed_forward": 2}, "nonlinear", marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_starts_as_the_network_without_attention_and_lem(key, options, head):
+    model = small(head=head, **options)
+    plain = small(head=head, attn_levels=(), self_attention=False, lem=False)
     variables = models.init(model, key, 3)
     bare = models.init(plain, key, 3)
     flat, wanted = flatten_dict(variables["params"]), flatten_dict(bare["params"])
@@ -88,6 +100,8 @@ def test_starts_as_the_network_without_attention_and_lem(key, residual):
     [
         {},
         {"residual": "input"},
+        {"head": "nonlinear", "feed_forward": 2},
+        pytest.param({"head": "nonlinear", "sharing": "glnet"}, marks=pytest.mark.slow),
         pytest.param({"mask": "window", "mask_radius": 60.0}, marks=pytest.mark.slow),
         pytest.param({"attn_levels": (5, 4, 3, 2)}, marks=pytest.mark.slow),
         pytest.param({"sharing": "glnet"}, marks=pytest.mark.slow),
@@ -122,8 +136,9 @@ def test_every_parameter_has_a_gradient_after_one_step(key, options):
     assert not dead
 
 
-def test_patches_do_not_influence_each_other(key):
-    model = small()
+@pytest.mark.parametrize("head", ["affine", "nonlinear"])  # norms are over a patch by itself
+def test_patches_do_not_influence_each_other(key, head):
+    model = small(head=head)
     variables = models.init(model, key, 3)
     fns = jitted(model)
     image, patches, boxes = inputs(key)
@@ -131,7 +146,7 @@ def test_patches_do_not_influence_each_other(key):
     for i in range(3):
         alone, _ = fns.apply(variables, image, patches[:, i : i + 1], boxes[:, i : i + 1])
         np.testing.assert_allclose(alone[:, 0], together[:, i], atol=2e-5)
-    changed, _ = fns.apply(variables, image, patches.at[:, 0].mul(3.0), boxes)
+    changed, _ = fns.apply(variables, image, patches.at[:, 0].apply(jnp.abs), boxes)  # no multiple: norms undo that
     np.testing.assert_array_equal(changed[:, 1:], together[:, 1:])
     assert np.abs(changed[:, 0] - together[:, 0]).max() > 1e-3
 
@@ -179,8 +194,9 @@ def test_changes_of_the_global_map_are_zero_where_nothing_is_visible(key):
     assert (change[:, ~visible] == 0).all() and (np.abs(change[:, visible]) > 0).any(-1).all()
 
 
-def test_remat_and_bfloat16(key):
-    plain, remat = small(), small(remat=True)
+@pytest.mark.parametrize("options", [{}, {"head": "nonlinear", "feed_forward": 2}], ids=str)
+def test_remat_and_bfloat16(key, options):
+    plain, remat = small(**options), small(remat=True, **options)
     variables = models.init(plain, key, 3)
     args = inputs(key)
 
@@ -190,12 +206,42 @@ def test_remat_and_bfloat16(key):
 
     for a, b in zip(jax.tree.leaves(gradient(plain)), jax.tree.leaves(gradient(remat)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
-    half = small(dtype="bfloat16")
+    half = small(dtype="bfloat16", **options)
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(models.init(half, key, 3)))
     logits, out = jitted(half).apply(variables, *args)
     assert out["local/x"].dtype == jnp.bfloat16 and logits.dtype == jnp.float32
     exact = jitted(plain).apply(variables, *args)[0]
     assert np.abs(logits - exact).max() < 0.1 * np.abs(exact).max()
+
+
+def joint_effect(model, variables, image, patches, boxes):
+    """How far the logits of a patch are from a sum of what each view says: the mixed difference of two views twice."""
+    apply = models.functions(model).apply
+
+    @jax.jit
+    def mixed(variables):
+        say = lambda i, p: apply(variables, image[i : i + 1], patches[p : p + 1], boxes[:1])[0]  # noqa: E731
+        one = say(0, 0) - say(1, 0)
+        return jnp.abs(one - (say(0, 1) - say(1, 1))).max() / jnp.abs(one).max()
+
+    return float(mixed(variables))
+
+
+@pytest.mark.parametrize("head", ["affine", "nonlinear"])
+def test_what_the_head_can_say_of_both_views_together(key, head):
+    """Without attention, an affine head answers with a sum of two views' answers; the other does not."""
+    model = small(head=head, attn_levels=(), self_attention=False)
+    effect = joint_effect(model, trained_like(models.init(model, key, 3)), *inputs(key, n=1))
+    assert (effect < 1e-3) == (head == "affine") and (effect > 0.05) == (head == "nonlinear")
+
+
+@pytest.mark.parametrize("channels", [4, 8, 24, 128])
+def test_the_norms_of_a_head_keep_what_is_alike_all_over_a_patch(key, channels):
+    """In groups of one channel a constant map would leave no trace."""
+    norm = fpn.group_norm(jnp.float32)()
+    x = jnp.broadcast_to(jax.random.normal(key, (1, 1, 1, channels)), (2, 5, 5, channels))
+    y = norm.apply(norm.init(key, x), x)
+    assert y.std() > 0.9
 
 
 # ------------------------------------------------------------------------------------------------------------ geometry
@@ -275,6 +321,18 @@ SIZES = {  # options: parameters of global, local and fusion; GFLOP of a context
     (("norm", "group"),): (28589127, 28770503, 1114119, 86.60, 95.60),
     (("fpn_channels", 128),): (25032775, 25214151, 294919, 54.87, 61.77),
     (("heads", 4),): (28589127, 28770503, 1114119, 86.60, 95.60),
+    (("feed_forward", 4),): (29641287, 29822663, 3218439, 87.94, 99.63),
+    (("head", "nonlinear"),): (26820167, 27001543, 1188999, 69.17, 77.82),
+    (("head", "nonlinear"), ("feed_forward", 2)): (27347015, 27528391, 2242695, 69.84, 79.83),
+    (("head", "nonlinear"), ("fpn_channels", 128)): (24590663, 24772039, 299591, 50.26, 57.28),
+    (("head", "nonlinear"), ("attn_levels", ())): (26820167, 27001543, 139399, 69.17, 73.69),
+    (("head", "nonlinear"), ("sharing", "glnet"), ("self_attention", False)): (
+        26295879,
+        32966343,
+        1122439,
+        82.94,
+        239.17,
+    ),
 }
 
 
@@ -285,6 +343,15 @@ def test_size_and_cost(options):
     got = (count["global"], count["local"], count["fusion"], round(cost["context"], 2), round(cost["patch"], 2))
     assert got == SIZES[options]
     assert count["total"] == sum(got[:3])
+
+
+def test_a_nonlinear_head_costs_less():
+    """Of a context and of a patch, however wide the pyramid is and whatever is shared."""
+    pairs = [(o, tuple(kv for kv in o if kv[0] != "head")) for o in SIZES if ("head", "nonlinear") in o]
+    pairs = [(o, plain) for o, plain in pairs if plain in SIZES]
+    assert len(pairs) == 4
+    for options, plain in pairs:
+        assert all(new < old for new, old in zip(SIZES[options][3:], SIZES[plain][3:], strict=True))
 
 
 def test_cost_of_glnet_is_the_published_one():
@@ -330,3 +397,7 @@ def test_bad_options_are_told():
         models.build("glcanet", 5, maks="none")
     with pytest.raises(UserError, match="must be one of"):
         models.init(small(mask="round"), jax.random.key(0), 3)
+    with pytest.raises(UserError, match="model.head is 'linear'; it must be one of 'affine', 'nonlinear'"):
+        small(head="linear")
+    with pytest.raises(UserError, match="model.feed_forward is -1; it must be 0"):
+        models.build("branch", 5, feed_forward=-1)

@@ -88,13 +88,20 @@ def test_the_count_of_parameters(name):
     assert count == COUNTS[name] and total == sum(count.values())
 
 
+def test_the_count_of_a_branch_with_another_head():
+    """As GLCANet's local one, in the table of its variants."""
+    assert info.parameters(models.build("branch", 7, head="nonlinear"))["local"] == 27_001_543
+    assert info.parameters(models.build("branch", 7, feed_forward=4))["local"] == 29_822_663
+
+
 def test_no_network_lacks_a_count():
     assert set(models.names()) == set(COUNTS) == set(SMALL)
 
 
-def test_a_branch_alone_is_glcanets_local_one():
+@pytest.mark.parametrize("head", ["affine", "nonlinear"])
+def test_a_branch_alone_is_glcanets_local_one(head):
     """With its variables, its answer is that of the local auxiliary head when nothing is asked of the global branch."""
-    whole, alone = small("glcanet", attn_levels=(), position=None), small("branch", position=None)
+    whole, alone = small("glcanet", attn_levels=(), position=None, head=head), small("branch", position=None, head=head)
     variables = awake(models.init(whole, jax.random.key(0), 3))
     own = {part: {"local": {"branch": tree["local"]}} for part, tree in variables.items()}
     args = inputs()
@@ -205,10 +212,18 @@ def test_the_global_view_answers_for_the_scene_it_was_shrunk_from(stride):
     np.testing.assert_allclose(got, expected, atol=1e-2)
 
 
-@pytest.mark.parametrize("name", ["segnet", "icnet", pytest.param("glnet", marks=pytest.mark.slow)])
-def test_a_streamed_scene_is_the_whole_scene_reference(name):
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("segnet", {}),
+        ("icnet", {}),
+        pytest.param("glnet", {}, marks=pytest.mark.slow),
+        pytest.param("glcanet", {"head": "nonlinear", "feed_forward": 2}, marks=pytest.mark.slow),
+    ],
+)
+def test_a_streamed_scene_is_the_whole_scene_reference(name, options):
     """Logits at every pixel, at stride 4, and of two views; blocks of context, blended."""
-    model = small(name, 3)
+    model = small(name, 3, **options)
     variables = awake(models.init(model, jax.random.key(0), 3))
     scene = scene_of(150, 121)
     expected = dense_reference(model, variables, scene, VIEWS)

@@ -41,6 +41,8 @@ def configured(train=None, **parts):
 
 def start(config, key=0, network="glcanet", **options):
     small = {"depth": 10, "fast_conv": False, "width": 8, "fpn_channels": 16}
+    if network == "nonlinear":
+        network, options = "glcanet", {"head": "nonlinear", "feed_forward": 2} | options
     model = Toy(CLASSES, **options) if network == "toy" else models.build(network, CLASSES, **{**small, **options})
     variables = models.init(model, jax.random.key(key), 3)
     spans = optim.phases(config.train.schedule, 10, config.train.global_steps)
@@ -139,7 +141,10 @@ def test_every_term_has_its_region_losses():
     np.testing.assert_allclose(terms["global"], of(logits[:, 0], batch["global_labels"]), rtol=1e-6)
 
 
-@networks
+@pytest.mark.parametrize(
+    "network",
+    ["toy", pytest.param("glcanet", marks=pytest.mark.slow), pytest.param("nonlinear", marks=pytest.mark.slow)],
+)
 def test_staged_trains_one_after_the_other(network):
     config = configured({"schedule": "staged", "global_steps": 1})
     model, tx, spans, state = start(config, network=network)
@@ -161,10 +166,10 @@ def test_staged_trains_one_after_the_other(network):
     assert moved(middle["stats"]["local"], end["stats"]["local"]) > 0
 
 
-@pytest.mark.parametrize("sharing", ["none", "glnet"])
-def test_a_frozen_branch_takes_no_gradient_from_the_others(sharing):
+@pytest.mark.parametrize("options", [{}, {"sharing": "glnet"}, {"head": "nonlinear"}], ids=str)
+def test_a_frozen_branch_takes_no_gradient_from_the_others(options):
     """The fusion learns as in joint training also from what it makes of the global maps while they are encoded."""
-    model, _, _, state = start(configured(), norm="frozen", sharing=sharing)
+    model, _, _, state = start(configured(), norm="frozen", **options)
     batch = {k: jnp.asarray(v) for k, v in make_batch(b=1).items()}
     batch |= {k: batch[k].astype(jnp.float32) / 255 for k in ("global_image", "patches")}
 

@@ -128,11 +128,32 @@ def identity_init(_key: Array, shape: tuple[int, int], dtype=jnp.float32) -> Arr
     return jnp.eye(*shape, dtype=dtype)
 
 
+class FeedForward(nn.Module):
+    """``x + ReLU(norm(x) W_1) W_2`` of every token, what transformers have behind an attention (Vaswani et al., 2017, section 3.3).
+
+    W_2 starts at zero, so that the module starts as the identity; the norm is before, where it leaves the sum alone.
+    """
+
+    multiple: int  # hidden width, of channels
+    dtype: Any = jnp.float32
+    out_init: Callable = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        d = x.shape[-1]
+        tokens = x.reshape(-1, d)
+        y = nn.LayerNorm(dtype=jnp.float32, name="norm")(tokens).astype(self.dtype)
+        y = nn.relu(nn.Dense(self.multiple * d, dtype=self.dtype, name="hidden")(y))
+        y = nn.Dense(d, dtype=self.dtype, kernel_init=self.out_init, name="out")(y)
+        return x + y.reshape(x.shape)
+
+
 class SelfAttention(nn.Module):
     """``SA(x) = x + attention(x, x) W_O``; W_O starts at zero, so that the module starts as the identity."""
 
     heads: int = 1
     dtype: Any = jnp.float32
+    feed_forward: int = 0  # hidden width of what comes after, a multiple of channels; 0: nothing
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t d"], code: Float[Array, "#b t d"] | None) -> Float[Array, "b t d"]:
@@ -141,7 +162,8 @@ class SelfAttention(nn.Module):
         placed = _placed(x, code)
         q, k, v = dense(name="query")(placed), dense(name="key")(placed), dense(name="value")(x)
         out = attend(*(rearrange(y, "b t (h d) -> b t h d", h=self.heads) for y in (q, k, v)))
-        return x + dense(name="out", kernel_init=nn.initializers.zeros)(rearrange(out, "b t h d -> b t (h d)"))
+        x = x + dense(name="out", kernel_init=nn.initializers.zeros)(rearrange(out, "b t h d -> b t (h d)"))
+        return FeedForward(self.feed_forward, self.dtype, name="feed_forward")(x) if self.feed_forward else x
 
 
 class CrossAttention(nn.Module):
@@ -156,6 +178,8 @@ class CrossAttention(nn.Module):
     value_init: Callable = nn.initializers.lecun_normal()
     out_init: Callable = nn.initializers.zeros
     dtype: Any = jnp.float32
+    feed_forward: int = 0  # hidden width of what comes after, a multiple of channels; 0: nothing
+    forward_init: Callable = nn.initializers.zeros  # of its last layer
 
     @nn.compact
     def __call__(
@@ -185,6 +209,7 @@ class CrossAttention(nn.Module):
             mask = rearrange(mask, "b p t s -> (b p) t s")
         out = attend(per_patch(q), per_patch(k), per_patch(v), mask)
         out = rearrange(out, "(b p) t h d -> b p t (h d)", b=b)
-        if as_query:
-            return out + query(asker)
-        return asker + dense(name="out", kernel_init=self.out_init)(out)
+        x = out + query(asker) if as_query else asker + dense(name="out", kernel_init=self.out_init)(out)
+        if not self.feed_forward:
+            return x
+        return FeedForward(self.feed_forward, self.dtype, self.forward_init, name="feed_forward")(x)

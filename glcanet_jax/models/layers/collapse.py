@@ -6,19 +6,23 @@ apart that is the same, except near the frame of a map, where each convolution p
 is mended by what the padding leaves out, and the 7x7 is replaced by strips of the three convolutions themselves.
 """
 
-from typing import Any
+from collections.abc import Mapping
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
 from glcanet_jax.models.layers import convolution
+from glcanet_jax.models.layers.fpn import LEVELS
 
 FRAME = 2  # cells at the edge of a map where a 7x7 differs from three convolutions
 REACH = 3  # cells behind those that the three convolutions need
-Kernels = dict[str, Array]
+FINEST = min(LEVELS)
+Layer = Mapping[str, Array]  # kernel and bias of a convolution
+Layers = Mapping[str, Layer]
 
 
+# ------------------------------------------------------------------------------------------------------ kernels, made once
 def _through(first: Float[Array, "p q c m"], second: Float[Array, "r s m o"]) -> Float[Array, "p+r-1 q+s-1 c o"]:
     """The kernel of two convolutions at stride 1, one after the other."""
     p, q, c, _ = first.shape
@@ -31,52 +35,65 @@ def _through(first: Float[Array, "p q c m"], second: Float[Array, "r s m o"]) ->
     return out
 
 
-def taps(first: dict[str, Array], second: dict[str, Array], kernel: Float[Array, "3 3 m k"], dtype: Any) -> Kernels:
+def taps(first: Layer, second: Layer, kernel: Float[Array, "3 3 m k"]) -> dict[str, Array]:
     """The 5x5 of a level: ``first`` and ``second`` smoothing convolution, ``kernel`` that part of the aggregation's.
 
     Returns:
-        ``kernel [5, 5, c, 9k]`` and ``bias [9k]``; for the frame, ``first`` and ``first_bias`` as they are, and
-        ``mend [3, 3, m, 9k]``, the second convolution mixed.
+        ``kernel [5, 5, c, 9k]`` and ``bias [9k]``; ``mend [3, 3, m, 9k]``, the second convolution mixed, for the frame.
     """
     columns = kernel.transpose(2, 0, 1, 3).reshape(kernel.shape[2], -1)  # as convolution.mix lays them
     mixed = jnp.einsum("ijmn,no->ijmo", second["kernel"], columns, precision="highest")
-    bias = jnp.einsum("m,ijmo->o", first["bias"], mixed, precision="highest") + second["bias"] @ columns
-    whole = _through(first["kernel"], mixed)
-    return {
-        "kernel": whole.astype(dtype), "bias": bias, "mend": mixed.astype(dtype),
-        "first": first["kernel"].astype(dtype), "first_bias": first["bias"],
-    }  # fmt: skip
+    bias = jnp.einsum("m,ijmo->o", first["bias"], mixed, precision="highest")
+    bias = bias + jnp.matmul(second["bias"], columns, precision="highest")
+    return {"kernel": _through(first["kernel"], mixed), "bias": bias, "mend": mixed}
 
 
-def classes(first: dict[str, Array], second: dict[str, Array], kernel: Float[Array, "3 3 m k"], dtype: Any) -> Kernels:
-    """The 7x7 of the finest level, ``kernel [7, 7, c, k]`` and ``bias [k]``, and the three convolutions for its frame."""
+def classes(first: Layer, second: Layer, kernel: Float[Array, "3 3 m k"]) -> dict[str, Array]:
+    """The 7x7 of the finest level, ``kernel [7, 7, c, k]`` and ``bias [k]``."""
     both = _through(second["kernel"], kernel)
-    whole = _through(first["kernel"], both)
     bias = jnp.einsum("m,ijmo->o", first["bias"], both, precision="highest")
     bias = bias + jnp.einsum("m,ijmo->o", second["bias"], kernel, precision="highest")
-    frame = {"first": first["kernel"], "second": second["kernel"], "last": kernel}
-    frame = {k: v.astype(dtype) for k, v in frame.items()}
-    biases = {"first_bias": first["bias"], "second_bias": second["bias"]}
-    return {"kernel": whole.astype(dtype), "bias": bias} | frame | biases
+    return {"kernel": _through(first["kernel"], both), "bias": bias}
 
 
+def collapse(smoothing: Layers, kernel: Float[Array, "3 3 x k"], *, finest: bool) -> dict[str, dict[str, Array]]:
+    """What :func:`mix_levels` and :func:`apply_classes` need of a branch, by level.
+
+    Args:
+        smoothing: parameters of :class:`~glcanet_jax.models.layers.fpn.Smooth`; kernel: the part of the aggregation's that
+            takes what it makes, the coarsest level first.
+        finest: P2 goes to the classes at once, for nothing is added to its taps on another grid.
+    """
+    parts, out = jnp.split(kernel, len(LEVELS), axis=2), {}
+    for i, part in zip(reversed(LEVELS), parts, strict=True):
+        make = classes if finest and i == FINEST else taps
+        out[str(i)] = make(smoothing[f"first{i}"], smoothing[f"second{i}"], part)
+    return out
+
+
+# --------------------------------------------------------------------------------------------------------------- their use
 def _conv(x: Array, kernel: Array, padding: tuple[int, int]) -> Array:
-    padding = tuple((p, p) for p in padding)
-    return lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    sides = tuple((p, p) for p in padding)
+    return lax.conv_general_dilated(x, kernel, (1, 1), sides, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-def apply_taps(x: Float[Array, "b h w c"], k: Kernels) -> Float[Array, "b h w o"]:
-    """What ``convolution.mix`` makes of the smoothed map, with the kernels of :func:`taps`."""
-    out = _conv(x, k["kernel"], (2, 2)) + k["bias"].astype(x.dtype)
+def _plus(x: Array, layer: Layer, padding: tuple[int, int] = (1, 1)) -> Array:
+    return _conv(x, layer["kernel"], padding) + layer["bias"].astype(x.dtype)[None, None, None]
+
+
+def apply_taps(x: Float[Array, "b h w c"], own: Layer, first: Layer) -> Float[Array, "b h w o"]:
+    """What ``convolution.mix`` makes of the smoothed map, with the kernels of :func:`taps` and the first convolution."""
+    out = _plus(x, own, (2, 2))
     # at the frame, the 5x5 counts what the first convolution would say one cell outside the map, where the second sees zeros
-    out = out.at[:, :1].add(-_outside(x[:, :1], k, 2, 0, corners=True))
-    out = out.at[:, -1:].add(-_outside(x[:, -1:], k, 0, 2, corners=True))
-    x, k = x.swapaxes(1, 2), k | {name: k[name].swapaxes(0, 1) for name in ("first", "mend")}
-    out = out.at[:, :, :1].add(-_outside(x[:, :1], k, 2, 0, corners=False).swapaxes(1, 2))
-    return out.at[:, :, -1:].add(-_outside(x[:, -1:], k, 0, 2, corners=False).swapaxes(1, 2))
+    out = out.at[:, :1].add(-_outside(x[:, :1], own, first, 2, 0, corners=True))
+    out = out.at[:, -1:].add(-_outside(x[:, -1:], own, first, 0, 2, corners=True))
+    x = x.swapaxes(1, 2)
+    own, first = own | {"mend": own["mend"].swapaxes(0, 1)}, first | {"kernel": first["kernel"].swapaxes(0, 1)}
+    out = out.at[:, :, :1].add(-_outside(x[:, :1], own, first, 2, 0, corners=False).swapaxes(1, 2))
+    return out.at[:, :, -1:].add(-_outside(x[:, -1:], own, first, 0, 2, corners=False).swapaxes(1, 2))
 
 
-def _outside(row: Float[Array, "b 1 w c"], k: Kernels, into: int, back: int, *, corners: bool) -> Array:
+def _outside(row: Float[Array, "b 1 w c"], own: Layer, first: Layer, into: int, back: int, *, corners: bool) -> Array:
     """What the row of cells outside an edge would give to the row inside it.
 
     Args:
@@ -84,23 +101,49 @@ def _outside(row: Float[Array, "b 1 w c"], k: Kernels, into: int, back: int, *, 
         corners: the outside row has a cell beyond each end of the edge.
     """
     beyond = int(corners)
-    outside = _conv(row, k["first"][into : into + 1], (0, 1 + beyond)) + k["first_bias"].astype(row.dtype)
-    return _conv(outside, k["mend"][back : back + 1], (0, 1 - beyond))
+    outside = _plus(row, first | {"kernel": first["kernel"][into : into + 1]}, (0, 1 + beyond))
+    return _conv(outside, own["mend"][back : back + 1], (0, 1 - beyond))
 
 
-def apply_classes(x: Float[Array, "b h w c"], k: Kernels) -> Float[Array, "b h w k"]:
-    """The level's share of the logits, without the aggregation's own bias, with the kernels of :func:`classes`."""
+def apply_classes(
+    x: Float[Array, "b h w c"], own: Layer, first: Layer, second: Layer, kernel: Float[Array, "3 3 m k"]
+) -> Float[Array, "b h w k"]:
+    """The finest level's share of the logits, without the aggregation's bias, with the kernels of :func:`classes`."""
 
     def exact(x: Array) -> Array:
-        y = _conv(x, k["first"], (1, 1)) + k["first_bias"].astype(x.dtype)
-        y = _conv(y, k["second"], (1, 1)) + k["second_bias"].astype(x.dtype)
-        return convolution.shift(convolution.mix(y, k["last"]), k["last"].shape, ((1, 1), (1, 1)))
+        y = _plus(_plus(x, first), second)
+        return convolution.shift(convolution.mix(y, kernel), kernel.shape, ((1, 1), (1, 1)))
 
     if min(x.shape[1:3]) <= 2 * FRAME + 1:
         return exact(x)
     seen = FRAME + REACH
-    out = _conv(x, k["kernel"], (3, 3)).astype(jnp.promote_types(x.dtype, jnp.float32)) + k["bias"]
+    out = (
+        _conv(x, own["kernel"], (3, 3)).astype(jnp.promote_types(x.dtype, jnp.float32)) + own["bias"][None, None, None]
+    )
     out = out.at[:, :FRAME].set(exact(x[:, :seen])[:, :FRAME])
     out = out.at[:, -FRAME:].set(exact(x[:, -seen:])[:, -FRAME:])
     out = out.at[:, :, :FRAME].set(exact(x[:, :, :seen])[:, :, :FRAME])
     return out.at[:, :, -FRAME:].set(exact(x[:, :, -seen:])[:, :, -FRAME:])
+
+
+def mix_levels(
+    pyramid: Mapping[int, Float[Array, "b _ _ c"]], own: Mapping[str, Layer], smoothing: Layers
+) -> dict[int, Float[Array, "b _ _ o"]]:
+    """The maps of all levels with taps, mixed, each on its own grid."""
+    return {
+        i: apply_taps(pyramid[i], own[str(i)], smoothing[f"first{i}"])
+        for i in reversed(LEVELS)
+        if "mend" in own[str(i)]
+    }
+
+
+def finest_logits(
+    pyramid: Mapping[int, Float[Array, "b _ _ c"]],
+    own: Mapping[str, Layer],
+    smoothing: Layers,
+    kernel: Float[Array, "3 3 x k"],
+) -> Float[Array, "b h w k"]:
+    """:func:`apply_classes` for P2; ``kernel`` is the aggregation's part for the whole branch."""
+    part = jnp.split(kernel, len(LEVELS), axis=2)[-1].astype(pyramid[FINEST].dtype)
+    names = f"first{FINEST}", f"second{FINEST}"
+    return apply_classes(pyramid[FINEST], own[str(FINEST)], *(smoothing[name] for name in names), part)

@@ -1,17 +1,22 @@
-"""The feature pyramid of a branch (Lin et al., 2017, as GLNet and GLCANet use it): affine, without norms.
+"""The feature pyramid of a branch (Lin et al., 2017, as GLNet and GLCANet use it): affine, unless :func:`normed` smooths it.
 
 The top-down walk itself is in :mod:`glcanet_jax.models.glcanet`, where attention sits between its steps.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from glcanet_jax.models.layers.blocks import ConvNorm
+from glcanet_jax.models.layers.resnet import GroupNorm
 from glcanet_jax.models.layers.sampling import upsample
 
 LEVELS = (2, 3, 4, 5)  # strides 4, 8, 16, 32
+GROUP = 16  # channels of a group: in groups of one, what is alike all over a patch would vanish
 
 
 def stride(level: int) -> int:
@@ -31,22 +36,50 @@ class Laterals(nn.Module):
         }
 
 
+def group_norm(dtype: Any) -> Callable[..., nn.Module]:
+    """The norms of a nonlinear head: over one patch (or context) by itself, whatever else is in the batch."""
+    return partial(GroupNorm, dtype, size=GROUP)
+
+
+def normed(conv: Callable, dtype: Any) -> Callable[..., nn.Module]:
+    """3x3 convolutions with a norm and ReLU behind them, made as plain ones are."""
+
+    def make(filters: int, _size: tuple[int, int], *, padding: int, name: str) -> nn.Module:
+        return ConvNorm(filters, conv, group_norm(dtype), name=name)
+
+    return make
+
+
 class Smooth(nn.Module):
     """3x3 to the pyramid's width, 3x3 to half of it, per level; all brought to the P2 grid and concatenated: X."""
 
     channels: int
     conv: Callable
     resize: Callable = upsample  # to the P2 grid
+    narrow: bool = False  # half the width from the first on: with norms, for half of the operations
 
     @nn.compact
     def __call__(self, pyramid: dict[int, Float[Array, "b _ _ c"]]) -> tuple[Float[Array, "b h w x"], dict[str, Array]]:
         size = pyramid[2].shape[1:3]
-        out, stages = [], {}
+        out, stages, first = [], {}, self.channels // (1 + self.narrow)
         for i in reversed(LEVELS):
-            y = stages[f"first{i}"] = self.conv(self.channels, (3, 3), padding=1, name=f"first{i}")(pyramid[i])
+            y = stages[f"first{i}"] = self.conv(first, (3, 3), padding=1, name=f"first{i}")(pyramid[i])
             y = stages[f"second{i}"] = self.conv(self.channels // 2, (3, 3), padding=1, name=f"second{i}")(y)
             out.append(self.resize(y, size))
         return jnp.concatenate(out, axis=-1), stages
+
+
+def add_levels(
+    maps: Mapping[int, list[Float[Array, "b _ _ m"]]], sizes: Mapping[int, tuple[int, int]]
+) -> Float[Array, "b h w m"]:
+    """The sum of maps of all levels at the finest grid, resized from each level to the next on the way."""
+    total = None
+    for i in reversed(LEVELS):
+        if total is not None:
+            total = upsample(total, sizes[i])
+        for y in maps[i]:
+            total = y if total is None else total + y
+    return total
 
 
 class SharedSmooth(nn.Module):
@@ -55,6 +88,7 @@ class SharedSmooth(nn.Module):
     channels: int
     conv: Callable
     resize: Callable = upsample  # to the P2 grid
+    narrow: bool = False
 
     @nn.compact
     def __call__(
@@ -64,10 +98,10 @@ class SharedSmooth(nn.Module):
     ) -> tuple[Float[Array, "b h w x"], dict[str, Array]]:
         """``given(name)`` is the global map ``p{i}``, ``first{i}`` or ``second{i}``, sampled at the patches."""
         size = pyramid[2].shape[1:3]
-        out, stages = [], {}
+        out, stages, first = [], {}, self.channels // (1 + self.narrow)
         for i in reversed(LEVELS):
             y = jnp.concatenate([pyramid[i], given(f"p{i}")], axis=-1)
-            y = stages[f"first{i}"] = self.conv(self.channels, (3, 3), padding=1, name=f"first{i}")(y)
+            y = stages[f"first{i}"] = self.conv(first, (3, 3), padding=1, name=f"first{i}")(y)
             y = jnp.concatenate([y, given(f"first{i}")], axis=-1)
             y = stages[f"second{i}"] = self.conv(self.channels // 2, (3, 3), padding=1, name=f"second{i}")(y)
             out.append(self.resize(jnp.concatenate([y, given(f"second{i}")], axis=-1), size))

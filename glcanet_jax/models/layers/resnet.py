@@ -51,13 +51,15 @@ class GroupNorm(nn.Module):
     dtype: Any = jnp.float32
     groups: int = 8
     scale_init: Callable = nn.initializers.ones
+    size: int | None = None  # channels of a group, instead of how many groups
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b h w c"]:
         channels = x.shape[-1]
         scale = self.param("scale", self.scale_init, (channels,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
-        groups = max(g for g in range(1, self.groups + 1) if channels % g == 0)
+        most = self.groups if self.size is None else max(1, channels // self.size)
+        groups = max(g for g in range(1, most + 1) if channels % g == 0)
         y = nn.GroupNorm(num_groups=groups, epsilon=1e-5, use_bias=False, use_scale=False, dtype=jnp.float32)(x)
         return (y * scale[None, None, None] + bias[None, None, None]).astype(self.dtype)
 
