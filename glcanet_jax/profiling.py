@@ -64,8 +64,8 @@ def free_memory() -> int | None:
         return None
 
 
-def require_memory(what: str, sizes: dict[str, int], resident: int, mend: str) -> None:
-    """Say what a program needs before it runs, and refuse one that cannot have it.
+def require_memory(what: str, sizes: dict[str, int], resident: int, mend: str, *, tell: bool = True) -> None:
+    """Say what a program needs before it runs (if ``tell``), and refuse one that cannot have it.
 
     Args:
         sizes: of :func:`program_memory`; resident: bytes of its arguments that lie on the device already.
@@ -75,7 +75,8 @@ def require_memory(what: str, sizes: dict[str, int], resident: int, mend: str) -
     """
     free, more = free_memory(), sizes["total"] - resident
     have = "" if free is None else f"; {in_units(free)} are free"
-    print(f"{what} needs {in_units(sizes['total'])}, {in_units(more)} of it while it runs{have}", flush=True)
+    if tell:
+        print(f"{what} needs {in_units(sizes['total'])}, {in_units(more)} of it while it runs{have}", flush=True)
     if free is not None and more > free:
         raise UserError(f"{what} needs {in_units(more)} more memory, {in_units(free)} are free; {mend}")
 

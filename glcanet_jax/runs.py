@@ -256,19 +256,43 @@ def evaluate_split(
     scenes = dataset.scenes(split)  # a bad split is told before the network is built
     predictor, config, classes = load_predictor(weights_path, batch, tta=tta)
     check_fit(dataset, scenes, predictor, classes["names"], split)
+    asked = {"split": split, "weights": str(weights_path), "evaluated": dataset.name, "tta": tta}
+    result, pictures = score_scenes(predictor, scenes, dataset, config, asked, pictures=True)
+    write_scores(out, result, pictures, dataset)
+    return result
+
+
+def first_of(scenes: Any, predictor: Predictor) -> tuple[Any, tuple[int, int]]:
+    """What programs are compiled for: the type of the first scene's values, and the size of its contexts."""
     first = scenes[0]
-    predictor.compile(first.read_image(0, 0, 1, 1).dtype, config.views.context_extent(first.height, first.width))
+    return first.read_image(0, 0, 1, 1).dtype, predictor.views.context_extent(first.height, first.width)
+
+
+def score_scenes(
+    predictor: Predictor, scenes: Any, dataset: Any, config: Config, asked: dict[str, Any], pictures: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Metrics of the scenes of a split, as :func:`evaluate_split` returns them, and their small pictures.
+
+    ``asked``, its ``split`` among it, is told beside the configuration.
+    """
+    split = asked["split"]
+    predictor.compile(*first_of(scenes, predictor))
     left_out = [p.name for p in dataset.protocols if p not in countable(dataset, scenes)]
     if left_out:
         print(f"left out, for a scene of {split} lacks their labels: {', '.join(left_out)}")
     began = time.perf_counter()
     megapixels = sum(s.height * s.width for s in scenes) / 1e6
     with Progress(megapixels, f"evaluating {split}", "Mpx") as progress:
-        asked = {"split": split, "weights": str(weights_path), "evaluated": dataset.name, "tta": tta}
         settings = {**configs.to_dict(config), **asked}
-        result, pictures = evaluate(predictor, scenes, dataset, settings, lambda n: progress.advance(n / 1e6), True)
+        tell = lambda pixels: progress.advance(pixels / 1e6)  # noqa: E731
+        result, thumbnails = evaluate(predictor, scenes, dataset, settings, tell, pictures)
     result["majority"] = majority(result, dataset)
     result["seconds"] = round(time.perf_counter() - began, 3)
+    return result, thumbnails
+
+
+def write_scores(out: Path, result: dict[str, Any], pictures: dict[str, Any], dataset: Any) -> None:
+    """``metrics.json``, the confusion matrix, and an overlay of every scene that has a picture."""
     out.mkdir(parents=True, exist_ok=True)
     names, palette = dataset.classes.names, dataset.classes.palette
     write_json(out / "metrics.json", result)
@@ -277,7 +301,6 @@ def evaluate_split(
         report.save_overlay(
             out / f"overlay_{name}.png", picture.image, picture.truth, picture.prediction, palette, names
         )
-    return result
 
 
 def majority(result: dict[str, Any], dataset: Any) -> dict[str, dict[str, Any]]:

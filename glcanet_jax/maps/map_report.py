@@ -54,6 +54,11 @@ def class_rows(pixels: np.ndarray, areas: np.ndarray | None, names: Sequence[str
     ]
 
 
+def read_report(out: Path, name: str) -> dict[str, Any]:
+    """What a scene's map in a folder says of itself."""
+    return json.loads((out / f"{name}{SUFFIX}").read_text())
+
+
 def format_report(report: dict[str, Any]) -> str:
     """A scene's report as a table."""
     rows = report["classes"]

@@ -23,8 +23,9 @@ import jax
 import numpy as np
 
 from glcanet_jax import config as configs
-from glcanet_jax import report, runs
+from glcanet_jax import models, report, runs
 from glcanet_jax.data import raster
+from glcanet_jax.data.arrays import ArraySource
 from glcanet_jax.data.tiles import check_disk
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference import walk
@@ -128,10 +129,18 @@ class Model:
     palette: tuple[tuple[int, int, int], ...]
     weights: Path
     digest: str  # SHA-256 of the weights file
+    stage: str | None = None  # of the network, whose logits answer instead of its own
+
+    @property
+    def dtype(self) -> str:
+        """What the network computes in."""
+        return models.compute_type(self.predictor.model).name
 
 
-def load_model(weights: Path, options: MapOptions) -> Model:
+def load_model(weights: Path, options: MapOptions, stage: str | None = None) -> Model:
     """The network of a weights file with what the options change of it.
+
+    With ``stage`` the logits of a named stage of the network, as ``local/logits``, answer instead of its own.
 
     Raises:
         UserError: the weights cannot be read, or the options do not fit them.
@@ -142,14 +151,14 @@ def load_model(weights: Path, options: MapOptions) -> Model:
     if options.batch is not None and options.batch < 1:
         raise UserError(f"--batch is {options.batch}; it must be at least 1")
     predictor, config, classes = runs.load_predictor(
-        weights, options.batch or 1, dtype=dtype, views=views, tta=options.tta
+        weights, options.batch or 1, dtype=dtype, views=views, tta=options.tta, head=stage
     )
     if options.scale is not None:
         if not options.scale > 0:
             raise UserError(f"--scale is {options.scale}; it must be a positive number, as 255 or 10000")
         predictor.normalisation = {**predictor.normalisation, "scale": options.scale}
     palette = tuple(tuple(colour) for colour in classes["palette"])
-    return Model(predictor, config, tuple(classes["names"]), palette, weights, _digest(weights))
+    return Model(predictor, config, tuple(classes["names"]), palette, weights, _digest(weights), stage)
 
 
 def choose_batch(predictor: Predictor, options: MapOptions, dtype: Any, context: tuple[int, int]) -> None:
@@ -169,8 +178,8 @@ def choose_batch(predictor: Predictor, options: MapOptions, dtype: Any, context:
         predictor.fit_batch(int(0.85 * (free + held)), dtype, context)
 
 
-def check_memory(predictor: Predictor, dtype: Any, context: tuple[int, int]) -> None:
-    """Compile what the walk will run, and say what it needs.
+def check_memory(predictor: Predictor, dtype: Any, context: tuple[int, int], *, tell: bool = True) -> None:
+    """Compile what the walk will run, and say what it needs (if ``tell``).
 
     Raises:
         UserError: that is more than is free.
@@ -178,7 +187,7 @@ def check_memory(predictor: Predictor, dtype: Any, context: tuple[int, int]) -> 
     largest = max(predictor.memory(dtype, context).values(), key=lambda sizes: sizes["total"])
     held = sum(x.nbytes for x in jax.tree.leaves(predictor.variables))
     what = "one patch at once" if predictor.batch == 1 else f"{predictor.batch} patches at once"
-    require_memory(what, largest, held, "give a smaller --batch, --memory-budget, or --dtype bfloat16")
+    require_memory(what, largest, held, "give a smaller --batch, --memory-budget, or --dtype bfloat16", tell=tell)
 
 
 # ------------------------------------------------------------------------------------------------------------- files
@@ -261,36 +270,69 @@ class _Plan:
         )
 
 
-def _plan(name: str, path: str, out: Path, model: Model, options: MapOptions) -> _Plan:
-    """Open a scene and say what its maps depend on; raises UserError if it does not fit the network."""
-    from glcanet_jax.maps import aoi
+def fill_of(predictor: Predictor) -> np.ndarray:
+    """What stands where a scene holds no data: its mean, by band, in the scene's units."""
+    mean, scale = (predictor.normalisation[k] for k in ("mean", "scale"))
+    return np.resize(np.asarray(mean, np.float32), predictor.bands) * scale
 
-    scale = model.predictor.normalisation["scale"]
-    fill = np.resize(np.asarray(model.predictor.normalisation["mean"], np.float32), model.predictor.bands) * scale
-    source = raster.RasterSource(path, parse_bands(options.bands), model.predictor.bands, fill.tolist())
-    if (np.iinfo(source.dtype).max > 255) != (scale > 255) and options.scale is None:
+
+def check_scale(what: str, dtype: Any, predictor: Predictor, options: MapOptions) -> None:
+    """Raises UserError if values of this type cannot be those that the weights were trained on."""
+    scale = predictor.normalisation["scale"]
+    if (np.iinfo(dtype).max > 255) != (scale > 255) and options.scale is None:
         raise UserError(
-            f"{path} holds {source.dtype} values, the weights were trained on values up to {scale:g}; "
+            f"{what} holds {np.dtype(dtype)} values, the weights were trained on values up to {scale:g}; "
             "say what the scene's full scale is with --scale (as 255, 10000 or 65535)"
         )
+
+
+def open_scene(path: str | Path, model: Model, options: MapOptions) -> raster.RasterSource:
+    """A scene's file as the network reads it.
+
+    Raises:
+        UserError: it cannot be read, or does not fit the network.
+    """
+    predictor = model.predictor
+    fill = fill_of(predictor).tolist()
+    source = raster.RasterSource(path, parse_bands(options.bands), predictor.bands, fill)
+    try:
+        check_scale(str(path), source.dtype, predictor, options)
+    except UserError:
+        source.close()
+        raise
+    return source
+
+
+def region_of(source: raster.RasterSource | ArraySource, options: MapOptions) -> Any | None:
+    """The area of interest of a scene (:class:`glcanet_jax.inference.walk.Region`), if there is one."""
+    if options.aoi is None:
+        return None
+    from glcanet_jax.maps import aoi
+
+    return aoi.load_aoi(options.aoi, source.georeference, source.height, source.width)
+
+
+def _plan(name: str, path: str, out: Path, model: Model, options: MapOptions) -> _Plan:
+    """Open a scene and say what its maps depend on; raises UserError if it does not fit the network."""
+    source = open_scene(path, model, options)
     files = outputs_of(name, options)
     taken = {(out / f).resolve() for f in (*files.values(), f"{name}{map_report.SUFFIX}")}
     if Path(path).resolve() in taken:
         raise UserError(f"{path} would be overwritten by its own map; give another --out")
-    region = None
-    if options.aoi is not None:
-        region = aoi.load_aoi(options.aoi, source.georeference, source.height, source.width)
+    region = region_of(source, options)
     fingerprint = {
         "scene": source.identity(),
         "weights": model.digest,
         "views": dataclasses.asdict(model.predictor.views),
         "normalisation": {k: list(v) if isinstance(v, tuple) else v for k, v in model.predictor.normalisation.items()},
-        "dtype": model.config.model.dtype,
+        "dtype": model.dtype,
         "tta": options.tta,
         "aoi": None if options.aoi is None else _digest(options.aoi),
         "outputs": files,
         "min_area": options.min_area if options.polygons else None,
     }
+    if model.stage is not None:
+        fingerprint["stage"] = model.stage
     return _Plan(name, source, region, out, files, json.loads(json.dumps(fingerprint)))
 
 
@@ -330,7 +372,7 @@ def map_scene(plan: _Plan, model: Model, options: MapOptions) -> dict[str, Any]:
         stack.callback(writer.close)
         scratch = stack.enter_context(Scratch(folder, plan.fingerprint))
         total = source.height * source.width / 1e6
-        with _memory_told(model.predictor), Progress(total, plan.name, "Mpx") as progress:
+        with memory_told(model.predictor), Progress(total, plan.name, "Mpx") as progress:
             summary = walk.predict_scene(
                 model.predictor, source, writer, outputs=layers, region=plan.region, scratch=scratch,
                 progress=lambda pixels: progress.advance(pixels / 1e6),
@@ -361,7 +403,7 @@ def map_scene(plan: _Plan, model: Model, options: MapOptions) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _memory_told(predictor: Predictor) -> Iterator[None]:
+def memory_told(predictor: Predictor) -> Iterator[None]:
     """An exhausted device as a UserError."""
     try:
         yield
@@ -406,10 +448,44 @@ def _report(plan: _Plan, class_map: Path, summary: walk.Summary, model: Model) -
         "model": {
             "network": model.config.model.network,
             "weights": str(model.weights),
-            "dtype": model.config.model.dtype,
+            "dtype": model.dtype,
         },
         "fingerprint": plan.fingerprint,
     }
+
+
+def prepare(model: Model, options: MapOptions, source: Any, *, tell: bool = True) -> None:
+    """Choose the patches at once for a scene, and compile for it what the walk will run.
+
+    Raises:
+        UserError: it needs more memory than is free.
+    """
+    context = model.predictor.views.context_extent(source.height, source.width)
+    choose_batch(model.predictor, options, source.dtype, context)
+    check_memory(model.predictor, source.dtype, context, tell=tell)
+
+
+def map_file(name: str, path: str, out: Path, model: Model, options: MapOptions) -> dict[str, Any] | None:
+    """Map one scene's file into a folder; returns its report, or None where its maps are there already.
+
+    Raises:
+        UserError: it cannot be mapped, or maps of something else are in the way.
+    """
+    try:
+        plan = _plan(name, path, out, model, options)
+        with contextlib.closing(plan.source):
+            if not options.overwrite and plan.is_done():
+                return None
+            prepare(model, options, plan.source)
+            return map_scene(plan, model, options)
+    except OSError as error:
+        raise UserError(f"{error.filename or out}: {error.strerror or error}; mend it, then run again") from error
+
+
+def check_folder(out: Path) -> None:
+    """Raises UserError if maps cannot be written there."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; --out must be a folder")
 
 
 def map_scenes(
@@ -428,31 +504,22 @@ def map_scenes(
     named = names_of(scenes)
     mine = dict(list(named.items())[index::count])
     parse_bands(options.bands)
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file; --out must be a folder")
+    check_folder(out)
     runs.enable_compilation_cache()
     model = load_model(weights, options)
     reports, failed = [], []
     for name, path in mine.items():
         try:
-            plan = _plan(name, path, out, model, options)
-            with contextlib.closing(plan.source):
-                if not options.overwrite and plan.is_done():
-                    print(f"{name}: done already")
-                    continue
-                context = model.predictor.views.context_extent(plan.source.height, plan.source.width)
-                choose_batch(model.predictor, options, plan.source.dtype, context)
-                check_memory(model.predictor, plan.source.dtype, context)
-                result = map_scene(plan, model, options)
+            result = map_file(name, path, out, model, options)
+            if result is None:
+                print(f"{name}: done already")
+                continue
         except KeyboardInterrupt:
             print(f"{name}: stopped; the same command goes on from here", file=sys.stderr)
             raise
-        except (UserError, OSError) as problem:
-            error = problem
-            if isinstance(problem, OSError):
-                error = UserError(f"{problem.filename or out}: {problem.strerror or problem}; mend it, then run again")
+        except UserError as error:
             if len(mine) == 1:
-                raise error from problem
+                raise
             print(f"error: {error}", file=sys.stderr)
             failed.append(name)
             continue

@@ -1,0 +1,311 @@
+"""The package from Python: weights in, maps out. ``import glcanet_jax`` gives all of it."""
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from glcanet_jax import runs
+from glcanet_jax.config import Config
+from glcanet_jax.data import Dataset
+from glcanet_jax.data.arrays import ArraySource
+from glcanet_jax.data.raster import RasterSource
+from glcanet_jax.data.scenes import IGNORE, ClassTable
+from glcanet_jax.errors import UserError
+from glcanet_jax.inference import walk
+from glcanet_jax.inference.predictor import PROBABILITY_STEPS
+from glcanet_jax.maps import map_report, mapping
+from glcanet_jax.maps.mapping import MapOptions
+from glcanet_jax.progress import Progress
+
+Colours = tuple[tuple[int, int, int], ...]
+
+
+def load(
+    weights: str | os.PathLike[str] = "demo",
+    *,
+    batch: int | None = None,
+    memory_budget: str | None = None,
+    dtype: Literal["float32", "bfloat16"] | None = None,
+    tta: bool = False,
+    overlap: int | None = None,
+    context_size: int | None = None,
+    scale: float | None = None,
+    stage: str | None = None,
+) -> "Segmenter":
+    """A trained network, ready to map scenes.
+
+    Compiled programs are kept in ``~/.cache/glcanet_jax/xla``, unless ``JAX_COMPILATION_CACHE_DIR`` says otherwise.
+
+    Args:
+        weights: ``"demo"`` (bundled), a ``.safetensors`` file, or a run's folder (its best weights, else its last).
+        batch: patches computed at once; None: what the memory allows, on CPUs one.
+        memory_budget: as ``"4GB"``: the batch is chosen to stay under it.
+        dtype: of the computation; None: float32 on CPUs, elsewhere the weights' own.
+        tta: the mean over the eight views of a square, at eight times the work.
+        overlap: least overlap of neighbouring patches, in pixels; None: the weights'.
+        context_size: scene pixels a side that share a global view; None: the weights'.
+        scale: full scale of the scenes' values, as 10000, if it is not what the weights were trained on.
+        stage: a named stage of the network whose logits answer instead of its own, as ``"local/logits"``.
+
+    Raises:
+        UserError: the weights cannot be read, or an option does not fit them.
+    """
+    options = MapOptions(
+        scale=scale, tta=tta, overlap=overlap, context_size=context_size, batch=batch, memory_budget=memory_budget,
+        dtype=dtype,
+    )  # fmt: skip
+    path = runs.find_weights(Path(weights))
+    if memory_budget is not None:
+        mapping.parse_bytes(memory_budget)
+    runs.enable_compilation_cache()
+    return Segmenter(mapping.load_model(path, options, stage), options)
+
+
+def train(config: Config) -> Path:
+    """Train a network as ``python -m glcanet_jax train`` does, going on where a killed run of the same configuration stopped.
+
+    Returns:
+        the run's folder, ``config.out``, which :func:`load` takes.
+
+    Raises:
+        UserError: the data, the weights or the options do not fit, or the loss is not finite.
+    """
+    from glcanet_jax.training import loop
+
+    return loop.train(config)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Prediction:
+    """The map of a scene of ``h`` times ``w`` pixels, in memory, or in files that are read when they are first asked for.
+
+    ``np.asarray(prediction)`` is :attr:`classes`.
+    """
+
+    names: tuple[str, ...]  # of the classes, by id
+    palette: Colours  # red, green and blue of each class, 0 to 255
+    crs: Any | None = None  # rasterio.crs.CRS; None: the scene has none
+    transform: Any | None = None  # affine.Affine from (column, row) to CRS units; None: the scene has none
+    files: Mapping[str, Path] = field(default_factory=dict)  # what was written, by kind: "classes", "confidence" ...
+    report: Mapping[str, Any] | None = None  # what NAME.report.json says, where files were written: areas, time, memory
+    layers: Mapping[str, np.ndarray] = field(default_factory=dict)  # what is in memory, uint8 as files have it
+
+    @cached_property
+    def classes(self) -> UInt8[np.ndarray, "h w"]:
+        """Ids of the classes, 255 where the scene holds no data or nothing was asked for."""
+        classes = self._layer("classes")
+        assert classes is not None
+        return classes
+
+    @cached_property
+    def confidence(self) -> Float32[np.ndarray, "h w"] | None:
+        """Probability of the class that was chosen, 0 to 1 in steps of 1/254, NaN where nodata; None unless asked for."""
+        return _unit(self._layer("confidence"))
+
+    @cached_property
+    def probabilities(self) -> Float32[np.ndarray, "h w k"] | None:
+        """Probability of every class, 0 to 1 in steps of 1/254, NaN where nodata; None unless asked for."""
+        return _unit(self._layer("probabilities"))
+
+    @property
+    def rgb(self) -> UInt8[np.ndarray, "h w 3"]:
+        """The class map in the classes' colours, grey where nodata."""
+        return ClassTable(self.names, self.palette).decode(self.classes)
+
+    def _layer(self, kind: str) -> np.ndarray | None:
+        if kind in self.layers or kind not in self.files:
+            return self.layers.get(kind)
+        count = len(self.names) if kind == "probabilities" else 1
+        image = _read_map(self.files[kind], count)
+        return image if kind == "probabilities" else image[..., 0]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.classes, dtype=dtype, copy=copy)
+
+    def __repr__(self) -> str:
+        held = ", ".join((*self.layers, *(f"{kind} in {path}" for kind, path in self.files.items())))
+        return f"Prediction({', '.join(self.names)}; {held})"
+
+
+def _unit(steps: np.ndarray | None) -> np.ndarray | None:
+    """Probabilities from how they are stored."""
+    values = np.arange(IGNORE + 1, dtype=np.float32) / PROBABILITY_STEPS
+    values[IGNORE] = np.nan
+    return None if steps is None else values[steps]
+
+
+def _read_map(path: Path, count: int) -> np.ndarray:
+    """``[h, w, count]`` of a map."""
+    source = RasterSource(path, list(range(1, count + 1)), count)
+    try:
+        return source.read_image()
+    finally:
+        source.close()
+
+
+class Segmenter:
+    """A network with its weights, as :func:`load` makes it. One thread at a time uses it."""
+
+    def __init__(self, model: mapping.Model, options: MapOptions):
+        self._model, self._options = model, options
+
+    def __repr__(self) -> str:
+        return f"Segmenter({self.config.model.network}, {', '.join(self.classes)}; {self.weights})"
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, by id."""
+        return self._model.names
+
+    @property
+    def palette(self) -> Colours:
+        """Red, green and blue of each class, 0 to 255."""
+        return self._model.palette
+
+    @property
+    def bands(self) -> int:
+        """How many bands the network takes."""
+        return self._model.predictor.bands
+
+    @property
+    def weights(self) -> Path:
+        """The file that the weights are from."""
+        return self._model.weights
+
+    @property
+    def config(self) -> Config:
+        """The configuration that the network was trained with, with what :func:`load` was told of the views."""
+        return self._model.config
+
+    def predict(
+        self,
+        scene: Any,
+        *,
+        out: str | os.PathLike[str] | None = None,
+        confidence: bool = False,
+        probabilities: bool = False,
+        bands: Sequence[int] | None = None,
+        valid: Any | None = None,
+        aoi: str | os.PathLike[str] | None = None,
+        polygons: Literal["geojson", "gpkg"] | None = None,
+        min_area: float = 0.0,
+        overlay: bool = False,
+        resume: bool = True,
+        overwrite: bool = False,
+    ) -> Prediction:
+        """Map a scene of any size.
+
+        A file is read by window. With ``out`` its maps are written by window, too, as ``python -m glcanet_jax predict``
+        writes them; without, the class map is held in memory, a byte a pixel (and as many for ``confidence``, and for each
+        class of ``probabilities``).
+
+        Args:
+            scene: a raster's path (GeoTIFF, COG, JPEG, PNG, VRT ...); an array ``[h, w, bands]`` of uint8 or uint16, the
+                values as a file holds them; or such an ``xarray.DataArray`` with the dimensions ``y``, ``x`` and one of bands.
+            out: a folder to write to; for paths alone.
+            confidence: the probability of the chosen class, too.
+            probabilities: the probability of every class, too.
+            bands: numbers from 1, as ``(4, 1, 2)``; None: the scene's own, an alpha band left out.
+            valid: of an array: bool ``[h, w]``, False where it holds no data; None: what its mask or nodata value says.
+            aoi: GeoJSON polygons; nothing is predicted outside.
+            polygons: written to ``out`` in this format.
+            min_area: polygons under it are merged into their surroundings, in square metres (pixels without a CRS).
+            overlay: a picture to look at, written to ``out``.
+            resume: with ``out``: go on where a killed run stopped. Maps that are there already are not made again.
+            overwrite: with ``out``: replace maps made with other weights or options.
+
+        Raises:
+            UserError: the scene cannot be read, does not fit the network, or needs more memory or disk than is free.
+        """
+        options = replace(
+            self._options, confidence=confidence, probabilities=probabilities, polygons=polygons, min_area=min_area,
+            bands=None if bands is None else ",".join(map(str, bands)), aoi=None if aoi is None else Path(aoi),
+            overlay=overlay, resume=resume, overwrite=overwrite,
+        )  # fmt: skip
+        path = os.fspath(scene) if isinstance(scene, str | os.PathLike) else None
+        if path is not None and valid is not None:
+            raise UserError("valid is for arrays; a file says itself where it holds data")
+        if out is None:
+            if polygons is not None or overlay:
+                raise UserError("polygons and overlay are files; say where to write them, as out='maps'")
+            return self._in_memory(scene if path is None else path, options, valid)
+        if path is None:
+            raise UserError(f"out is {os.fspath(out)!r}, and the scene is an array; files are written of files alone")
+        return self._in_files(path, Path(out), options)
+
+    def _in_files(self, path: str, out: Path, options: MapOptions) -> Prediction:
+        mapping.check_folder(out)
+        (name,) = mapping.names_of([path])
+        mapping.map_file(name, path, out, self._model, options)
+        map_report.gather_reports(out)
+        files = {kind: out / file for kind, file in mapping.outputs_of(name, options).items()}
+        place = RasterSource(files["classes"], None, 1)
+        place.close()
+        told = map_report.read_report(out, name)
+        return Prediction(*self._legend(), place.georeference.crs, place.georeference.transform, files, told)
+
+    def _in_memory(self, scene: Any, options: MapOptions, valid: Any | None) -> Prediction:
+        kinds = [kind for kind in ("classes", "confidence", "probabilities") if kind in mapping.outputs_of("", options)]
+        with ExitStack() as stack:
+            source = self._open(scene, options, valid, stack)
+            sink = walk.ArraySink(source.height, source.width)
+            region = mapping.region_of(source, options)
+            mapping.prepare(self._model, options, source, tell=False)
+            if getattr(source, "needs_staging", False):  # its windows are dear to read
+                source = source.stage(Path(stack.enter_context(tempfile.TemporaryDirectory())))
+                stack.callback(source.close)
+            progress = stack.enter_context(Progress(source.height * source.width / 1e6, "mapping", "Mpx"))
+            stack.enter_context(mapping.memory_told(self._model.predictor))
+            walk.predict_scene(
+                self._model.predictor, source, sink, outputs=kinds, region=region,
+                progress=lambda pixels: progress.advance(pixels / 1e6),
+            )  # fmt: skip
+        place = source.georeference
+        return Prediction(*self._legend(), place.crs, place.transform, layers=sink.arrays)
+
+    def _open(self, scene: Any, options: MapOptions, valid: Any | None, stack: ExitStack) -> Any:
+        predictor = self._model.predictor
+        if isinstance(scene, str):
+            source = mapping.open_scene(scene, self._model, options)
+            stack.callback(source.close)
+            return source
+        bands, fill = mapping.parse_bands(options.bands), mapping.fill_of(predictor)
+        array = ArraySource(scene, predictor.bands, bands=bands, valid=valid, fill=fill)
+        mapping.check_scale("the array", array.dtype, predictor, options)
+        return array
+
+    def _legend(self) -> tuple[tuple[str, ...], Colours]:
+        return self.classes, self.palette
+
+    def evaluate(
+        self, dataset: Dataset, split: str = "test", out: str | os.PathLike[str] | None = None
+    ) -> dict[str, Any]:
+        """Scores on a split of a dataset (:func:`glcanet_jax.open_dataset`), over all pixels of all its scenes.
+
+        Args:
+            out: a folder for ``metrics.json``, the confusion matrix and an overlay of every scene; None: nothing is written.
+
+        Returns:
+            ``protocols``: by name ``miou``, ``mf1``, ``oa`` (0 to 1) and ``classes``; ``confusion`` ``[k, k]``, truth by
+            rows; ``majority``: what a map of the commonest class alone would score; ``seconds``.
+
+        Raises:
+            UserError: the classes or bands are not those of the weights, or a scene has no labels.
+        """
+        scenes, predictor, tta = dataset.scenes(split), self._model.predictor, self._options.tta
+        runs.check_fit(dataset, scenes, predictor, list(self.classes), split)
+        mapping.choose_batch(predictor, self._options, *runs.first_of(scenes, predictor))
+        asked = {"split": split, "weights": str(self.weights), "evaluated": dataset.name, "tta": tta}
+        with mapping.memory_told(predictor):
+            result, pictures = runs.score_scenes(predictor, scenes, dataset, self.config, asked, out is not None)
+        if out is not None:
+            runs.write_scores(Path(out), result, pictures, dataset)
+        return result
