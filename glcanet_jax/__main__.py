@@ -151,5 +151,10 @@ def main() -> int | None:
     return handlers[type(args)](args)
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """The console script ``glcanet``."""
     cli.run(main)
+
+
+if __name__ == "__main__":
+    run()
