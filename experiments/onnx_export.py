@@ -89,14 +89,14 @@ def main() -> int:
     if args.patches < 1:
         raise UserError(f"--patches is {args.patches}; it must be at least 1")
     model, variables, config, stored = export.rebuild(args.weights)
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="float32"))
+    config = runs.computing_in(config, "float32")
     model = runs.build_model(config, len(stored.classes["names"]))
     if models.second_pass(model) is not None:
         raise UserError(
             f"{args.weights} holds a network with a second pass over all patches of a context; give another"
         )
     network = models.functions(model)
-    geometry = {**dataclasses.asdict(config.views), "bands": models.input_bands(variables)}
+    geometry = {**dataclasses.asdict(config.views), "bands": stored.bands}
     examples = [export.example({"geometry": geometry}, 1, args.patches, seed) for seed in (0, 1)]
 
     def apply(global_image, patches, boxes):

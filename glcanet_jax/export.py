@@ -179,7 +179,7 @@ def export(weights: str | Path, out: str | Path) -> dict[str, float]:
             "cannot say; export a network without one, or predict with this package"
         )
     flat = _flatten(variables)
-    bands = models.input_bands(variables)
+    bands = stored.bands
     programs = _lower(model, flat, config.views, bands)
     manifest = {
         "format": FORMAT,
@@ -210,7 +210,7 @@ def export(weights: str | Path, out: str | Path) -> dict[str, float]:
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
             for name, part in parts.items():
                 archive.writestr(zipfile.ZipInfo(name), part)  # without a time: the same weights give the same file
-        differences = _compare(temporary, model, variables, TOLERANCE[config.model.dtype])
+        differences = _compare(temporary, model, variables, TOLERANCE[models.compute_type(model).name])
         os.replace(temporary, out)
     finally:
         temporary.unlink(missing_ok=True)

@@ -160,13 +160,20 @@ def with_backbones(loaded: weights.TorchvisionWeights, variables: dict[str, Any]
 
 
 def save(path: Path, config: Config, dataset: Any, variables: Any, dtype: Any = None) -> None:
-    """One file that rebuilds the model; ``dtype`` (float16) of its parameters makes it smaller."""
+    """One file that rebuilds the model for images as the dataset's; ``dtype`` (float16) of its parameters makes it smaller."""
     table = dataset.classes
     classes = {"names": list(table.names), "palette": [list(c) for c in table.palette], "dataset": dataset.name}
     variables = jax.tree.map(np.asarray, variables)
     weights.save_weights(
-        path, variables, configs.to_dict(config), classes, dataclasses.asdict(config.normalisation), dtype
-    )
+        path, variables, configs.to_dict(config), classes, dataclasses.asdict(config.normalisation), dtype,
+        _bands_of(dataset, config.data.train_split),
+    )  # fmt: skip
+
+
+def _bands_of(dataset: Any, split: str) -> int | None:
+    """Those of the first scene trained on, else of any; None where there is none."""
+    ordered = sorted(dataset.splits, key=lambda name: name != split)
+    return next((scene.bands for name in ordered for scene in dataset.scenes(name)), None)
 
 
 DEMO = Path(__file__).parent / "data" / "demo" / "demo.safetensors"  # bundled: see the README.md beside it
@@ -218,13 +225,27 @@ def load_predictor(
     config = configs.from_dict(stored.config)
     config = dataclasses.replace(config, views=dataclasses.replace(config.views, **(views or {})))
     if dtype is not None:
-        config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
+        config = computing_in(config, dtype)
     model = build_model(config, len(stored.classes["names"]))
     normalisation = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.normalisation.items()}
-    bands = models.input_bands(stored.variables)
-    options = {"bands": bands, "batch": batch, "tta": tta, "stage": stage}
+    options = {"bands": stored.bands, "batch": batch, "tta": tta, "stage": stage}
     predictor = Predictor(model, stored.variables, config.views, normalisation, **options)
     return predictor, config, stored.classes
+
+
+def computing_in(config: Config, dtype: str) -> Config:
+    """The configuration with another type of the computation.
+
+    Raises:
+        UserError: the network has no such option.
+    """
+    if hasattr(config.model, "dtype"):
+        return dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
+    if dtype != "float32":
+        raise UserError(
+            f"{config.model.network} has no option dtype and computes in float32; leave out --dtype {dtype}"
+        )
+    return config
 
 
 def check_fit(dataset: Any, scenes: Any, predictor: Predictor, class_names: list[str], split: str) -> None:

@@ -4,7 +4,6 @@ A network of two views (GLCANet, GLNet) has ``encode_global``, ``encode_local`` 
 (``__call__(image) -> (logits, out)``) gets them from :class:`~glcanet_jax.models.single_view.SingleView`.
 """
 
-import dataclasses
 import difflib
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -17,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from glcanet_jax.errors import UserError
-from glcanet_jax.models import folding
+from glcanet_jax.models import contract, folding
 from glcanet_jax.models.branch import OneBranch
 from glcanet_jax.models.deeplabv3plus import DeepLabV3Plus
 from glcanet_jax.models.fcn8s import FCN8s
@@ -52,11 +51,35 @@ def find(name: str) -> Callable[..., nn.Module]:
     """The class of a network.
 
     Raises:
-        UserError: there is none; the nearest name is given.
+        UserError: there is none, and the nearest name is given; or it lacks what everything else asks of a network.
     """
     if name not in NETWORKS:
         raise UserError(f"no network is called {name!r}{_perhaps(name, NETWORKS)}; there are {', '.join(NETWORKS)}")
+    contract.check(name, NETWORKS[name])
     return NETWORKS[name]
+
+
+def register(name: str, network: Callable[..., nn.Module]) -> None:
+    """Add a network that is not in :data:`NETWORKS`; training, evaluation, prediction, export and ``info`` know it then.
+
+    A network of one view is ``Model(num_classes, ...)`` with ``__call__(image [b, h, w, c], *, train) -> (logits [b, h, w, k],
+    stages)``, logits at any stride. One of two views has ``encode_global``, ``encode_local`` and ``fuse``, too. Its further
+    fields are its options.
+
+    Raises:
+        UserError: it lacks something, or another network has the name.
+    """
+    contract.check(name, network)
+    if NETWORKS.get(name, network) is not network:
+        raise UserError(f"another network is called {name!r}; choose a name that is none of {', '.join(NETWORKS)}")
+    known = name in NETWORKS
+    NETWORKS[name] = network
+    try:
+        jax.eval_shape(lambda key: init(build(name, 2), key, 3), jax.random.key(0))
+    except BaseException:
+        if not known:
+            del NETWORKS[name]
+        raise
 
 
 def single_view(name: str) -> bool:
@@ -66,8 +89,7 @@ def single_view(name: str) -> bool:
 
 def fields(name: str) -> list[tuple[str, Any, Any]]:
     """Name, type and default of every option of a network."""
-    skipped = ("num_classes", "parent", "name")
-    own = [(f.name, f.type, f.default) for f in dataclasses.fields(find(name)) if f.name not in skipped]
+    own = contract.options(find(name))
     return [VIEW, *own] if single_view(name) else own
 
 
@@ -181,7 +203,7 @@ def for_inference(model: nn.Module, bands: int) -> Inference:
 def compute_type(model: nn.Module) -> Any:
     """The type that a network computes in."""
     network = model.make(parent=None) if isinstance(model, SingleView) else model
-    return jax.numpy.dtype(getattr(network, "dtype", "float32"))
+    return jnp.dtype(getattr(network, "dtype", None) or "float32")
 
 
 def stages(model: nn.Module) -> tuple[str, ...]:
@@ -205,18 +227,17 @@ def enter(model: nn.Module, phase: str, variables: dict[str, Any]) -> dict[str, 
     return variables if change is None else change(phase, variables)
 
 
-def input_bands(variables: dict[str, Any]) -> int:
-    """Bands of the images that variables are for: those of the kernel of a network's ``stem_conv``."""
-    paths = jax.tree_util.tree_flatten_with_path(variables["params"])[0]
-    return next(x.shape[2] for path, x in paths if "stem_conv" in [k.key for k in path] and path[-1].key == "kernel")
-
-
 def init(model: nn.Module, key: jax.Array, bands: int, size: int = 64) -> dict[str, Any]:
     """Fresh variables; their shapes do not depend on ``size``, the pixels of the image that they are traced on.
 
     The forward pass is only traced, neither compiled nor run. Inside ``jax.eval_shape`` shapes come out.
+
+    Raises:
+        UserError: the network keeps what training has no place for.
     """
-    return dict(model.lazy_init(key, *_inputs(bands, size)))
+    variables = dict(model.lazy_init(key, *_inputs(bands, size)))
+    contract.check_variables(model, variables)
+    return variables
 
 
 def normalise(image: Array, mean: tuple[float, ...], std: tuple[float, ...], scale: float) -> Float[Array, "*b h w c"]:

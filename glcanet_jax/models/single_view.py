@@ -8,6 +8,7 @@ from einops import rearrange
 from jaxtyping import Array, Float
 
 from glcanet_jax import geometry
+from glcanet_jax.models import contract
 from glcanet_jax.models.layers import choices
 from glcanet_jax.models.layers.sampling import pixels_of, sample_boxes
 
@@ -51,7 +52,10 @@ class SingleView(nn.Module):
         """Logits and every named stage for a view, if it is the one looked at; and the shape of the image."""
         out: Maps = {"grid": image[..., :0]}  # without channels it carries nothing else
         if view == self.view:
-            logits, stages = getattr(self, VIEWS[view])(image, train=train)
+            network = getattr(self, VIEWS[view])
+            answer = network(image, train=train)
+            contract.check_answer(network, answer, image, self.num_classes)
+            logits, stages = answer
             out |= stages | {"logits": logits}
         return out
 

@@ -34,6 +34,7 @@ class WeightsFile:
     config: dict[str, Any]
     classes: dict[str, Any]
     normalisation: dict[str, Any]
+    bands: int  # of the images that it is for
 
 
 def save_weights(
@@ -43,14 +44,17 @@ def save_weights(
     classes: dict[str, Any],
     normalisation: dict[str, Any],
     dtype: Any = None,
+    bands: int | None = None,
 ) -> None:
     """One ``.safetensors``: arrays under ``/``-joined names, the rest as JSON in its metadata; whole or not at all.
 
-    ``dtype`` (float16, say) makes the file smaller; statistics stay float32.
+    ``dtype`` (float16, say) makes the file smaller; statistics stay float32. ``bands`` are those of the images; None: those of
+    the kernel that is called ``stem_conv``.
     """
     from safetensors.numpy import save_file
 
     path = Path(path)
+    bands = _bands_of_stem(path, variables) if bands is None else bands
     arrays = {}
     for names, array in flatten_dict({k: v for k, v in variables.items() if v}).items():
         array = np.ascontiguousarray(array)
@@ -61,6 +65,7 @@ def save_weights(
         "config": json.dumps(config),
         "classes": json.dumps(classes),
         "normalisation": json.dumps(normalisation),
+        "bands": str(bands),
     }
     temporary = path.with_name(path.name + ".part")
     save_file(arrays, temporary, metadata)
@@ -89,4 +94,13 @@ def load_weights(path: str | Path) -> WeightsFile:
         raise UserError(f"{path} lacks {', '.join(lacking)} in its metadata; it was not written whole: save it again")
     flat = {tuple(k.split("/")): v.astype(np.float32) if v.dtype == np.float16 else v for k, v in arrays.items()}
     variables = {"params": {}, "batch_stats": {}} | unflatten_dict(flat)
-    return WeightsFile(variables, *(json.loads(metadata[k]) for k in ("config", "classes", "normalisation")))
+    bands = int(metadata["bands"]) if "bands" in metadata else _bands_of_stem(path, variables)
+    return WeightsFile(variables, *(json.loads(metadata[k]) for k in ("config", "classes", "normalisation")), bands)
+
+
+def _bands_of_stem(path: Path, variables: dict[str, Any]) -> int:
+    """What files did not say before version 0.1.0 was out; every network had such a layer."""
+    for names, array in flatten_dict(variables["params"]).items():
+        if names[-2:] == ("stem_conv", "kernel"):
+            return array.shape[2]
+    raise UserError(f"nothing says how many bands the images have that {path} is for; save it with its bands")

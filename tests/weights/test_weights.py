@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from glcanet_jax import weights
@@ -151,15 +152,29 @@ def test_weights_out_and_in(tmp_path):
         "batch_stats": {"a": {"mean": np.ones(3, np.float32)}},
     }
     for dtype in (None, np.float16):
-        weights.save_weights(tmp_path / "w.safetensors", variables, {"x": 1}, {"names": ["a"]}, {"mean": [0.5]}, dtype)
+        told = {"x": 1}, {"names": ["a"]}, {"mean": [0.5]}
+        weights.save_weights(tmp_path / "w.safetensors", variables, *told, dtype, bands=5)
         file = weights.load_weights(tmp_path / "w.safetensors")
         jax.tree.map(np.testing.assert_array_equal, file.variables, variables)
         assert file.variables["params"]["a"]["kernel"].dtype == np.float32
-        assert (file.config, file.classes, file.normalisation) == ({"x": 1}, {"names": ["a"]}, {"mean": [0.5]})
+        assert (file.config, file.classes, file.normalisation) == told and file.bands == 5
     assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
     save_file(arrays(), tmp_path / "other.safetensors")
     with pytest.raises(UserError, match="no weights of glcanet_jax"):
         weights.load_weights(tmp_path / "other.safetensors")
+
+
+def test_a_file_that_does_not_say_its_bands(tmp_path):
+    """Those of older files are in the shape of their stem; where there is none, saving asks for them."""
+    stem = {"params": {"a": {"stem_conv": {"kernel": np.zeros((3, 3, 4, 8), np.float32)}}}}
+    weights.save_weights(tmp_path / "w.safetensors", stem, {}, {}, {})
+    with safe_open(tmp_path / "w.safetensors", "np") as file:
+        metadata, kept = file.metadata(), {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+    assert metadata.pop("bands") == "4"
+    save_file(kept, tmp_path / "old.safetensors", metadata)
+    assert weights.load_weights(tmp_path / "old.safetensors").bands == 4
+    with pytest.raises(UserError, match="nothing says how many bands"):
+        weights.save_weights(tmp_path / "w.safetensors", {"params": {"a": np.zeros(3)}}, {}, {}, {})
 
 
 def test_hub_names(monkeypatch):

@@ -1,0 +1,110 @@
+"""What everything else asks of a network, told in one line when it is found rather than where it would break."""
+
+import dataclasses
+import functools
+import inspect
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+
+from glcanet_jax import geometry
+from glcanet_jax.errors import UserError
+
+OF_TWO_VIEWS = ("encode_global", "encode_local", "fuse")
+ROOTS = ("global", "local", "fusion", "feedback")  # of the parameters of a network of two views; it has some of them
+COLLECTIONS = ("params", "batch_stats")
+NOT_OPTIONS = ("num_classes", "parent", "name")  # fields that Flax or the classes fill in
+TAKEN = ("network", "view")  # names of options that every network has already
+
+
+@functools.cache
+def check(name: str, network: Any) -> None:
+    """Check a class before it is used.
+
+    Raises:
+        UserError: it lacks something, or an option cannot be written to a configuration.
+    """
+
+    def refuse(what: str) -> UserError:
+        return UserError(f"network {name!r}: {what}")
+
+    if not (isinstance(network, type) and issubclass(network, nn.Module)):
+        raise refuse(f"{network!r} is no class of flax.linen.Module; give the class itself")
+    if "num_classes" not in {f.name for f in dataclasses.fields(network)}:
+        raise refuse("it has no field num_classes; add `num_classes: int`")
+    for field, _, default in options(network):
+        if field in TAKEN:
+            raise refuse(f"no option may be called {field}; rename it")
+        if not _is_plain(default):
+            raise refuse(
+                f"its option {field} has {_words(default)}; give it a number, text, True, False, None or a tuple of these"
+            )
+    calls = ("__call__", *OF_TWO_VIEWS) if _looks_twice(network) else ("__call__",)
+    for call in calls:
+        if not hasattr(network, call):
+            raise refuse(
+                f"it has no {call}; a network of {'two views' if len(calls) > 1 else 'one view'} has {', '.join(calls)}"
+            )
+        taken = inspect.signature(getattr(network, call)).parameters.values()
+        if not any(p.name == "train" or p.kind is p.VAR_KEYWORD for p in taken):
+            raise refuse(f"{call} takes no train; add `*, train: bool = False`")
+    if getattr(network, "backbone", None) == "resnet" and not {"depth", "stride"} <= {f for f, *_ in options(network)}:
+        raise refuse("its backbone is a resnet, whose depth and stride must be options; add both")
+
+
+def options(network: type[nn.Module]) -> list[tuple[str, Any, Any]]:
+    """Name, type and default of every option that a class has itself."""
+    own = [f for f in dataclasses.fields(network) if f.name not in NOT_OPTIONS]
+    # where annotations are not evaluated, they are text
+    hints = typing.get_type_hints(network) if any(isinstance(f.type, str) for f in own) else {}
+    return [(f.name, hints.get(f.name, f.type), f.default) for f in own]
+
+
+def _looks_twice(network: Any) -> bool:
+    return any(hasattr(network, call) for call in OF_TWO_VIEWS)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _words(default: Any) -> str:
+    return "no default" if default is dataclasses.MISSING else f"the default {default!r}"
+
+
+def check_variables(model: nn.Module, variables: Mapping[str, Any]) -> None:
+    """Check what a network keeps.
+
+    Raises:
+        UserError: there are roots of parameters that no rate is for, or more than parameters and batch statistics.
+    """
+    for what, kept, known in (
+        ("parameters", variables.get("params", {}), ROOTS),
+        ("variables", variables, COLLECTIONS),
+    ):
+        more = sorted(set(kept) - set(known))
+        if more:
+            raise UserError(
+                f"{type(model).__name__} has {what} called {', '.join(more)}; name them {', '.join(known[:-1])} or {known[-1]}"
+            )
+
+
+def check_answer(network: nn.Module, answer: Any, image: Any, num_classes: int) -> None:
+    """Raises UserError if what a network of one view makes of images is not ``(logits [b, h, w, k], stages by name)``."""
+    wanted = f"it must return (logits [b, h, w, {num_classes}], a dict of its stages, which may be empty)"
+    if not (isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], Mapping)):
+        raise UserError(f"{type(network).__name__} returned {type(answer).__name__}; {wanted}")
+    shape = list(getattr(answer[0], "shape", ()))
+    if len(shape) != 4 or shape[-1] != num_classes:
+        raise UserError(f"{type(network).__name__} returned logits {shape}; {wanted}")
+    try:
+        for cells, pixels in zip(shape[1:3], image.shape[1:3], strict=True):
+            geometry.stride_of(cells, pixels)
+    except ValueError as error:
+        raise UserError(
+            f"{type(network).__name__}: {error}; pad as `padding='SAME'` does, or resize the logits"
+        ) from error
