@@ -45,15 +45,17 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        value = getattr(importlib.import_module(f"glcanet_jax.{_HOMES[name]}"), name)
-    elif name in ("config", "models", "presets"):
-        value = importlib.import_module(f"glcanet_jax.{name}")
-    else:
-        raise AttributeError(f"module 'glcanet_jax' has no attribute {name!r}")
-    globals()[name] = value  # the next time it is there at once
-    return value
+if not TYPE_CHECKING:  # who checks types would take it that any name is there
+
+    def __getattr__(name: str) -> Any:
+        if name in _HOMES:
+            value = getattr(importlib.import_module(f"glcanet_jax.{_HOMES[name]}"), name)
+        elif name in ("config", "models", "presets"):
+            value = importlib.import_module(f"glcanet_jax.{name}")
+        else:
+            raise AttributeError(f"module 'glcanet_jax' has no attribute {name!r}")
+        globals()[name] = value  # the next time it is there at once
+        return value
 
 
 def __dir__() -> list[str]:
