@@ -2,7 +2,8 @@
 
 import json
 import sys
-from typing import Any
+import types
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -135,6 +136,16 @@ def test_a_registered_network_is_one_of_all(monkeypatch):
     assert models.options("tenlines") == {"view": "patch", "width": 8} and "tenlines" in models.names()
     with pytest.raises(UserError, match="another network is called 'unet'"):
         models.register("unet", TenLines)
+
+
+def test_annotations_that_are_text(monkeypatch):
+    """``from __future__ import annotations`` in a network's file: its options still have types."""
+    code = "from __future__ import annotations\nfrom tests.test_forking import TenLines, Literal\n"
+    code += "class Later(TenLines):\n    way: Literal['a', 'b'] = 'a'\n"
+    module = types.ModuleType("later")
+    monkeypatch.setitem(sys.modules, "later", module)
+    exec(compile(code, "later.py", "exec"), module.__dict__)
+    assert contract.options(module.Later) == [("width", int, 8), ("way", Literal["a", "b"], "a")]
 
 
 def test_every_network_keeps_the_contract():

@@ -84,7 +84,7 @@ def register(name: str, network: Callable[..., nn.Module]) -> None:
 
 def single_view(name: str) -> bool:
     """Whether a network looks at one view alone."""
-    return not hasattr(find(name), "encode_global")
+    return not contract.looks_twice(find(name))
 
 
 def fields(name: str) -> list[tuple[str, Any, Any]]:

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import inspect
-import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,7 +40,7 @@ def check(name: str, network: Any) -> None:
             raise refuse(
                 f"its option {field} has {_words(default)}; give it a number, text, True, False, None or a tuple of these"
             )
-    calls = ("__call__", *OF_TWO_VIEWS) if _looks_twice(network) else ("__call__",)
+    calls = ("__call__", *OF_TWO_VIEWS) if looks_twice(network) else ("__call__",)
     for call in calls:
         if not hasattr(network, call):
             raise refuse(
@@ -57,13 +56,17 @@ def check(name: str, network: Any) -> None:
 def options(network: type[nn.Module]) -> list[tuple[str, Any, Any]]:
     """Name, type and default of every option that a class has itself."""
     own = [f for f in dataclasses.fields(network) if f.name not in NOT_OPTIONS]
-    # where annotations are not evaluated, they are text
-    hints = typing.get_type_hints(network) if any(isinstance(f.type, str) for f in own) else {}
+    hints: dict[str, Any] = {}
+    if any(isinstance(f.type, str) for f in own):  # `from __future__ import annotations` leaves types as text
+        bases = [c for c in reversed(network.__mro__) if issubclass(c, nn.Module) and c is not nn.Module]
+        for base in bases:
+            hints |= inspect.get_annotations(base, eval_str=True)
     return [(f.name, hints.get(f.name, f.type), f.default) for f in own]
 
 
-def _looks_twice(network: Any) -> bool:
-    return any(hasattr(network, call) for call in OF_TWO_VIEWS)
+def looks_twice(network: Any) -> bool:
+    """Whether a class is a network of two views."""
+    return hasattr(network, OF_TWO_VIEWS[0])
 
 
 def _is_plain(value: Any) -> bool:
