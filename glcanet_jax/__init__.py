@@ -9,7 +9,8 @@ Names are imported at their first use: importing the package imports neither JAX
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
+
+TYPE_CHECKING = False  # who checks types takes it for true; the module typing would take most of the import's time
 
 if TYPE_CHECKING:
     from glcanet_jax import config, models, presets
@@ -47,7 +48,7 @@ _HOMES = {
 
 if not TYPE_CHECKING:  # who checks types would take it that any name is there
 
-    def __getattr__(name: str) -> Any:
+    def __getattr__(name: str) -> object:
         if name in _HOMES:
             value = getattr(importlib.import_module(f"glcanet_jax.{_HOMES[name]}"), name)
         elif name in ("config", "models", "presets"):
