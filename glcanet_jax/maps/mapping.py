@@ -151,7 +151,7 @@ def load_model(weights: Path, options: MapOptions, stage: str | None = None) -> 
     if options.batch is not None and options.batch < 1:
         raise UserError(f"--batch is {options.batch}; it must be at least 1")
     predictor, config, classes = runs.load_predictor(
-        weights, options.batch or 1, dtype=dtype, views=views, tta=options.tta, head=stage
+        weights, options.batch or 1, dtype=dtype, views=views, tta=options.tta, stage=stage
     )
     if options.scale is not None:
         if not options.scale > 0:
