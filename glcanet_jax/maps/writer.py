@@ -13,7 +13,7 @@ from glcanet_jax.data.gdal import environment, failures, open_raster, rectangle,
 from glcanet_jax.data.georeference import Georeference
 from glcanet_jax.data.scenes import IGNORE
 from glcanet_jax.data.tiles import TILE, Tiles, not_whole
-from glcanet_jax.inference.predictor import PROBABILITY_STEPS
+from glcanet_jax.inference.forward import PROBABILITY_STEPS
 
 FINISH_BYTES = 32 * 2**20  # that cache while maps are finished, where GDAL holds other buffers too
 

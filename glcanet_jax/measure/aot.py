@@ -205,7 +205,7 @@ def predict_programs(model: Any, config: configs.Config, bands: int, batch: int,
     shapes = jax.eval_shape(lambda key: models.init(model, key, bands), jax.random.key(0))
     normalisation = {"mean": config.normalisation.mean, "std": config.normalisation.std, "scale": 255.0}
     predictor = Predictor(model, shapes, config.views, normalisation, bands=bands, batch=batch, one_by_one=False)
-    for name, (fn, args, _, donate) in predictor.programs(np.uint8, context).items():
+    for name, (fn, args, donate, _) in predictor.programs(np.uint8, context).items():
         yield name, jax.jit(fn, donate_argnums=() if donate is None else donate), args
 
 
