@@ -23,9 +23,28 @@ from glcanet_jax.profiling import program_memory, require_memory
 from glcanet_jax.progress import Progress
 from glcanet_jax.training import optim, phases
 from glcanet_jax.training.checkpoints import Checkpoints
+from glcanet_jax.training.messages import native_kept, warnings_kept
 from glcanet_jax.training.phases import Phase
 from glcanet_jax.training.records import Log, Monitor, Timer, record
 from glcanet_jax.training.step import TrainState, create_state, make_train_step
+
+MESSAGES = "messages.log"  # in the run's folder: what libraries have to say
+SECONDS_AN_ARRAY = 0.1  # of parameters: about what compiling a step takes, on two cores or for a GPU
+
+
+class Work(NamedTuple):
+    """What a run trains, on what, for how long; nothing of it is on a disk yet."""
+
+    config: Config  # resolved
+    dataset: Dataset
+    scenes: Sequence[Any]
+    val_scenes: Sequence[Any]
+    bands: int
+    loader: TrainLoader
+    model: nn.Module
+    mesh: Mesh
+    steps: int
+    spans: tuple[Phase, ...]
 
 
 def train(config: Config) -> Path:
@@ -43,6 +62,13 @@ def train(config: Config) -> Path:
     variables = runs.initial_variables(config, work.model, work.bands)
     out = runs.open_run(config)  # so late, that a refused configuration leaves nothing behind
     print(f"training on {len(work.scenes)} scenes for {work.steps} steps; everything is written to {out}")
+    with warnings_kept(out / MESSAGES):
+        return _train_in(out, work, variables)
+
+
+def _train_in(out: Path, work: Work, variables: dict[str, Any]) -> Path:
+    """The run itself, in its folder."""
+    config = work.config
     tx = optim.optimiser(config.optimiser, work.spans)
     state = create_state(variables, tx, jax.random.key(config.train.seed), config.train.ema > 0)
     state = jax.device_put(state, NamedSharding(work.mesh, PartitionSpec()))
@@ -60,7 +86,7 @@ def train(config: Config) -> Path:
 
     # ------------------------------------------------------------------ the steps
     with contextlib.closing(log), Progress(work.steps, "training", "steps", start) as progress:
-        run = Run(work, tx, batches, checkpoints, log, progress, predictor_of(work, state), best)
+        run = Run(out, work, tx, batches, checkpoints, log, progress, predictor_of(work, state), best)
         for phase in (p for p in work.spans if start < p.stop):
             if start <= phase.start:
                 state = state.entering(lambda variables, phase=phase: phase.stage.enter(work.model, variables))
@@ -76,21 +102,6 @@ def train(config: Config) -> Path:
 
 
 # ------------------------------------------------------------------------------------------------------ before the steps
-class Work(NamedTuple):
-    """What a run trains, on what, for how long; nothing of it is on a disk yet."""
-
-    config: Config  # resolved
-    dataset: Dataset
-    scenes: Sequence[Any]
-    val_scenes: Sequence[Any]
-    bands: int
-    loader: TrainLoader
-    model: nn.Module
-    mesh: Mesh
-    steps: int
-    spans: tuple[Phase, ...]
-
-
 def prepare(config: Config) -> Work:
     """Open the data and build the network of a configuration.
 
@@ -181,6 +192,7 @@ def predictor_of(work: Work, state: TrainState) -> Predictor:
 class Run:
     """A run under way: what its steps read and write."""
 
+    out: Path
     work: Work
     tx: optax.GradientTransformation
     batches: Any  # of the loader; knows its position
@@ -196,6 +208,11 @@ class Run:
         self.monitor = Monitor(self.work.scenes)
         self.rates = optim.rates(self.work.config.optimiser, self.work.spans)
 
+    def tell(self) -> None:
+        """Loss, one step late, and the best mIoU so far, behind the bar."""
+        found = {"loss": self.monitor.loss, "mIoU": self.best}
+        self.progress.tell(", ".join(f"{name} {value:.3f}" for name, value in found.items() if value is not None))
+
 
 def train_phase(run: Run, state: TrainState, phase: Phase, start: int) -> TrainState:
     """The steps of a phase from ``start`` on; every so often a line of the log, a validation, a checkpoint."""
@@ -208,12 +225,12 @@ def train_phase(run: Run, state: TrainState, phase: Phase, start: int) -> TrainS
             batch = next(run.batches)
         placed = place_batch(batch, work.mesh)
         if compiled is None:
-            print(f"phase {phase.name}: compiling its first step (a minute or so for a whole ResNet-50)")
-            compiled = compile_step(train_step, state, placed, phase.name)
+            compiled = compile_step(run, train_step, state, placed, phase.name)  # a minute or so for a whole ResNet-50
         state, metrics = compiled(state, placed)
         run.monitor.watch(step, metrics, batch)
         timer.step(batch["patches"].shape[0] * batch["patches"].shape[1])
         run.progress.advance()
+        run.tell()
         if step % log_every == 0 or step == phase.stop:
             run.log.write(record(step, per_epoch, metrics, run.rates, work.spans, timer))
         if due["validation"](step):
@@ -248,13 +265,17 @@ def place_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array
     return {k: place(v) for k, v in batch.items()}
 
 
-def compile_step(train_step: Any, state: TrainState, batch: dict[str, jax.Array], phase: str) -> Any:
+def compile_step(run: Run, train_step: Any, state: TrainState, batch: dict[str, jax.Array], phase: str) -> Any:
     """A train step compiled for a state and batches like these.
 
     Raises:
         UserError: the device has less memory than it needs.
     """
-    compiled = train_step.lower(state, batch).compile()
+    arrays = len(jax.tree.leaves(state.params))
+    first_time = f"first time: about {max(5, round(arrays * SECONDS_AN_ARRAY, -1))} s"
+    print(f"phase {phase}: compiling its first step ({first_time})")
+    with run.progress.doing(f"compiling ({first_time})"), native_kept(run.out / MESSAGES):
+        compiled = train_step.lower(state, batch).compile()
     sizes = program_memory(compiled)
     mend = "give a smaller --loader.batch-size, --train.accumulation, --model.dtype bfloat16 or --model.remat True"
     require_memory(f"a step of phase {phase}", sizes, sizes["arguments"], mend)
@@ -265,7 +286,13 @@ def validate(run: Run, state: TrainState, step: int) -> None:
     """Score the validation scenes; keep the state if it is the best one so far."""
     run.monitor.flush()
     run.predictor.variables = state.answering
-    result, _ = evaluate(run.predictor, run.work.val_scenes, run.work.dataset, {})
+    scenes = run.work.val_scenes
+    if not run.predictor.traces:
+        dtype, context = scenes[0].read_image(0, 0, 1, 1).dtype, scenes[0].height, scenes[0].width
+        with run.progress.doing("compiling what validates"), native_kept(run.out / MESSAGES):
+            run.predictor.compile(dtype, run.work.config.views.context_extent(*context))
+    with run.progress.part(sum(s.height * s.width for s in scenes) / 1e6, "validating", "Mpx") as part:
+        result, _ = evaluate(run.predictor, scenes, run.work.dataset, {}, lambda pixels: part.advance(pixels / 1e6))
     scores = next(iter(result["protocols"].values()))
     miou = scores["miou"]
     run.log.write({"kind": "eval", "step": step, "miou": miou, "mf1": scores["mf1"], "oa": scores["oa"]})
