@@ -272,7 +272,7 @@ def compile_step(run: Run, train_step: Any, state: TrainState, batch: dict[str, 
         UserError: the device has less memory than it needs.
     """
     arrays = len(jax.tree.leaves(state.params))
-    first_time = f"first time: about {max(5, round(arrays * SECONDS_AN_ARRAY, -1))} s"
+    first_time = f"first time: about {max(5, round(arrays * SECONDS_AN_ARRAY))} s"
     print(f"phase {phase}: compiling its first step ({first_time})")
     with run.progress.doing(f"compiling ({first_time})"), native_kept(run.out / MESSAGES):
         compiled = train_step.lower(state, batch).compile()
