@@ -106,8 +106,8 @@ def _scaled(k: Array, image: Array, label: Array, sizes: Sizes) -> tuple[Array, 
     """A context somewhere in a window, brought to its size; its labels are the nearest ones."""
     scale = jnp.exp(jax.random.uniform(k[0], (), minval=np.log(SCALES[0]), maxval=np.log(SCALES[1])))
     offset = jax.random.uniform(k[1], (2,)) * (sizes.window - sizes.context / scale)
-    steps = (jnp.arange(sizes.context) + 0.5) / scale - 0.5
-    rows, columns = (jnp.clip(offset[i] + steps, 0, sizes.window - 1) for i in (0, 1))
+    centres = (jnp.arange(sizes.context) + 0.5) / scale
+    rows, columns = (jnp.clip(offset[i] + centres - 0.5, 0, sizes.window - 1) for i in (0, 1))
     labels = label[jnp.round(rows).astype(int)][:, jnp.round(columns).astype(int)]
     return lerp(lerp(image.astype(jnp.float32), rows, 0), columns, 1), labels
 
