@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,7 +86,9 @@ def _train_in(out: Path, work: Work, variables: dict[str, Any]) -> Path:
 
     # ------------------------------------------------------------------ the steps
     with contextlib.closing(log), Progress(work.steps, "training", "steps", start) as progress:
-        run = Run(out, work, tx, batches, checkpoints, log, progress, predictor_of(work, state), best)
+        monitor, rates = Monitor(work.scenes), optim.rates(config.optimiser, work.spans)
+        predictor = predictor_of(work, state)
+        run = Run(out, work, tx, batches, checkpoints, log, progress, predictor, best, monitor, rates)
         for phase in (p for p in work.spans if start < p.stop):
             if start <= phase.start:
                 state = state.entering(lambda variables, phase=phase: phase.stage.enter(work.model, variables))
@@ -201,17 +203,14 @@ class Run:
     progress: Progress
     predictor: Predictor
     best: float | None  # the highest validation mIoU so far
-    monitor: Monitor = field(init=False)
-    rates: Mapping[str, optax.Schedule] = field(init=False)
+    monitor: Monitor
+    rates: Mapping[str, optax.Schedule]
 
-    def __post_init__(self):
-        self.monitor = Monitor(self.work.scenes)
-        self.rates = optim.rates(self.work.config.optimiser, self.work.spans)
 
-    def tell(self) -> None:
-        """Loss, one step late, and the best mIoU so far, behind the bar."""
-        found = {"loss": self.monitor.loss, "mIoU": self.best}
-        self.progress.tell(", ".join(f"{name} {value:.3f}" for name, value in found.items() if value is not None))
+def _tell(run: Run) -> None:
+    """Loss, one step late, and the best mIoU so far, behind the bar."""
+    found = {"loss": run.monitor.loss, "mIoU": run.best}
+    run.progress.tell(", ".join(f"{name} {value:.3f}" for name, value in found.items() if value is not None))
 
 
 def train_phase(run: Run, state: TrainState, phase: Phase, start: int) -> TrainState:
@@ -230,7 +229,7 @@ def train_phase(run: Run, state: TrainState, phase: Phase, start: int) -> TrainS
         run.monitor.watch(step, metrics, batch)
         timer.step(batch["patches"].shape[0] * batch["patches"].shape[1])
         run.progress.advance()
-        run.tell()
+        _tell(run)
         if step % log_every == 0 or step == phase.stop:
             run.log.write(record(step, per_epoch, metrics, run.rates, work.spans, timer))
         if due["validation"](step):

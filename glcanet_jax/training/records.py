@@ -1,6 +1,7 @@
 """What a run tells while it trains: its log, how long its steps take, and the first loss that is not finite."""
 
 import collections
+import contextlib
 import json
 import math
 import time
@@ -21,22 +22,39 @@ class Log:
     """JSON lines in the run's folder; TensorBoard beside them if wanted and installed."""
 
     def __init__(self, folder: Path, start_step: int, tensorboard: bool):
-        self._path = folder / "log.jsonl"
-        _forget(self._path, start_step)
-        self._file = self._path.open("a", buffering=1)
-        self._board = _board(folder / "tensorboard", start_step) if tensorboard else None
+        path = folder / "log.jsonl"
+        _forget(path, start_step)
+        self._file = path.open("a", buffering=1)
+        self._board = _Board(folder / "tensorboard", start_step) if tensorboard else None
 
-    def write(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(record) + "\n")
+    def write(self, line: dict[str, Any]) -> None:
+        self._file.write(json.dumps(line) + "\n")
         if self._board is not None:
-            for key, value in record.items():
-                if isinstance(value, int | float) and key not in ("step",):
-                    self._board.add_scalar(f"{record['kind']}/{key}", value, record["step"])
+            self._board.write(line)
 
     def close(self) -> None:
         self._file.close()
         if self._board is not None:
             self._board.close()
+
+
+class _Board:
+    """The numbers of the log for TensorBoard; nothing where tensorboardX is not installed."""
+
+    def __init__(self, folder: Path, start_step: int):
+        with contextlib.suppress(ImportError):
+            from tensorboardX import SummaryWriter
+
+            self._writer = SummaryWriter(str(folder), purge_step=start_step)
+
+    def write(self, line: dict[str, Any]) -> None:
+        numbers = {k: v for k, v in line.items() if isinstance(v, int | float) and k != "step"}
+        for key, value in numbers.items() if hasattr(self, "_writer") else ():
+            self._writer.add_scalar(f"{line['kind']}/{key}", value, line["step"])
+
+    def close(self) -> None:
+        if hasattr(self, "_writer"):
+            self._writer.close()
 
 
 def _forget(path: Path, step: int) -> None:
@@ -51,15 +69,6 @@ def _step_of(line: str) -> int | float:
         return json.loads(line)["step"]
     except (ValueError, KeyError):
         return math.inf  # a line cut short by a kill
-
-
-def _board(folder: Path, start_step: int) -> Any:
-    """TensorBoard's writer; None where it is not installed."""
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder), purge_step=start_step)
 
 
 class Monitor:
