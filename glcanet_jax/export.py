@@ -165,7 +165,6 @@ def export(weights: str | Path, out: str | Path) -> dict[str, float]:
     """
     from safetensors.numpy import save as save_arrays
 
-    from glcanet_jax import config as configs
     from glcanet_jax import models
 
     out = Path(out)
@@ -181,7 +180,30 @@ def export(weights: str | Path, out: str | Path) -> dict[str, float]:
     flat = _flatten(variables)
     bands = stored.bands
     programs = _lower(model, flat, config.views, bands)
-    manifest = {
+    manifest = _manifest(config, stored, bands, programs)
+    parts = {
+        "manifest.json": json.dumps(manifest, indent=1).encode(),
+        **{f"{name}.bin": bytes(program.serialize()) for name, program in programs.items()},
+        "weights.safetensors": save_arrays(flat),
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(out.name + ".part")
+    try:
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+            for name, part in parts.items():
+                archive.writestr(zipfile.ZipInfo(name), part)  # without a time: the same weights give the same file
+        differences = _compare(temporary, model, variables, TOLERANCE[models.compute_type(model).name])
+        os.replace(temporary, out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return differences
+
+
+def _manifest(config: Any, stored: Any, bands: int, programs: dict[str, jax_export.Exported]) -> dict[str, Any]:
+    """What the file says of itself."""
+    from glcanet_jax import config as configs
+
+    return {
         "format": FORMAT,
         "version": VERSION,
         "jax": jax.__version__,
@@ -199,22 +221,6 @@ def export(weights: str | Path, out: str | Path) -> dict[str, float]:
         },
         "functions": {name: _describe(name, program) for name, program in programs.items()},
     }
-    parts = {
-        "manifest.json": json.dumps(manifest, indent=1).encode(),
-        **{f"{name}.bin": bytes(program.serialize()) for name, program in programs.items()},
-        "weights.safetensors": save_arrays(flat),
-    }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(out.name + ".part")
-    try:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-            for name, part in parts.items():
-                archive.writestr(zipfile.ZipInfo(name), part)  # without a time: the same weights give the same file
-        differences = _compare(temporary, model, variables, TOLERANCE[models.compute_type(model).name])
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return differences
 
 
 def _stride(programs: dict[str, jax_export.Exported], views: Any) -> int:

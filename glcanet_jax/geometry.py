@@ -119,19 +119,27 @@ def stride_of(cells: int, size: int) -> int:
     return stride
 
 
+def tent(distance: np.ndarray) -> np.ndarray:
+    """What a cell weighs in bilinear interpolation, by its distance along an axis in cells."""
+    return np.maximum(0, 1 - np.abs(distance))
+
+
+def bilinear(positions: np.ndarray, cells: int) -> np.ndarray:
+    """A matrix ``[m, cells]`` that reads a map at ``m`` fractional positions along an axis, clamped to its cells.
+
+    Every bilinear matrix is made here; at positions that only the device knows, maps are read by
+    :func:`glcanet_jax.models.layers.sampling.lerp`.
+    """
+    return tent(np.clip(positions, 0, cells - 1)[:, None] - np.arange(cells))
+
+
 def interpolation(cells: int, size: int) -> np.ndarray:
     """A matrix ``[size, cells]`` that brings a map to ``size`` pixels along an axis: bilinear between the cells' centres.
 
     Raises:
         ValueError: no stride of 1, 2, 4 ... makes ``cells`` of ``size``.
     """
-    stride = stride_of(cells, size)
-    positions = np.minimum(np.arange(size) / stride, cells - 1)
-    low = np.minimum(positions.astype(np.int64), max(cells - 2, 0))
-    out = np.zeros((size, cells), np.float32)
-    out[np.arange(size), low] = 1 - (positions - low)
-    out[np.arange(size), np.minimum(low + 1, cells - 1)] += positions - low
-    return out
+    return bilinear(np.arange(size) / stride_of(cells, size), cells).astype(np.float32)
 
 
 def box_of(window: tuple[int, int, int, int], context: tuple[int, int, int, int]) -> np.ndarray:

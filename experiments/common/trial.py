@@ -204,14 +204,14 @@ def steps_within(config: Config, minutes: float | int) -> int:
 
     from glcanet_jax import models
     from glcanet_jax.data.loader import TrainLoader
-    from glcanet_jax.training import loop, optim
+    from glcanet_jax.training import loop, optim, phases
     from glcanet_jax.training import step as training
 
     dataset = runs.open_data(config.data)
     config = runs.resolve(config, dataset)
     scenes = dataset.scenes(config.data.train_split)
     model = runs.build_model(config, len(dataset.classes.names))
-    spans = optim.phases(config.train.schedule, 1000, config.train.global_steps, models.stages(model))
+    spans = phases.plan(config.train.schedule, 1000, config.train.global_steps, models.stages(model))
     tx = optim.optimiser(config.optimiser, spans)
     mesh = loop.make_mesh(config.loader.batch_size, config.train.devices)
     loader = TrainLoader(scenes, config.views, config.loader, len(dataset.classes.names))

@@ -78,7 +78,7 @@ def cases(options: Options) -> list[Case]:
     for mode in options.modes:
         for config in _training(base, options) if mode == "train" else _inference(base, options):
             model = runs.build_model(config, options.classes)  # bad options are told before anything is measured
-            spans = [phase.name for phase in aot.phases(model, config)] if mode == "train" else [None]
+            spans = [phase.name for phase in aot.spans_of(model, config)] if mode == "train" else [None]
             if mode == "train" and models.second_pass(model) is not None:
                 config = _with_whole_grids(config, (height, width))
             out += [Case(mode, config, phase, options.classes, options.bands, (height, width)) for phase in spans]

@@ -164,9 +164,9 @@ def _step(case: Case) -> tuple[dict[str, Any], Callable[[], None]]:
     """A phase's training step, compiled, and some steps on a batch of noise."""
     config, rng = case.config, np.random.default_rng(0)
     model = runs.build_model(config, case.classes)
-    spans = aot.phases(model, config)
+    spans = aot.spans_of(model, config)
     tx, phase = optim.optimiser(config.optimiser, spans), next(p for p in spans if p.name == case.phase)
-    variables = models.enter(model, phase.name, models.init(model, jax.random.key(0), case.bands))
+    variables = phase.stage.enter(model, models.init(model, jax.random.key(0), case.bands))
     state = create_state(variables, tx, jax.random.key(0), config.train.ema > 0)
     del variables
     batch = {name: _noise(name, x, case.classes, rng) for name, x in aot.batch_shapes(config, case.bands).items()}
@@ -255,7 +255,7 @@ def measure(case: Case, folder: Path | None = None, seconds: float | None = None
     """
     request = {"case": to_json(case), "folder": None if folder is None else str(folder.resolve())}
     try:
-        done = fresh("from experiments import memory_case; memory_case.answer()", json.dumps(request), seconds)
+        done = fresh("from experiments.memory import case; case.answer()", json.dumps(request), seconds)
     except subprocess.TimeoutExpired:
         return {"figures": {}, "failed": f"stopped after {seconds:.0f} s"}
     lines = done.stdout.strip().splitlines()

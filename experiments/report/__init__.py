@@ -21,6 +21,7 @@ from experiments.common.sizes import SPLITS
 from experiments.report import claims
 from glcanet_jax import report, runs
 from glcanet_jax.data import open_dataset
+from glcanet_jax.data.scenes import IGNORE
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference import walk
 from glcanet_jax.inference.attention_maps import attention_map
@@ -210,7 +211,7 @@ def draw(options: Options, result: dict[str, Any]) -> dict[str, str]:
 def where_they_differ(maps: list[np.ndarray], truth: np.ndarray, side: int = 400) -> tuple[int, int, int]:
     """Top, left and side of the window, of a coarse grid, in which maps differ on most labelled pixels."""
     side = min(side, *truth.shape)
-    differs = truth != report.IGNORE
+    differs = truth != IGNORE
     if len(maps) > 1:
         differs &= np.any([m != maps[0] for m in maps[1:]], axis=0)
     tops, lefts = (range(0, length - side + 1, max(1, side // 2)) for length in truth.shape)

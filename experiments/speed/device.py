@@ -163,15 +163,15 @@ def training(
     from glcanet_jax import models, runs
     from glcanet_jax.measure import info
     from glcanet_jax.profiling import peak_memory
-    from glcanet_jax.training import optim
+    from glcanet_jax.training import optim, phases
     from glcanet_jax.training import step as core
 
-    (phase,) = phases = optim.phases("joint", 1000, None)
+    (phase,) = spans = phases.plan("joint", 1000, None)
 
     def make(remat: bool, **options: Any) -> tuple[Any, Any, Any]:
         """A network, its optimiser and its step."""
         config = our_config(sizes, dtype, batch=batch, remat=remat, **options)
-        model, tx = runs.build_model(config, CLASSES), optim.optimiser(config.optimiser, phases)
+        model, tx = runs.build_model(config, CLASSES), optim.optimiser(config.optimiser, spans)
         return model, tx, core.make_train_step(model, tx, config, config.normalisation.scale, phase)
 
     rng, side = np.random.default_rng(0), sizes.view

@@ -9,6 +9,7 @@ import numpy as np
 
 from glcanet_jax import geometry
 from glcanet_jax.data import views as data_views
+from glcanet_jax.data.scenes import IGNORE
 from glcanet_jax.errors import UserError
 
 ENDLESS = 2**48  # contexts; grain's own endless repetition overflows in batches of one
@@ -70,7 +71,7 @@ def _position(labels: np.ndarray, side: int, config: LoaderConfig, rng: np.rando
     room = [length - side for length in labels.shape]
     if config.rare_class_fraction and rng.random() < config.rare_class_fraction:
         coarse = labels[::8, ::8]
-        present = np.unique(coarse[coarse != data_views.IGNORE])
+        present = np.unique(coarse[coarse != IGNORE])
         if present.size:
             places = np.argwhere(coarse == rng.choice(present))
             centre = places[rng.integers(len(places))] * 8

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from glcanet_jax.data.bands import NO_MASKS, choose_bands, find_masks
 from glcanet_jax.data.gdal import cause, environment, failures, open_raster, rectangle, steps
 from glcanet_jax.data.georeference import Georeference
 from glcanet_jax.data.scenes import IGNORE, window
@@ -65,10 +66,10 @@ class RasterSource:
         try:
             self.height, self.width = file.height, file.width
             self.needs_staging = _windows_are_dear(file)
-            self._choose(file, bands, wanted)
-            self.bands = wanted
-            self._stored = np.dtype(file.dtypes[self._indexes[0] - 1])  # of ids, where a palette makes colours of them
-            self._find_masks(file)
+            self.bands, self._taken = wanted, choose_bands(file, path, bands, wanted)
+            self.dtype, self.looking, self.note = self._taken.dtype, self._taken.looking, self._taken.note
+            self._masks = find_masks(file, self._taken)
+            self.all_valid = self._masks == NO_MASKS
             self.georeference = _georeference(file)
         except BaseException:
             file.close()
@@ -86,86 +87,9 @@ class RasterSource:
             "mtime_ns": None if elsewhere else status.st_mtime_ns,
             "height": self.height,
             "width": self.width,
-            "bands": list(self._indexes),
+            "bands": list(self._taken.indexes),
             "dtype": self.dtype.__name__,
         }
-
-    def _choose(self, file: Any, bands: Sequence[int] | None, wanted: int) -> None:
-        """Which bands are read, and how their values become the scene's."""
-        from rasterio.enums import ColorInterp
-
-        kinds = list(file.colorinterp)
-        images = [i + 1 for i, kind in enumerate(kinds) if kind != ColorInterp.alpha]
-        self._alpha = next((i + 1 for i, kind in enumerate(kinds) if kind == ColorInterp.alpha), None)
-        if (
-            bands is not None and self._alpha in bands
-        ):  # who names it wants its values: 4-band files often call the 4th alpha
-            self._alpha = None
-        self._palette, self.note = None, ""
-        if bands is None and len(images) == 1 and wanted == 3 and kinds[images[0] - 1] == ColorInterp.palette:
-            table = file.colormap(images[0])
-            self._palette = np.zeros((max(table) + 1, 4), np.uint8)
-            self._palette[list(table)] = list(table.values())
-            self._indexes, self.dtype, self.looking = images, np.uint8, [0, 1, 2]
-            return
-        has = f"{self.path} has {file.count} band{'s' * (file.count != 1)}"
-        if bands is not None:
-            if len(bands) != wanted:
-                given = ",".join(map(str, bands))
-                raise UserError(f"--bands {given} names {len(bands)}, the weights take {wanted}; name {wanted}")
-            wrong = [band for band in bands if not 1 <= band <= file.count]
-            if wrong:
-                raise UserError(f"{has}, --bands names {wrong[0]}; bands are counted from 1 to {file.count}")
-            self._indexes = list(bands)
-        else:
-            self._indexes = self._default_bands(file, images, wanted, has)
-        self.looking = [self._indexes.index(band) for band in _colours(kinds) if band in self._indexes]
-        if len(self.looking) < 3:
-            self.looking = [0, 1, 2] if wanted >= 3 else [0, 0, 0]
-        dtypes = {file.dtypes[band - 1] for band in self._indexes}
-        if len(dtypes) > 1:
-            raise UserError(
-                f"{self.path} has bands of {' and '.join(sorted(dtypes))}; choose bands of one type by --bands"
-            )
-        (dtype,) = dtypes
-        if dtype not in ("uint8", "uint16"):
-            raise UserError(
-                f"{self.path} holds {dtype}, uint8 or uint16 is wanted; convert it with "
-                f"`gdal_translate -ot UInt16 -scale <lowest> <highest> 0 65535 {Path(self.path).name} converted.tif`"
-            )
-        self.dtype = {"uint8": np.uint8, "uint16": np.uint16}[dtype]
-
-    def _default_bands(self, file: Any, images: list[int], wanted: int, has: str) -> list[int]:
-        if len(images) < wanted:
-            alpha = ", one of them alpha" if len(images) < file.count else ""
-            again = ",".join(str((images or [1])[min(i, max(len(images) - 1, 0))]) for i in range(wanted))
-            raise UserError(
-                f"{has}{alpha}, the weights take {wanted}; give a raster of {wanted}, or repeat bands by --bands {again}"
-            )
-        if len(images) == wanted:
-            return images
-        colours = _colours(list(file.colorinterp))
-        if wanted == 3 and len(colours) == 3:
-            self.note = f"bands {','.join(map(str, colours))} (red, green, blue) of {file.count}"
-            return colours
-        plural = f"bands {','.join(map(str, images[:wanted]))}" if wanted > 1 else f"band {images[0]}"
-        self.note = f"{plural} of {file.count}, the first; --bands takes others"
-        return images[:wanted]
-
-    def _find_masks(self, file: Any) -> None:
-        """What says that a pixel is not valid: an alpha band, a mask, nodata, transparent colours; several may."""
-        from rasterio.enums import MaskFlags
-
-        flags = {band: file.mask_flag_enums[band - 1] for band in self._indexes}
-        top = np.iinfo(self.dtype if self._palette is None else file.dtypes[self._indexes[0] - 1]).max
-        nodata = {band: file.nodatavals[band - 1] for band in flags}
-        # GDAL calls a pixel valid when any of its bands is
-        within = [value is not None and math.isfinite(value) and 0 <= value <= top for value in nodata.values()]
-        self._nodata = sorted(flags) if all(within) and all(MaskFlags.nodata in f for f in flags.values()) else []
-        first = flags[self._indexes[0]]
-        self._masked = MaskFlags.per_dataset in first and MaskFlags.alpha not in first
-        transparent = self._palette is not None and bool((self._palette[:, 3] == 0).any())
-        self.all_valid = not (self._alpha or self._nodata or self._masked or transparent)
 
     def _read(self, read: str, indexes: Any, rows: slice, columns: slice) -> np.ndarray:
         try:
@@ -182,17 +106,14 @@ class RasterSource:
     ) -> np.ndarray:
         """``[h, w, bands]``, ``fill`` where not valid."""
         at = window(self, top, left, height, width)
-        image = np.empty((*(side.stop - side.start for side in at), len(self._indexes)), self._stored)
-        for i, band in enumerate(self._indexes):  # one by one: they need not all stand in memory twice
+        indexes = self._taken.indexes
+        image = np.empty((*(side.stop - side.start for side in at), len(indexes)), self._taken.stored)
+        for i, band in enumerate(indexes):  # one by one: they need not all stand in memory twice
             image[..., i] = self._read("read", band, *at)
-        if self._palette is not None:
-            image = self._colours_of(image[..., 0])[..., :3]
+        image = self._taken.values(image)
         if self._fill is not None and not self.all_valid:
             image[~self.read_valid(top, left, height, width)] = self._fill
         return image
-
-    def _colours_of(self, ids: np.ndarray) -> np.ndarray:
-        return self._palette[np.minimum(ids, len(self._palette) - 1)]
 
     def read_valid(
         self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
@@ -200,14 +121,15 @@ class RasterSource:
         """bool ``[h, w]``: False where masked, transparent or nodata in every band."""
         at = window(self, top, left, height, width)
         valid = np.ones((at[0].stop - at[0].start, at[1].stop - at[1].start), bool)
-        if self._alpha:
-            valid &= self._read("read", self._alpha, *at) > 0
-        if self._masked:
-            valid &= self._read("read_masks", self._indexes[0], *at) > 0
-        if self._nodata:
-            valid &= (self._read("read_masks", self._nodata, *at) > 0).any(0)
-        if self._palette is not None and not self.all_valid:
-            valid &= self._colours_of(self._read("read", self._indexes[0], *at))[..., 3] > 0
+        masks, first = self._masks, self._taken.indexes[0]
+        if masks.alpha:
+            valid &= self._read("read", masks.alpha, *at) > 0
+        if masks.dataset:
+            valid &= self._read("read_masks", first, *at) > 0
+        if masks.nodata:
+            valid &= (self._read("read_masks", masks.nodata, *at) > 0).any(0)
+        if masks.transparent:
+            valid &= self._taken.colours(self._read("read", first, *at))[..., 3] > 0
         return valid
 
     def read_labels(
@@ -260,9 +182,8 @@ class RasterSource:
             step //= 2
         for rows in steps(self.height, step):
             at = rows.start, 0, rows.stop - rows.start, self.width
-            image = np.moveaxis(self._read("read", self._indexes, rows, slice(0, self.width)), 0, -1)
-            if self._palette is not None:
-                image = self._colours_of(image[..., 0])[..., :3]
+            image = np.moveaxis(self._read("read", self._taken.indexes, rows, slice(0, self.width)), 0, -1)
+            image = self._taken.values(image)
             if not self.all_valid:
                 opaque = self.read_valid(*at).astype(self.dtype) * np.iinfo(self.dtype).max
                 image = np.concatenate([image, opaque[..., None]], axis=-1)
@@ -290,13 +211,6 @@ def _open_source(path: str | Path, level: int | None) -> Any:
         file.close()
         raise UserError(f"{path} has no raster of its own{inside}; extract one with `gdal_translate`")
     return file
-
-
-def _colours(kinds: Sequence[Any]) -> list[int]:
-    """The bands that are red, green and blue, in this order; fewer when some is missing."""
-    from rasterio.enums import ColorInterp
-
-    return [kinds.index(c) + 1 for c in (ColorInterp.red, ColorInterp.green, ColorInterp.blue) if c in kinds]
 
 
 def _windows_are_dear(file: Any) -> bool:
@@ -349,13 +263,13 @@ def overview(source: RasterSource | str | Path, max_side: int, resampling: str |
     ways = ("average", "nearest") if image else ("mode", "nearest")
     if resampling not in (None, *ways):
         raise ValueError(f"resampling is {resampling!r}, {' or '.join(map(repr, ways))} is wanted")
-    path, bands, wanted = (source.path, source._indexes, source.bands) if image else (Path(source), None, 1)
-    if image and source._palette is not None:
+    path, bands, wanted = (source.path, source._taken.indexes, source.bands) if image else (Path(source), None, 1)
+    if image and source._taken.palette is not None:
         bands = None
     with contextlib.ExitStack() as stack:
         whole = stack.enter_context(contextlib.closing(RasterSource(path, bands, wanted)))
         factor = _factor(max(whole.height, whole.width) / max_side)
-        there = whole._dataset.overviews(whole._indexes[0])
+        there = whole._dataset.overviews(whole._taken.indexes[0])
         for level, shrunk in sorted(enumerate(there), key=lambda pair: -pair[1]):
             if factor % shrunk == 0:
                 near = stack.enter_context(contextlib.closing(RasterSource(path, bands, wanted, level=level)))

@@ -38,8 +38,8 @@ class _Seen(NamedTuple):
     boxes: np.ndarray  # [1, 1, 4]
 
 
-def _model(params: Predictor, level: int | None) -> tuple[GLCANet, int]:
-    model = params.model
+def _model(predictor: Predictor, level: int | None) -> tuple[GLCANet, int]:
+    model = predictor.model
     if not isinstance(model, GLCANet) or model.sharing != "none" or not model.attn_levels:
         raise UserError("only a GLCANet with cross-attention has attention to look at; give weights of one")
     level = max(model.attn_levels) if level is None else level
@@ -50,11 +50,11 @@ def _model(params: Predictor, level: int | None) -> tuple[GLCANet, int]:
     return model, level
 
 
-def _look(params: Predictor, scene: Any, pixel: tuple[int, int]) -> _Seen:
+def _look(predictor: Predictor, scene: Any, pixel: tuple[int, int]) -> _Seen:
     """The patch of the scene's grid whose centre is nearest to a pixel, and its context."""
     if not (0 <= pixel[0] < scene.height and 0 <= pixel[1] < scene.width):
         raise UserError(f"pixel is {tuple(pixel)}; the scene has {scene.height} rows and {scene.width} columns")
-    views = params.views
+    views = predictor.views
     walk = geometry.walk_scene(scene.height, scene.width, views)
     side, places, context = views.patch_size, [], []
     for axis, at in zip((walk.rows, walk.columns), pixel, strict=True):
@@ -66,7 +66,7 @@ def _look(params: Predictor, scene: Any, pixel: tuple[int, int]) -> _Seen:
     patch = walk.patch_window(*places)
     view = data_views.global_view(read_reflected(scene, context), views.global_size)
     pieces = read_reflected(scene, patch)
-    image, pieces = (np.asarray(normalise(jnp.asarray(x)[None], **params.normalisation)) for x in (view, pieces))
+    image, pieces = (np.asarray(normalise(jnp.asarray(x)[None], **predictor.normalisation)) for x in (view, pieces))
     return _Seen(context, patch, image, pieces[None], geometry.box_of(patch, context)[None, None])
 
 
@@ -108,20 +108,20 @@ def _visible(model: GLCANet, seen: _Seen, level: int) -> Bool[np.ndarray, "t s"]
 
 
 def mask_map(
-    params: Predictor, scene: Any, pixel: tuple[int, int], *, level: int | None = None
+    predictor: Predictor, scene: Any, pixel: tuple[int, int], *, level: int | None = None
 ) -> Bool[np.ndarray, "h w"]:
     """Which tokens of the global view the mask lets the token at a pixel see (paper section 3.5).
 
     Args:
-        params: a network ready to predict (:func:`glcanet_jax.runs.load_predictor`).
+        predictor: a network ready to predict (:func:`glcanet_jax.runs.load_predictor`).
         scene: anything with ``height``, ``width`` and ``read_image``; pixel: row and column in it.
         level: of the pyramid, one of the network's ``attn_levels``; the coarsest by default.
 
     Raises:
         UserError: the network has no cross-attention there, or the pixel lies outside of the scene.
     """
-    model, level = _model(params, level)
-    return _row(model, _look(params, scene, pixel), pixel, level)
+    model, level = _model(predictor, level)
+    return _row(model, _look(predictor, scene, pixel), pixel, level)
 
 
 def _row(model: GLCANet, seen: _Seen, pixel: tuple[int, int], level: int) -> Bool[np.ndarray, "h w"]:
@@ -134,14 +134,16 @@ def _row(model: GLCANet, seen: _Seen, pixel: tuple[int, int], level: int) -> Boo
     return mask[0 if len(mask) == 1 else row * columns + column].reshape(size)
 
 
-def attention_map(params: Predictor, scene: Any, pixel: tuple[int, int], *, level: int | None = None) -> AttentionMap:
+def attention_map(
+    predictor: Predictor, scene: Any, pixel: tuple[int, int], *, level: int | None = None
+) -> AttentionMap:
     """How the token at a pixel weighs the tokens of the global view, in the direction local asks global.
 
     The weights are those of the network's own queries and keys, ``softmax(Q K^T / sqrt(d_k) + M)``, of the patch whose
     centre is nearest to the pixel. Arguments and errors as for :func:`mask_map`.
     """
-    model, level = _model(params, level)
-    seen = _look(params, scene, pixel)
+    model, level = _model(predictor, level)
+    seen = _look(predictor, scene, pixel)
     name = f"local_asks_{level}"
 
     @jax.jit
@@ -154,7 +156,7 @@ def attention_map(params: Predictor, scene: Any, pixel: tuple[int, int], *, leve
         # the first call of the query: a second one, without the position code, makes the residual
         return found["query"]["__call__"][0][0, 0], found["key"]["__call__"][0][0, 0]
 
-    q, k = (np.asarray(x, np.float64) for x in projections(params.variables, seen.image, seen.pieces, seen.boxes))
+    q, k = (np.asarray(x, np.float64) for x in projections(predictor.variables, seen.image, seen.pieces, seen.boxes))
     row, column = token = _token(seen, pixel, level)
     columns = geometry.cells(seen.pieces.shape[3], fpn.stride(level))
     visible = _row(model, seen, pixel, level)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from glcanet_jax import metrics
-from glcanet_jax.data.scenes import has_truth
+from glcanet_jax.data.scenes import IGNORE, has_truth
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference.predictor import Predictor
 from glcanet_jax.inference.walk import predict_scene
@@ -21,8 +21,8 @@ class Thumbnail:
         self.step = max(1, math.ceil(max(scene.height, scene.width) / max_side))
         shape = (math.ceil(scene.height / self.step), math.ceil(scene.width / self.step))
         self.image = np.zeros((*shape, 3), np.uint8)
-        self.truth = np.full(shape, 255, np.uint8)
-        self.prediction = np.full(shape, 255, np.uint8)
+        self.truth = np.full(shape, IGNORE, np.uint8)
+        self.prediction = np.full(shape, IGNORE, np.uint8)
         self._scene, self._scale = scene, scale
 
     def add(self, top: int, left: int, truth: np.ndarray | None, prediction: np.ndarray) -> None:

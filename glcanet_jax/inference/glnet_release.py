@@ -1,5 +1,6 @@
 """GLNet's own evaluation of one image, as the release does it: to compare with its weights and its numbers."""
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -76,6 +77,13 @@ def release_raises(rows: AxisCrops, columns: AxisCrops, mode: int, sub_batch: in
     return None
 
 
+def _check_mode(mode: int, variables: dict[str, Any]) -> None:
+    if mode not in MODES:
+        raise UserError(f"mode is {mode}; it must be one of {', '.join(f'{k} ({v})' for k, v in MODES.items())}")
+    if mode == 3 and "feedback" not in variables["params"]:
+        raise UserError("mode 3 needs the second global branch (feedback), which these weights lack; take mode 2")
+
+
 def _check(height: int, width: int, size: int, mode: int, sub_batch: int) -> None:
     advice = "take strict=False, which handles every size, or another scene or patch size"
     if min(height, width) <= size:
@@ -93,7 +101,7 @@ def _check(height: int, width: int, size: int, mode: int, sub_batch: int) -> Non
 
 
 def glnet_predict(
-    params: dict[str, Any],
+    variables: dict[str, Any],
     image: UInt8[np.ndarray, "H W 3"],
     mode: int,
     *,
@@ -105,7 +113,7 @@ def glnet_predict(
     """Score maps of an image by the release's evaluation: raw logits, nearest to pixels, summed where patches overlap.
 
     Args:
-        params: ``{"params", "batch_stats"}`` of a GLNet, of ``weights.from_glnet`` for one; its classes are inferred.
+        variables: ``{"params", "batch_stats"}`` of a GLNet, of ``weights.from_glnet`` for one; its classes are inferred.
         image: the scene; its values are divided by 255, without mean and deviation.
         mode: 1 the global branch alone, 2 G=>L, 3 G<=>L.
         size: pixels a side of the global view and of the patches; sub_batch: patches at a time.
@@ -118,61 +126,82 @@ def glnet_predict(
     Raises:
         UserError: no such mode, or ``strict`` with a scene that the release itself cannot handle.
     """
-    if mode not in MODES:
-        raise UserError(f"mode is {mode}; it must be one of {', '.join(f'{k} ({v})' for k, v in MODES.items())}")
-    if mode == 3 and "feedback" not in params["params"]:
-        raise UserError("mode 3 needs the second global branch (feedback), which these weights lack; take mode 2")
+    _check_mode(mode, variables)
     height, width = image.shape[:2]
-    if strict and mode > 1:
-        _check(height, width, size, mode, sub_batch)
     if mode > 1:
+        if strict:
+            _check(height, width, size, mode, sub_batch)
         image = views.reflect_pad(image, None, size)[0]
-    model = GLNet(_classes(params), mutual=mode == 3, strict=strict, **options)
+    model = GLNet(_classes(variables), mutual=mode == 3, strict=strict, **options)
     steps = _compiled(model)
+    finish = lambda scores: np.ascontiguousarray(scores[:height, :width])  # noqa: E731
+    whole = lambda logits: finish(_pixels(np.asarray(logits[0]), *image.shape[:2]))  # noqa: E731
 
     # 1. the global branch
     view = _unit(views.resize_image(image, size, size))[None]
-    context = steps.encode_global(params, view)
-    finish = lambda scores: np.ascontiguousarray(scores[:height, :width])  # noqa: E731
-    whole = lambda logits: finish(_pixels(np.asarray(logits[0]), *image.shape[:2]))  # noqa: E731
+    context = steps.encode_global(variables, view)
     if mode == 1:
         return {"global": whole(context["logits"])}
 
-    # 2. the patches
-    batches = _sub_batches(image.shape[:2], size, sub_batch)
+    # 2. the patches; 3. the second global branch, and the patches' kept maps once more
+    patches = _Patches(image, size, _sub_batches(image.shape[:2], size, sub_batch))
     canvases = {k: np.zeros((*image.shape[:2], model.num_classes), np.float32) for k in ("local", "aggregated")}
-
-    def add(name: str, logits: Any, windows: list[tuple[int, int]]) -> None:
-        for (top, left), patch in zip(windows, np.asarray(logits[0]), strict=False):  # the last sub-batch is padded
-            canvases[name][top : top + size, left : left + size] += _pixels(patch, size, size)
-
-    waiting, gathered = [], None
-    for windows, boxes, valid in batches:
-        pieces = np.zeros((1, sub_batch, size, size, 3), np.float32)
-        for i, (top, left) in enumerate(windows):
-            pieces[0, i] = _unit(image[top : top + size, left : left + size])
-        if mode == 2:
-            aggregated, local = steps.patches(params, context, pieces, boxes)
-            add("aggregated", aggregated, windows)
-        else:
-            if gathered is None:
-                shapes = jax.eval_shape(steps.collect, params, context, pieces, boxes, valid, None)[1]
-                gathered = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-            kept, gathered = steps.collect(params, context, pieces, boxes, valid, gathered)
-            local = kept.pop("logits")
-            waiting.append(jax.device_get(kept))
-        add("local", local, windows)
-
-    # 3. the second global branch, and the patches' kept maps once more
-    if mode == 3:
-        context = steps.encode_again(params, context, gathered, view)
-        for kept, (windows, boxes, _) in zip(waiting, batches, strict=True):
-            add("aggregated", steps.fuse_again(params, context, kept, boxes), windows)
+    if mode == 2:
+        _global_to_local(steps, variables, context, patches, canvases)
+    else:
+        context = _both_ways(steps, variables, context, view, patches, canvases)
     return {"global": whole(context["logits"])} | {k: finish(v) for k, v in canvases.items()}
 
 
-def _classes(params: dict[str, Any]) -> int:
-    return int(params["params"]["global"]["head"]["bias"].shape[0])
+class _Patches(NamedTuple):
+    """The patches of an image, in sub-batches of one number."""
+
+    image: np.ndarray
+    size: int  # pixels a side of a patch
+    batches: list[tuple[list[tuple[int, int]], np.ndarray, np.ndarray]]  # corners, boxes, which are real
+
+    def cut(self) -> Iterator[tuple[list[tuple[int, int]], np.ndarray, np.ndarray, np.ndarray]]:
+        """Each sub-batch with its pixels, ``[1, n, size, size, 3]``, zero where a patch is not real."""
+        for windows, boxes, valid in self.batches:
+            pieces = np.zeros((*valid.shape, self.size, self.size, 3), np.float32)
+            for i, (top, left) in enumerate(windows):
+                pieces[0, i] = _unit(self.image[top : top + self.size, left : left + self.size])
+            yield windows, boxes, valid, pieces
+
+    def add(self, canvas: np.ndarray, logits: Any, windows: list[tuple[int, int]]) -> None:
+        for (top, left), patch in zip(windows, np.asarray(logits[0]), strict=False):  # the last sub-batch is padded
+            canvas[top : top + self.size, left : left + self.size] += _pixels(patch, self.size, self.size)
+
+
+def _global_to_local(steps: _Steps, variables: Any, context: Any, patches: _Patches, canvases: Scores) -> None:
+    for windows, boxes, _, pieces in patches.cut():
+        aggregated, local = steps.patches(variables, context, pieces, boxes)
+        patches.add(canvases["aggregated"], aggregated, windows)
+        patches.add(canvases["local"], local, windows)
+
+
+def _both_ways(steps: _Steps, variables: Any, context: Any, view: Any, patches: _Patches, canvases: Scores) -> Any:
+    """The second global branch's context, from what all patches saw."""
+    waiting, gathered = [], None
+    for windows, boxes, valid, pieces in patches.cut():
+        if gathered is None:
+            gathered = _nothing(steps.collect, variables, context, pieces, boxes, valid, None)
+        kept, gathered = steps.collect(variables, context, pieces, boxes, valid, gathered)
+        patches.add(canvases["local"], kept.pop("logits"), windows)
+        waiting.append((jax.device_get(kept), windows, boxes))
+    context = steps.encode_again(variables, context, gathered, view)
+    for kept, windows, boxes in waiting:
+        patches.add(canvases["aggregated"], steps.fuse_again(variables, context, kept, boxes), windows)
+    return context
+
+
+def _nothing(collect: Any, *args: Any) -> Any:
+    """What is gathered before the first patch."""
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(collect, *args)[1])
+
+
+def _classes(variables: dict[str, Any]) -> int:
+    return int(variables["params"]["global"]["head"]["bias"].shape[0])
 
 
 def _unit(image: np.ndarray) -> np.ndarray:

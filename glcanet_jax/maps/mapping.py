@@ -343,22 +343,17 @@ def map_scene(plan: _Plan, model: Model, options: MapOptions) -> dict[str, Any]:
     Raises:
         UserError: it cannot be read or written; nothing stands under a final name then, and the next run goes on.
     """
-    from glcanet_jax.maps import polygons
-
     began = time.perf_counter()
-    source, names, palette = plan.source, model.names, model.palette
-    folder, georeference = plan.folder, plan.source.georeference
+    source, folder = plan.source, plan.folder
     layers = [kind for kind in ("classes", "confidence", "probabilities") if kind in plan.files]
     plan.out.mkdir(parents=True, exist_ok=True)
     folder.mkdir(exist_ok=True)
     there = sum(file.stat().st_size for file in folder.iterdir())  # of a run that was killed
-    check_disk(plan.out, required_bytes(source.height, source.width, layers, len(names)) - there)
+    check_disk(plan.out, required_bytes(source.height, source.width, layers, len(model.names)) - there)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_alone(folder, plan.name))
         if not options.resume or not is_of(folder, plan.fingerprint):
-            for stale in folder.iterdir():
-                if stale.name != "lock":
-                    stale.unlink()
+            _clear(folder)
         if source.needs_staging:
             print(
                 f"{plan.name}: copying the scene into tiles first: it is stored so that windows are dear to read",
@@ -368,7 +363,7 @@ def map_scene(plan: _Plan, model: Model, options: MapOptions) -> dict[str, Any]:
             stack.callback(source.close)
         tags = {"MODEL": model.config.model.network, "WEIGHTS_SHA256": model.digest, "SOFTWARE": "GLCANet-JAX"}
         size = source.height, source.width
-        writer = MapWriter(folder, *size, georeference, names, palette, layers, tags)
+        writer = MapWriter(folder, *size, source.georeference, model.names, model.palette, layers, tags)
         stack.callback(writer.close)
         scratch = stack.enter_context(Scratch(folder, plan.fingerprint))
         total = source.height * source.width / 1e6
@@ -378,17 +373,7 @@ def map_scene(plan: _Plan, model: Model, options: MapOptions) -> dict[str, Any]:
                 progress=lambda pixels: progress.advance(pixels / 1e6),
             )  # fmt: skip
         made = writer.finish()
-        if options.polygons is not None:
-            made["polygons"] = folder / f"polygons.{options.polygons}"
-            made["polygons"].unlink(missing_ok=True)
-            polygons.write_polygons(
-                made["classes"], made["polygons"], options.polygons, georeference, names, options.min_area, folder
-            )
-        if options.overlay:
-            made["overlay"] = folder / "overlay.png"
-            picture = raster.overview(source, report.MAP_SIDE)
-            image = np.where(picture[..., 3:] > 0, picture[..., :3], np.uint8(report.BLANK))
-            report.save_map(made["overlay"], image, raster.overview(made["classes"], report.MAP_SIDE), palette, names)
+        made |= _drawn(made["classes"], source, folder, model, options)
         result = _report(plan, made["classes"], summary, model)
         plan.report.unlink(missing_ok=True)  # one that stands says that all maps beside it are of its making
         for kind, path in made.items():
@@ -400,6 +385,31 @@ def map_scene(plan: _Plan, model: Model, options: MapOptions) -> dict[str, Any]:
         runs.write_json(plan.report, result)
     shutil.rmtree(folder, ignore_errors=True)
     return result
+
+
+def _clear(folder: Path) -> None:
+    for stale in folder.iterdir():
+        if stale.name != "lock":
+            stale.unlink()
+
+
+def _drawn(class_map: Path, source: Any, folder: Path, model: Model, options: MapOptions) -> dict[str, Path]:
+    """What is made of a finished class map, where it is asked for: polygons and a picture."""
+    from glcanet_jax.maps import polygons
+
+    made: dict[str, Path] = {}
+    if options.polygons is not None:
+        made["polygons"] = folder / f"polygons.{options.polygons}"
+        made["polygons"].unlink(missing_ok=True)
+        kind, place = options.polygons, source.georeference
+        polygons.write_polygons(class_map, made["polygons"], kind, place, model.names, options.min_area, folder)
+    if options.overlay:
+        made["overlay"] = folder / "overlay.png"
+        picture = raster.overview(source, report.MAP_SIDE)
+        image = np.where(picture[..., 3:] > 0, picture[..., :3], np.uint8(report.BLANK))
+        ids = raster.overview(class_map, report.MAP_SIDE)
+        report.save_map(made["overlay"], image, ids, model.palette, model.names)
+    return made
 
 
 @contextlib.contextmanager

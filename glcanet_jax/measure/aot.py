@@ -25,7 +25,7 @@ from glcanet_jax import models, runs
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference.predictor import Predictor
 from glcanet_jax.measure import buffers as buffer_texts
-from glcanet_jax.training import optim
+from glcanet_jax.training import optim, phases
 from glcanet_jax.training.step import create_state, make_train_step
 
 TARGETS = Path(__file__).parent / "targets"
@@ -205,13 +205,13 @@ def predict_programs(model: Any, config: configs.Config, bands: int, batch: int,
     shapes = jax.eval_shape(lambda key: models.init(model, key, bands), jax.random.key(0))
     normalisation = {"mean": config.normalisation.mean, "std": config.normalisation.std, "scale": 255.0}
     predictor = Predictor(model, shapes, config.views, normalisation, bands=bands, batch=batch, one_by_one=False)
-    for name, (fn, args, _, donate) in predictor.programs(np.uint8, context).items():
+    for name, (fn, args, donate, _) in predictor.programs(np.uint8, context).items():
         yield name, jax.jit(fn, donate_argnums=() if donate is None else donate), args
 
 
 def train_programs(model: Any, config: configs.Config, bands: int) -> Programs:
     """The training step of each phase, for 8-bit scenes; its arguments are a state and a batch."""
-    spans = phases(model, config)
+    spans = spans_of(model, config)
     tx = optim.optimiser(config.optimiser, spans)
     average = config.train.ema > 0
     state = jax.eval_shape(
@@ -222,11 +222,11 @@ def train_programs(model: Any, config: configs.Config, bands: int) -> Programs:
         yield phase.name, make_train_step(model, tx, config, 255.0, phase), (state, batch)
 
 
-def phases(model: Any, config: configs.Config) -> tuple[optim.Phase, ...]:
-    """Those of a run as the configuration has it."""
+def spans_of(model: Any, config: configs.Config) -> tuple[phases.Phase, ...]:
+    """The phases of a run as the configuration has it."""
     train = config.train
     steps = train.steps or max(STEPS, 2 * (train.global_steps or 0))
-    return optim.phases(train.schedule, steps, train.global_steps, models.stages(model))
+    return phases.plan(train.schedule, steps, train.global_steps, models.stages(model))
 
 
 def batch_shapes(config: configs.Config, bands: int) -> dict[str, jax.ShapeDtypeStruct]:

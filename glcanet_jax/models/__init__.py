@@ -207,7 +207,7 @@ def compute_type(model: nn.Module) -> Any:
 
 
 def stages(model: nn.Module) -> tuple[str, ...]:
-    """The phases in which staged training goes through a network; one that has a single phase has no stages."""
+    """What staged training goes through, by the names of :mod:`glcanet_jax.training.phases`; a single one is the only one."""
     return getattr(model, "stages", ("global", "rest"))
 
 
@@ -219,12 +219,6 @@ def auxiliary(model: nn.Module) -> Mapping[str, int | float]:
 def backbone(name: str) -> str | None:
     """The kind of pretrained backbone that a network takes: ``resnet``, ``vgg`` or none; its module has that name."""
     return getattr(find(name), "backbone", None)
-
-
-def enter(model: nn.Module, phase: str, variables: dict[str, Any]) -> dict[str, Any]:
-    """The variables with which a phase of training begins, after those that the last one ended with."""
-    change = getattr(model, "enter", None)
-    return variables if change is None else change(phase, variables)
 
 
 def init(model: nn.Module, key: jax.Array, bands: int, size: int = 64) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from glcanet_jax import geometry
 from glcanet_jax.models.layers import choices, convolution
 from glcanet_jax.models.layers.vgg import VGG16, he_normal
 
@@ -20,7 +21,7 @@ CHOICES = {"padding": ("wide", "same"), "dtype": choices.COMMON["dtype"]}
 
 def bilinear(size: int) -> np.ndarray:
     """One axis of the kernel ``size`` wide that upsamples ``size // 2`` times (section 3.3)."""
-    return 1 - np.abs(np.arange(size) - (size - 1) / 2) / (size // 2)
+    return geometry.tent((np.arange(size) - (size - 1) / 2) / (size // 2))
 
 
 def bilinear_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:

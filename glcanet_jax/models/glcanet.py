@@ -254,34 +254,14 @@ class GLCANet(nn.Module):
         Returns:
             logits ``[b, n, h, w, k]`` at stride 4, and every named stage of the local branch and the fusion.
         """
-        b, n = boxes.shape[:2]
-        local, out = self.local, {}
-        flat = lambda x: rearrange(x, "b n ... -> (b n) ...")  # noqa: E731
-        patched = lambda x: rearrange(x, "(b n) ... -> b n ...", b=b)  # noqa: E731
+        local, flat, patched = self.local, _flat, partial(_patched, b=boxes.shape[0])
 
         def at_boxes(maps: Array, level: int) -> Array:
             """A global map at ``level`` at the cells of the patches, ``[b n, h, w, c]``."""
             shape = features[f"lat{level}"].shape[2:4]
             return flat(sample_boxes(maps, boxes, shape, stride(level), features["size"], context["size"]))
 
-        pyramid, refinements = {}, {}
-        for i in reversed(LEVELS):
-            x = flat(features[f"lat{i}"])
-            if self.sharing == "glnet":
-                x = x + at_boxes(context[f"c{i}"], i)
-            if i < max(LEVELS):
-                x = x + upsample(pyramid[i + 1], x.shape[1:3])
-            code, centres = self._code(i, patched(x), features["size"], boxes)
-            x = local.attend(i, x, None if code is None else flat(code))
-            out[f"local/p{i}"] = x
-            if i in self.fusion.levels:
-                x, change = self._cross(i, patched(x), context, code, centres, boxes, features["size"])
-                x = flat(x)
-                out[f"fused/p{i}"], out[f"fused/d{i}"] = x, change
-                at_box = _at_own_box(change, boxes, x.shape[1:3], stride(i), features["size"], context["size"])
-                refinements[i] = self.fusion.refine[str(i)](flat(at_box))
-            pyramid[i] = x
-
+        pyramid, refinements, out = self._descend(context, features, boxes, at_boxes)
         if self.sharing == "glnet":
             level = lambda name: int(name[-1])  # noqa: E731
             x, _ = local.smoothing(pyramid, lambda name: at_boxes(context[name], level(name)))
@@ -312,6 +292,28 @@ class GLCANet(nn.Module):
         out = {k: v if v.ndim == 5 else patched(v) for k, v in out.items()} | {"logits": logits}
         out["local/logits"] = out["local/logits"].astype(jnp.float32)
         return logits, out
+
+    def _descend(self, context, features, boxes, at_boxes):
+        """The local pyramid from the top; by level, what the patches changed of the global map, refined; and every stage."""
+        flat, patched = _flat, partial(_patched, b=boxes.shape[0])
+        pyramid, refinements, out = {}, {}, {}
+        for i in reversed(LEVELS):
+            x = flat(features[f"lat{i}"])
+            if self.sharing == "glnet":
+                x = x + at_boxes(context[f"c{i}"], i)
+            if i < max(LEVELS):
+                x = x + upsample(pyramid[i + 1], x.shape[1:3])
+            code, centres = self._code(i, patched(x), features["size"], boxes)
+            x = self.local.attend(i, x, None if code is None else flat(code))
+            out[f"local/p{i}"] = x
+            if i in self.fusion.levels:
+                x, change = self._cross(i, patched(x), context, code, centres, boxes, features["size"])
+                x = flat(x)
+                out[f"fused/p{i}"], out[f"fused/d{i}"] = x, change
+                at_box = _at_own_box(change, boxes, x.shape[1:3], stride(i), features["size"], context["size"])
+                refinements[i] = self.fusion.refine[str(i)](flat(at_box))
+            pyramid[i] = x
+        return pyramid, refinements, out
 
     def _cross(self, level, x, context, code, centres, boxes, patch):
         """Both directions at a level: the patches' tokens after asking, and D, the change of the global map by each patch."""
@@ -349,6 +351,14 @@ class GLCANet(nn.Module):
         out |= {f"global/{k}": v for k, v in stages.items() if k != "size"}
         out["global/logits"] = out["global/logits"].astype(jnp.float32)
         return logits, out
+
+
+def _flat(x: Float[Array, "b n ..."]) -> Float[Array, "bn ..."]:
+    return rearrange(x, "b n ... -> (b n) ...")
+
+
+def _patched(x: Float[Array, "bn ..."], b: int) -> Float[Array, "b n ..."]:
+    return rearrange(x, "(b n) ... -> b n ...", b=b)
 
 
 def _at_own_box(maps: Array, boxes: Array, *args) -> Array:

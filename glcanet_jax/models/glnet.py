@@ -141,10 +141,8 @@ class GLNet(nn.Module):
         return ("global", "rest", "feedback") if self.mutual else ("global", "rest")
 
     @staticmethod
-    def enter(phase: str, variables: dict[str, Any]) -> dict[str, Any]:
-        """Variables at the start of a phase: the second global branch starts with the first one's backbone and head."""
-        if phase != "feedback":
-            return variables
+    def begin_feedback(variables: dict[str, Any]) -> dict[str, Any]:
+        """Variables at the start of the last stage: the second global branch starts with the first one's backbone and head."""
         out = dict(variables)
         for collection, parts in (("params", ("resnet", "head")), ("batch_stats", ("resnet",))):
             tree = variables.get(collection, {})

@@ -10,10 +10,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from glcanet_jax.models import auxiliary, functions, normalise, second_pass
+from glcanet_jax.config import Config, LossConfig
+from glcanet_jax.data.scenes import IGNORE
+from glcanet_jax.models import auxiliary, normalise
 from glcanet_jax.training import losses, optim
+from glcanet_jax.training.phases import Batch, Phase
 
-Batch = dict[str, Array]
 Metrics = dict[str, Array]
 
 
@@ -39,7 +41,7 @@ class TrainState:
         return self.variables if self.average is None else self.average
 
     def entering(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> "TrainState":
-        """With a change of the variables, such as :func:`glcanet_jax.models.enter`, in the average too."""
+        """With a change of the variables, such as a stage begins with, in the average too."""
         new = change(self.variables)
         average = None if self.average is None else jax.tree.map(jnp.copy, change(self.average))
         return self.replace(params=new["params"], batch_stats=new["batch_stats"], average=average)
@@ -86,7 +88,7 @@ def jitter_colour(
 
 
 def loss_terms(
-    config: Any,
+    config: LossConfig,
     logits: Array | None,
     out: dict[str, Array],
     batch: Batch,
@@ -98,7 +100,7 @@ def loss_terms(
     """
     weights = jnp.asarray(config.class_weights, jnp.float32) if config.class_weights else None
     labels = {
-        "local": jnp.where(batch["valid"][..., None, None], batch["patch_labels"], losses.IGNORE),
+        "local": jnp.where(batch["valid"][..., None, None], batch["patch_labels"], IGNORE),
         "global": batch["global_labels"],
     }
 
@@ -124,61 +126,6 @@ def loss_terms(
     return terms
 
 
-def forward(model: nn.Module, phase: str, params: Any, batch_stats: Any, batch: Batch, key: Array):
-    """A training pass of a phase: ``(logits, out), new batch statistics``.
-
-    ``global`` runs the global branch alone; ``rest`` holds it frozen: stop-gradient, BatchNorm in inference mode, running
-    statistics untouched; ``feedback`` holds both branches frozen and trains what their joint answer goes back into.
-
-    Args:
-        batch: its images normalised; key: what dropout draws from.
-    """
-    image, patches, boxes = batch["global_image"], batch["patches"], batch["boxes"]
-    fns = functions(model)
-    variables = {"params": params, "batch_stats": batch_stats}
-    if phase == "joint":
-        return fns.apply(variables, image, patches, boxes, train=True, key=key)
-    if phase == "global":
-        context, stats = fns.encode_global(variables, image, train=True, key=key)
-        return (None, _answers_of(context)), batch_stats | stats
-    if phase == "feedback":
-        context = jax.lax.stop_gradient(fns.encode_global(variables, image))
-        return _feedback(model, variables, context, batch, key)
-    # only the branch is frozen: what the fusion makes of its maps while they are encoded is trained
-    frozen = jax.lax.stop_gradient({k: v for k, v in params.items() if k == "global"})
-    context = fns.encode_global({"params": params | frozen, "batch_stats": batch_stats}, image)
-    features, stats = fns.encode_local(variables, patches, train=True, key=key)
-    merged = batch_stats | stats
-    (logits, out), fused = fns.fuse(
-        {"params": params, "batch_stats": merged}, context, features, boxes, train=True, key=key
-    )
-    merged = merged | fused
-    if "global" in batch_stats:
-        merged["global"] = batch_stats["global"]
-    return (logits, out), merged
-
-
-def _answers_of(context: dict[str, Array]) -> dict[str, Array]:
-    return {f"global/{k}": v for k, v in context.items() if k.endswith("logits")}
-
-
-def _feedback(model: nn.Module, variables: Any, context: Any, batch: Batch, key: Array):
-    """The third phase of a network with a second pass: one context after another, so that one's patches are in memory."""
-    fns, second = functions(model), second_pass(model)
-
-    def collect(item: Any) -> Any:
-        context, patches, boxes, valid = jax.tree.map(lambda x: x[None], item)
-        kept, gathered = second.collect(variables, context, fns.encode_local(variables, patches), boxes, valid)
-        return jax.tree.map(lambda x: x[0], (kept, gathered))
-
-    items = context, batch["patches"], batch["boxes"], batch["valid"]
-    kept, gathered = jax.lax.stop_gradient(jax.lax.map(collect, items))
-    again, stats = second.encode_again(variables, context, gathered, batch["global_image"], train=True, key=key)
-    variables = variables | {"batch_stats": variables["batch_stats"] | stats}
-    (logits, out), fused = second.fuse_again(variables, again, kept, batch["boxes"], train=True, key=key)
-    return (logits, out | _answers_of(again)), variables["batch_stats"] | fused
-
-
 def average_decay(step: Array, decay: float) -> Array:
     """Decay of the moving average at a step; the first steps, far from where training goes, are forgotten sooner."""
     step = step.astype(jnp.float32)
@@ -186,52 +133,25 @@ def average_decay(step: Array, decay: float) -> Array:
 
 
 def make_train_step(
-    model: nn.Module, tx: optax.GradientTransformation, config: Any, scale: float, phase: optim.Phase
+    model: nn.Module, tx: optax.GradientTransformation, config: Config, scale: float, phase: Phase
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """``train_step(state, batch) -> (state, metrics)``, jitted, the state donated.
 
     Args:
-        config: a :class:`glcanet_jax.config.Config`; scale: full scale of the images' values.
+        scale: full scale of the images' values.
         phase: which roots are trained, and how the forward pass runs.
     """
 
     def loss_fn(params: Any, batch_stats: Any, batch: Batch, key: Array):
-        unit = dict(mean=(0.0,), std=(1.0,), scale=scale)
-        image, patches = normalise(batch["global_image"], **unit), normalise(batch["patches"], **unit)
-        if config.train.colour_jitter:
-            strength, bands = config.train.colour_jitter, config.train.jitter_bands
-            image, patches = jitter_colour(key, image, patches, strength, bands)
-        mean, std = config.normalisation.mean, config.normalisation.std
-        inputs = {"global_image": normalise(image, mean, std, 1.0), "patches": normalise(patches, mean, std, 1.0)}
+        inputs = _inputs(config, scale, batch, key)
         drop = jax.random.fold_in(key, 1)  # not what the colours drew from
-        (logits, out), batch_stats = forward(model, phase.name, params, batch_stats, batch | inputs, drop)
+        variables = {"params": params, "batch_stats": batch_stats}
+        (logits, out), batch_stats = phase.stage.forward(model, variables, batch | inputs, drop)
         terms = loss_terms(config.loss, logits, out, batch, auxiliary(model))
         return sum(terms.values()), (terms, batch_stats)
 
-    def gradients(state: TrainState, batch: Batch):
-        key = jax.random.fold_in(state.key, state.step)
-        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-        parts = config.train.accumulation
-        if parts == 1:
-            (loss, (terms, stats)), grads = grad_fn(state.params, state.batch_stats, batch, key)
-            return loss, terms, stats, grads
-
-        def add(carry, part):
-            stats, total = carry
-            (loss, (terms, stats)), grads = grad_fn(state.params, stats, part[0], part[1])
-            return (stats, jax.tree.map(jnp.add, total, (loss, terms, grads))), None
-
-        split = jax.tree.map(lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]), batch)
-        first = jax.tree.map(lambda x: x[0], split)
-        shapes = jax.eval_shape(grad_fn, state.params, state.batch_stats, first, key)
-        (loss, (terms, _)), grads = shapes
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (loss, terms, grads))
-        (stats, total), _ = jax.lax.scan(add, (state.batch_stats, zeros), (split, jax.random.split(key, parts)))
-        loss, terms, grads = jax.tree.map(lambda x: x / parts, total)
-        return loss, terms, stats, grads
-
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        loss, terms, stats, grads = gradients(state, batch)
+        loss, terms, stats, grads = _gradients(loss_fn, state, batch, config.train.accumulation)
         updates, opt_state = optim.update(tx, grads, state.opt_state, state.params, phase.roots)
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": loss} | {f"loss/{k}": v for k, v in terms.items()}
@@ -246,3 +166,36 @@ def make_train_step(
         return state, metrics
 
     return jax.jit(train_step, donate_argnums=0)
+
+
+def _inputs(config: Config, scale: float, batch: Batch, key: Array) -> Batch:
+    """The images of a batch as the network takes them: colours changed, normalised."""
+    unit = dict(mean=(0.0,), std=(1.0,), scale=scale)
+    image, patches = normalise(batch["global_image"], **unit), normalise(batch["patches"], **unit)
+    if config.train.colour_jitter:
+        strength, bands = config.train.colour_jitter, config.train.jitter_bands
+        image, patches = jitter_colour(key, image, patches, strength, bands)
+    mean, std = config.normalisation.mean, config.normalisation.std
+    return {"global_image": normalise(image, mean, std, 1.0), "patches": normalise(patches, mean, std, 1.0)}
+
+
+def _gradients(loss_fn: Callable[..., Any], state: TrainState, batch: Batch, parts: int) -> tuple[Any, ...]:
+    """Loss, its terms, new batch statistics and gradients; the mean over the ``parts`` of a batch, one after another."""
+    key = jax.random.fold_in(state.key, state.step)
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    if parts == 1:
+        (loss, (terms, stats)), grads = grad_fn(state.params, state.batch_stats, batch, key)
+        return loss, terms, stats, grads
+
+    def add(carry, part):
+        stats, total = carry
+        (loss, (terms, stats)), grads = grad_fn(state.params, stats, part[0], part[1])
+        return (stats, jax.tree.map(jnp.add, total, (loss, terms, grads))), None
+
+    split = jax.tree.map(lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]), batch)
+    first = jax.tree.map(lambda x: x[0], split)
+    (loss, (terms, _)), grads = jax.eval_shape(grad_fn, state.params, state.batch_stats, first, key)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (loss, terms, grads))
+    (stats, total), _ = jax.lax.scan(add, (state.batch_stats, zeros), (split, jax.random.split(key, parts)))
+    loss, terms, grads = jax.tree.map(lambda x: x / parts, total)
+    return loss, terms, stats, grads

@@ -16,6 +16,12 @@ from glcanet_jax.weights.backbones import LEAVES, depth_of, listed, torchvision_
 from glcanet_jax.weights.torch_files import read_torch
 
 HEAD = {"head": "classify", "smoothing/all": "smooth", "fpn/lateral5": "toplayer"}
+HEAD |= {f"fpn/lateral{i}": f"latlayer{5 - i}" for i in (4, 3, 2)}
+HEAD |= {
+    f"smoothing/{phase}{i}": f"smooth{6 - i}_{n}"
+    for n, phase in enumerate(("first", "second"), 1)
+    for i in (5, 4, 3, 2)
+}
 
 
 def _name(path: tuple[str, ...]) -> str:

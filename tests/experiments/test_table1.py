@@ -16,7 +16,7 @@ from glcanet_jax import models
 from glcanet_jax.config import DataConfig
 from glcanet_jax.errors import UserError
 from glcanet_jax.presets import TINY
-from glcanet_jax.training import optim
+from glcanet_jax.training import phases
 from tests.data.test_data import write_deepglobe
 
 OPTIONS = table1.Options(dataset="mbrsc", data_dir=Path("data"), backbone=Path("resnet50.safetensors"))
@@ -41,7 +41,7 @@ def test_every_row_can_be_built_and_sees_the_same(size):
         config = table1.configure(row, OPTIONS, size, seed=3)
         options = configs.model_options(config.model)
         model = models.build(config.model.network, 6, **options)
-        assert optim.phases(config.train.schedule, 200, None, models.stages(model))[-1].stop == 200
+        assert phases.plan(config.train.schedule, 200, None, models.stages(model))[-1].stop == 200
         assert options.get("view", "both") == row.inference
         assert (config.views.context_size is None) == (row.inference == "global")
         assert (config.backbone is not None) == (row.initialisation == "imagenet")

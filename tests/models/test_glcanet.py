@@ -14,7 +14,7 @@ from glcanet_jax import geometry, models
 from glcanet_jax.errors import UserError
 from glcanet_jax.measure import info
 from glcanet_jax.models.layers import fpn, resnet, sampling
-from glcanet_jax.training import optim
+from glcanet_jax.training import optim, phases
 from glcanet_jax.training.step import loss_terms
 
 SMALL = dict(depth=10, width=8, fpn_channels=16, fast_conv=False)  # what compiles fast
@@ -127,7 +127,7 @@ def test_every_parameter_has_a_gradient_after_one_step(key, options):
         return sum(loss_terms(configs.LossConfig(), logits, out, batch).values())
 
     gradient = jax.jit(jax.grad(loss))
-    tx = optim.optimiser(configs.OptimiserConfig(), optim.phases("joint", 10, None))
+    tx = optim.optimiser(configs.OptimiserConfig(), phases.plan("joint", 10, None))
     updates, _ = jax.jit(tx.update)(
         gradient(variables["params"]), jax.jit(tx.init)(variables["params"]), variables["params"]
     )

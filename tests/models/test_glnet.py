@@ -17,6 +17,7 @@ from glcanet_jax.inference.glnet_release import glnet_predict, release_raises
 from glcanet_jax.measure import info
 from glcanet_jax.models.glnet import SHARED, GLNet
 from glcanet_jax.models.layers import cropping, sampling
+from glcanet_jax.training import phases
 from glcanet_jax.training.losses import regulariser
 from glcanet_jax.training.step import loss_terms
 
@@ -458,9 +459,9 @@ def test_non_square_views():
 def test_the_third_stage_starts_from_the_first_ones_global_branch():
     model = small(mutual=True)
     variables = trained(model)
-    assert GLNet.enter("rest", variables) is variables
+    assert phases.REST.enter(model, variables) is variables
     before = jax.tree.map(np.asarray, variables)
-    entered = model.enter("feedback", variables)
+    entered = phases.FEEDBACK.enter(model, variables)
     for collection, parts in (("params", ("resnet", "head")), ("batch_stats", ("resnet",))):
         for part in parts:
             copied, own = entered[collection]["feedback"][part], entered[collection]["global"][part]

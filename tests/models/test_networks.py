@@ -17,7 +17,7 @@ from glcanet_jax.inference.predictor import Predictor
 from glcanet_jax.measure import info
 from glcanet_jax.models.single_view import SingleView
 from glcanet_jax.presets import TINY
-from glcanet_jax.training import loop, optim
+from glcanet_jax.training import loop, optim, phases
 from glcanet_jax.training import step as training
 from glcanet_jax.weights import load_weights
 from glcanet_jax.weights.backbones import torchvision_name
@@ -137,7 +137,7 @@ def test_a_training_step(name, view):
     """Finite, every root of its phase moves, its own auxiliary losses count, and dropout draws from the step's key."""
     model = small(name, **({"view": view} if name in SINGLE else {}))
     config = dataclasses.replace(TINY, optimiser=OptimiserConfig(1e-3, 1e-3, 1e-3, schedule="constant"))
-    (phase,) = optim.phases("joint", 10, None, models.stages(model))
+    (phase,) = phases.plan("joint", 10, None, models.stages(model))
     tx = optim.optimiser(config.optimiser, (phase,))
     variables = models.init(model, jax.random.key(0), 3)
     state = training.create_state(variables, tx, jax.random.key(1))
@@ -320,9 +320,9 @@ def test_the_third_stage_trains_what_goes_back(tmp_path):
     """Both branches and their statistics stay as they were; the second global branch begins as a copy of the first."""
     model = small("glnet", mutual=True)
     config = dataclasses.replace(TINY, optimiser=OptimiserConfig(1e-3, 1e-3, 1e-3, schedule="constant"))
-    spans = optim.phases("staged", 9, None, models.stages(model))
+    spans = phases.plan("staged", 9, None, models.stages(model))
     tx = optim.optimiser(config.optimiser, spans)
-    variables = models.enter(model, "feedback", models.init(model, jax.random.key(0), 3))
+    variables = phases.FEEDBACK.enter(model, models.init(model, jax.random.key(0), 3))
     np.testing.assert_array_equal(
         variables["params"]["feedback"]["resnet"]["stem_conv"]["kernel"],
         variables["params"]["global"]["resnet"]["stem_conv"]["kernel"],

@@ -14,7 +14,7 @@ from glcanet_jax import models
 from glcanet_jax.config import LossConfig, OptimiserConfig
 from glcanet_jax.errors import UserError
 from glcanet_jax.presets import TINY
-from glcanet_jax.training import loop, losses, optim
+from glcanet_jax.training import loop, losses, optim, phases, records
 from glcanet_jax.training import step as training
 from tests.training.test_resume import Toy
 
@@ -45,7 +45,7 @@ def start(config, key=0, network="glcanet", **options):
         network, options = "glcanet", {"head": "nonlinear", "feed_forward": 2} | options
     model = Toy(CLASSES, **options) if network == "toy" else models.build(network, CLASSES, **{**small, **options})
     variables = models.init(model, jax.random.key(key), 3)
-    spans = optim.phases(config.train.schedule, 10, config.train.global_steps)
+    spans = phases.plan(config.train.schedule, 10, config.train.global_steps)
     tx = optim.optimiser(config.optimiser, spans)
     return model, tx, spans, training.create_state(variables, tx, jax.random.key(1))
 
@@ -175,11 +175,12 @@ def test_a_frozen_branch_takes_no_gradient_from_the_others(options):
 
     @jax.jit
     def gradients(params):
-        def loss(params, phase):
-            (logits, _), _ = training.forward(model, phase, params, state.batch_stats, batch, jax.random.key(0))
+        def loss(params, stage):
+            variables = {"params": params, "batch_stats": state.batch_stats}
+            (logits, _), _ = stage.forward(model, variables, batch, jax.random.key(0))
             return jnp.mean(logits**2)
 
-        return [jax.grad(loss)(params, phase) for phase in ("joint", "rest")]
+        return [jax.grad(loss)(params, stage) for stage in (phases.JOINT, phases.REST)]
 
     params = jax.tree.map(lambda x: x + 0.02, state.params)  # nothing is at zero any more
     joint, rest = gradients(params)
@@ -315,7 +316,7 @@ def test_devices_that_do_not_fit():
 def test_the_first_loss_that_is_not_finite_stops():
     """Naming its step, its terms and its scenes; one step late at most."""
     scene = dataclasses.make_dataclass("S", ["name"])
-    monitor = loop.Monitor([scene("north"), scene("south")])
+    monitor = records.Monitor([scene("north"), scene("south")])
     batch = {"scene": np.array([1, 0]), "context": np.array([[0, 0, 5, 5], [7, 8, 5, 5]])}
     monitor.watch(1, {"loss": jnp.float32(1.0)}, batch)
     monitor.watch(2, {"loss": jnp.float32(np.nan), "loss/local": jnp.float32(np.inf)}, batch)
@@ -328,7 +329,7 @@ def test_the_first_loss_that_is_not_finite_stops():
 @pytest.mark.parametrize("schedule", ["poly", "cosine", "constant"])
 def test_schedules(schedule):
     config = OptimiserConfig(global_rate=1e-3, schedule=schedule, warmup_steps=4)
-    rate = optim.rates(config, optim.phases("joint", 24, None))["global"]
+    rate = optim.rates(config, phases.plan("joint", 24, None))["global"]
     values = np.array([float(rate(i)) for i in range(24)])
     assert values[0] < values[1] < values[2] < values[3] <= 1e-3 * (1 + 1e-6)
     left = 1 - np.arange(20) / 20
@@ -337,22 +338,22 @@ def test_schedules(schedule):
 
 
 def test_phases():
-    assert [tuple(p) for p in optim.phases("joint", 10, 4)] == [("global", 0, 4), ("joint", 4, 10)]
-    assert [tuple(p) for p in optim.phases("staged", 170, None)] == [("global", 0, 120), ("rest", 120, 170)]
-    assert [tuple(p) for p in optim.phases("joint", 10, None)] == [("joint", 0, 10)]
+    assert [(p.name, *p[1:]) for p in phases.plan("joint", 10, 4)] == [("global", 0, 4), ("joint", 4, 10)]
+    assert [(p.name, *p[1:]) for p in phases.plan("staged", 170, None)] == [("global", 0, 120), ("rest", 120, 170)]
+    assert [(p.name, *p[1:]) for p in phases.plan("joint", 10, None)] == [("joint", 0, 10)]
     stages = ("global", "rest", "feedback")  # GLNet's epochs are 120, 50 and 120
-    assert [tuple(p)[1:] for p in optim.phases("staged", 290, None, stages)] == [(0, 120), (120, 170), (170, 290)]
-    assert [tuple(p)[1:] for p in optim.phases("staged", 270, 100, stages)] == [(0, 100), (100, 150), (150, 270)]
+    assert [tuple(p)[1:] for p in phases.plan("staged", 290, None, stages)] == [(0, 120), (120, 170), (170, 290)]
+    assert [tuple(p)[1:] for p in phases.plan("staged", 270, 100, stages)] == [(0, 100), (100, 150), (150, 270)]
     for schedule in ("joint", "staged"):  # a network of one phase has it, whatever the schedule
-        assert optim.phases(schedule, 9, None, ("joint",)) == (optim.Phase("joint", 0, 9),)
+        assert phases.plan(schedule, 9, None, ("joint",)) == (phases.Phase(phases.JOINT, 0, 9),)
     with pytest.raises(UserError, match="train.global_steps is 11; it must lie between 0 and the 10 steps"):
-        optim.phases("staged", 10, 11)
+        phases.plan("staged", 10, 11)
 
 
 def test_a_frozen_root_keeps_its_moments_and_its_place_in_the_schedule():
     config = OptimiserConfig(local_rate=1e-3)
-    spans = optim.phases("staged", 10, 6)
-    params = {root: {"w": jnp.ones(3)} for root in optim.ROOTS}
+    spans = phases.plan("staged", 10, 6)
+    params = {root: {"w": jnp.ones(3)} for root in phases.ROOTS}
     tx = optim.optimiser(config, spans)
     state = tx.init(params)
     for _ in range(3):
@@ -371,7 +372,7 @@ def test_clipping_and_weight_decay():
     """The norm of a root's gradient is bounded; decay pulls coupled, as an addition to the gradient."""
     params = {root: {"w": jnp.full((4,), 2.0)} for root in ("global", "local", "fusion")}
     grads = jax.tree.map(lambda x: 100 * jnp.ones_like(x), params)
-    spans = optim.phases("joint", 10, None)
+    spans = phases.plan("joint", 10, None)
     roots = spans[0].roots
     for clip, norm in ((1.0, 1.0), (None, 200.0)):
         tx = optim.optimiser(OptimiserConfig(clip=clip), spans)

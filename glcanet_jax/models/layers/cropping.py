@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float
 
 from glcanet_jax import geometry
 from glcanet_jax.models.layers.fpn import LEVELS, stride
+from glcanet_jax.models.layers.sampling import lerp, mix
 
 OVERLAP = 50  # pixels, the least of the release's patch grid
 
@@ -44,7 +45,7 @@ def template_share(top, patch, side, cells: int):
     weight = (place % (2 * cells)) / (2 * cells)
     high = low + (low + 1 < side)
     inside = lambda i: (i >= top) & (i < top + patch)  # noqa: E731
-    return inside(low) * (1 - weight) + inside(high) * weight
+    return mix(inside(low), inside(high), weight)
 
 
 class Crops(NamedTuple):
@@ -139,18 +140,6 @@ def _centre_place(low: Array, high: Array, patch: Array, view: Array, cells: int
 
 
 # ------------------------------------------------------------------------------------------------------------------ maps
-def lerp(x: Float[Array, "..."], positions: Float[Array, " m"] | Float[np.ndarray, " m"], axis: int) -> Array:
-    """``x`` at fractional positions along an axis, clamped."""
-    last = x.shape[axis] - 1
-    xp = np if isinstance(positions, np.ndarray) else jnp
-    positions = xp.clip(positions, 0, last)
-    low = xp.clip(xp.floor(positions).astype(np.int32), 0, max(last - 1, 0))
-    shape = [-1 if i == axis % x.ndim else 1 for i in range(x.ndim)]
-    weight = jnp.asarray(positions - low, x.dtype).reshape(shape)
-    high = xp.minimum(low + 1, last)
-    return jnp.take(x, low, axis, mode="clip") * (1 - weight) + jnp.take(x, high, axis, mode="clip") * weight
-
-
 def resize(x: Float[Array, "*b h w c"], size: tuple[int, int]) -> Float[Array, "*b H W c"]:
     """Bilinear between half-pixel centres, not antialiased, as the release resizes its maps."""
     for axis, wanted in ((-3, size[0]), (-2, size[1])):

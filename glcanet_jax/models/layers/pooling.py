@@ -4,6 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from glcanet_jax import geometry
+
 
 def bin_means(size: int, bins: int) -> np.ndarray:
     """A matrix ``[bins, size]`` of means along an axis: bin ``i`` holds cells ``floor(i size / bins)`` up to, but not
@@ -18,8 +20,7 @@ def bin_means(size: int, bins: int) -> np.ndarray:
 
 def align_corners(bins: int, size: int) -> np.ndarray:
     """A matrix ``[size, bins]`` of bilinear resizing along an axis: the first and last bin lie on the first and last cell."""
-    positions = np.arange(size) * ((bins - 1) / max(size - 1, 1))
-    return np.maximum(0, 1 - np.abs(positions[:, None] - np.arange(bins)))
+    return geometry.bilinear(np.arange(size) * ((bins - 1) / max(size - 1, 1)), bins)
 
 
 def adaptive_mean(x: Float[Array, "b h w c"], bins: int) -> Float[Array, "b n n c"]:

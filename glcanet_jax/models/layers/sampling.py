@@ -5,6 +5,7 @@ Half-pixel resizing would put a stride-32 map 8 px off a stride-16 one (docs/des
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from glcanet_jax import geometry
@@ -55,13 +56,21 @@ def logits_to_pixels(logits: Float[Array, "*b h w k"], size: tuple[int, int]) ->
     return upsample(logits.astype(jnp.float32), size)
 
 
-def _lerp(x: Float[Array, "n ..."], positions: Float[Array, " m"]) -> Float[Array, "m ..."]:
-    """Rows of ``x`` at fractional positions, clamped."""
-    last = x.shape[0] - 1
-    positions = jnp.clip(positions, 0, last)
-    low = jnp.clip(jnp.floor(positions).astype(jnp.int32), 0, max(last - 1, 0))
-    weight = (positions - low).astype(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
-    return x[low] * (1 - weight) + x[jnp.minimum(low + 1, last)] * weight
+def mix(low, high, share):
+    """``low``, a ``share`` of it replaced by ``high``: numbers or arrays, numpy's and JAX's alike."""
+    return low * (1 - share) + high * share
+
+
+def lerp(x: Float[Array, "..."], positions: Float[Array, " m"] | Float[np.ndarray, " m"], axis: int) -> Array:
+    """``x`` at fractional positions along an axis, clamped."""
+    last = x.shape[axis] - 1
+    xp = np if isinstance(positions, np.ndarray) else jnp
+    positions = xp.clip(positions, 0, last)
+    low = xp.clip(xp.floor(positions).astype(np.int32), 0, max(last - 1, 0))
+    shape = [-1 if i == axis % x.ndim else 1 for i in range(x.ndim)]
+    share = jnp.asarray(positions - low, x.dtype).reshape(shape)
+    high = xp.minimum(low + 1, last)
+    return mix(jnp.take(x, low, axis, mode="clip"), jnp.take(x, high, axis, mode="clip"), share)
 
 
 def sample_box(
@@ -85,7 +94,7 @@ def sample_box(
         centres = geometry.cell_centres(cells[axis], stride, patch[axis])
         fraction = box[axis] + centres * (box[axis + 2] - box[axis])
         positions = (fraction * size[axis] - 0.5) / (maps_stride or stride)
-        maps = jnp.swapaxes(_lerp(jnp.swapaxes(maps, 0, axis), positions), 0, axis)
+        maps = lerp(maps, positions, axis)
     return maps
 
 

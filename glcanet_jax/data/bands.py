@@ -1,0 +1,143 @@
+"""Which bands of a raster are read, how their values become a scene's, and what says that a pixel is not valid."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from glcanet_jax.errors import UserError
+
+
+class Bands(NamedTuple):
+    """The bands that a scene is made of, as GDAL counts them, from 1."""
+
+    indexes: list[int]
+    stored: np.dtype  # of the file's values: ids, where a palette makes colours of them
+    dtype: type  # of the scene's values
+    looking: list[int]  # positions among them of red, green and blue, for a picture
+    alpha: int | None  # the band that masks
+    palette: np.ndarray | None = None  # [n, 4], colours of the ids
+    note: str = ""  # in a phrase, which were taken where there was a choice
+
+    def colours(self, ids: np.ndarray) -> np.ndarray:
+        """Colours ``[h, w, 4]`` of ids ``[h, w]``."""
+        return self.palette[np.minimum(ids, len(self.palette) - 1)]
+
+    def values(self, image: np.ndarray) -> np.ndarray:
+        """The scene's values ``[h, w, c]`` from those that were read of the bands."""
+        return image if self.palette is None else self.colours(image[..., 0])[..., :3]
+
+
+class Masks(NamedTuple):
+    """What says that a pixel is not valid: an alpha band, a mask, nodata, transparent colours; several may."""
+
+    alpha: int | None = None  # the band
+    dataset: bool = False  # a mask of the whole file
+    nodata: tuple[int, ...] = ()  # bands; a pixel is valid when any of them is
+    transparent: bool = False  # colours of the palette
+
+
+NO_MASKS = Masks()
+
+
+def choose_bands(file: Any, path: str | Path, bands: Sequence[int] | None, wanted: int) -> Bands:
+    """Those that are asked for, or red, green and blue, or the first ones.
+
+    Raises:
+        UserError: the file has not got them, or values that no scene has.
+    """
+    from rasterio.enums import ColorInterp
+
+    kinds = list(file.colorinterp)
+    images = [i + 1 for i, kind in enumerate(kinds) if kind != ColorInterp.alpha]
+    alpha = next((i + 1 for i, kind in enumerate(kinds) if kind == ColorInterp.alpha), None)
+    if bands is not None and alpha in bands:
+        alpha = None  # who names it wants its values: 4-band files often call the 4th alpha
+    if bands is None and len(images) == 1 and wanted == 3 and kinds[images[0] - 1] == ColorInterp.palette:
+        stored = np.dtype(file.dtypes[images[0] - 1])
+        return Bands(images, stored, np.uint8, [0, 1, 2], alpha, _palette(file.colormap(images[0])))
+    note = ""
+    if bands is not None:
+        indexes = _named(file, path, bands, wanted)
+    else:
+        indexes, note = _default(file, path, images, wanted)
+    looking = [indexes.index(band) for band in _colours(kinds) if band in indexes]
+    if len(looking) < 3:
+        looking = [0, 1, 2] if wanted >= 3 else [0, 0, 0]
+    dtype = _common_type(file, path, indexes)
+    return Bands(indexes, np.dtype(dtype), dtype, looking, alpha, note=note)
+
+
+def _palette(table: dict[int, tuple[int, ...]]) -> np.ndarray:
+    palette = np.zeros((max(table) + 1, 4), np.uint8)
+    palette[list(table)] = list(table.values())
+    return palette
+
+
+def _has(file: Any, path: str | Path) -> str:
+    return f"{path} has {file.count} band{'s' * (file.count != 1)}"
+
+
+def _named(file: Any, path: str | Path, bands: Sequence[int], wanted: int) -> list[int]:
+    if len(bands) != wanted:
+        given = ",".join(map(str, bands))
+        raise UserError(f"--bands {given} names {len(bands)}, the weights take {wanted}; name {wanted}")
+    wrong = [band for band in bands if not 1 <= band <= file.count]
+    if wrong:
+        raise UserError(f"{_has(file, path)}, --bands names {wrong[0]}; bands are counted from 1 to {file.count}")
+    return list(bands)
+
+
+def _default(file: Any, path: str | Path, images: list[int], wanted: int) -> tuple[list[int], str]:
+    """The bands where none are named, and in a phrase which, where there was a choice."""
+    if len(images) < wanted:
+        alpha = ", one of them alpha" if len(images) < file.count else ""
+        again = ",".join(str((images or [1])[min(i, max(len(images) - 1, 0))]) for i in range(wanted))
+        raise UserError(
+            f"{_has(file, path)}{alpha}, the weights take {wanted}; give a raster of {wanted}, or repeat bands by --bands {again}"
+        )
+    if len(images) == wanted:
+        return images, ""
+    colours = _colours(list(file.colorinterp))
+    if wanted == 3 and len(colours) == 3:
+        return colours, f"bands {','.join(map(str, colours))} (red, green, blue) of {file.count}"
+    plural = f"bands {','.join(map(str, images[:wanted]))}" if wanted > 1 else f"band {images[0]}"
+    return images[:wanted], f"{plural} of {file.count}, the first; --bands takes others"
+
+
+def _colours(kinds: Sequence[Any]) -> list[int]:
+    """The bands that are red, green and blue, in this order; fewer when some is missing."""
+    from rasterio.enums import ColorInterp
+
+    return [kinds.index(c) + 1 for c in (ColorInterp.red, ColorInterp.green, ColorInterp.blue) if c in kinds]
+
+
+def _common_type(file: Any, path: str | Path, indexes: list[int]) -> type:
+    dtypes = {file.dtypes[band - 1] for band in indexes}
+    if len(dtypes) > 1:
+        raise UserError(f"{path} has bands of {' and '.join(sorted(dtypes))}; choose bands of one type by --bands")
+    (dtype,) = dtypes
+    if dtype not in ("uint8", "uint16"):
+        raise UserError(
+            f"{path} holds {dtype}, uint8 or uint16 is wanted; convert it with "
+            f"`gdal_translate -ot UInt16 -scale <lowest> <highest> 0 65535 {Path(path).name} converted.tif`"
+        )
+    return {"uint8": np.uint8, "uint16": np.uint16}[dtype]
+
+
+def find_masks(file: Any, bands: Bands) -> Masks:
+    """What of a file says that a pixel of these bands is not valid."""
+    from rasterio.enums import MaskFlags
+
+    flags = {band: file.mask_flag_enums[band - 1] for band in bands.indexes}
+    top = np.iinfo(bands.stored).max
+    nodata = {band: file.nodatavals[band - 1] for band in flags}
+    # GDAL calls a pixel valid when any of its bands is
+    within = [value is not None and math.isfinite(value) and 0 <= value <= top for value in nodata.values()]
+    all_nodata = all(within) and all(MaskFlags.nodata in f for f in flags.values())
+    first = flags[bands.indexes[0]]
+    masked = MaskFlags.per_dataset in first and MaskFlags.alpha not in first
+    transparent = bands.palette is not None and bool((bands.palette[:, 3] == 0).any())
+    return Masks(bands.alpha, masked, tuple(sorted(flags)) if all_nodata else (), transparent)

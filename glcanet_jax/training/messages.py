@@ -1,0 +1,59 @@
+"""What libraries say while a run trains goes to a file of its folder: warnings are not for the lines between bars."""
+
+import contextlib
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+@contextlib.contextmanager
+def warnings_kept(path: Path) -> Iterator[None]:
+    """Append what is logged (by orbax, by absl, by JAX) and warned of inside to a file; errors are seen as well."""
+    root = logging.getLogger()
+    kept, before = logging.FileHandler(path, delay=True), root.handlers[:]
+    kept.setFormatter(logging.Formatter(FORMAT))
+    seen = logging.StreamHandler()  # the standard error
+    seen.setLevel(logging.ERROR)
+    root.handlers = [h for h in before if not _on_terminal(h)] + [kept, seen]
+    show = warnings.showwarning
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        warnings.showwarning = show
+        root.handlers = before
+        kept.close()
+
+
+def _on_terminal(handler: logging.Handler) -> bool:
+    """Whether a handler writes to the standard error: absl's is one that does, by an attribute of its own."""
+    stream = getattr(handler, "stream", None) or getattr(getattr(handler, "python_handler", None), "stream", None)
+    return stream is not None and stream in (sys.stderr, sys.__stderr__)
+
+
+@contextlib.contextmanager
+def native_kept(path: Path) -> Iterator[None]:
+    """Append what compiled code (XLA) writes to the standard error inside to a file; what Python writes is seen.
+
+    The descriptor is the process's, so this is for short whiles in which nothing else is to be told. Were the process
+    to die in it, its last words would stand in the file.
+    """
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    own = sys.stderr is sys.__stderr__ and sys.stderr is not None
+    with path.open("a") as file, open(terminal, "w", buffering=1, encoding=sys.stderr.encoding) as still_seen:
+        os.dup2(file.fileno(), 2)
+        if own:
+            sys.stderr = still_seen
+        try:
+            yield
+        finally:
+            os.dup2(terminal, 2)
+            if own:
+                sys.stderr = sys.__stderr__

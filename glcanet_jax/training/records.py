@@ -1,0 +1,148 @@
+"""What a run tells while it trains: its log, how long its steps take, and the first loss that is not finite."""
+
+import collections
+import contextlib
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from glcanet_jax.errors import UserError
+from glcanet_jax.profiling import peak_memory
+from glcanet_jax.training.phases import Phase
+
+
+class Log:
+    """JSON lines in the run's folder; TensorBoard beside them if wanted and installed."""
+
+    def __init__(self, folder: Path, start_step: int, tensorboard: bool):
+        path = folder / "log.jsonl"
+        _forget(path, start_step)
+        self._file = path.open("a", buffering=1)
+        self._board = _Board(folder / "tensorboard", start_step) if tensorboard else None
+
+    def write(self, line: dict[str, Any]) -> None:
+        self._file.write(json.dumps(line) + "\n")
+        if self._board is not None:
+            self._board.write(line)
+
+    def close(self) -> None:
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+class _Board:
+    """The numbers of the log for TensorBoard; nothing where tensorboardX is not installed."""
+
+    def __init__(self, folder: Path, start_step: int):
+        with contextlib.suppress(ImportError):
+            from tensorboardX import SummaryWriter
+
+            self._writer = SummaryWriter(str(folder), purge_step=start_step)
+
+    def write(self, line: dict[str, Any]) -> None:
+        numbers = {k: v for k, v in line.items() if isinstance(v, int | float) and k != "step"}
+        for key, value in numbers.items() if hasattr(self, "_writer") else ():
+            self._writer.add_scalar(f"{line['kind']}/{key}", value, line["step"])
+
+    def close(self) -> None:
+        if hasattr(self, "_writer"):
+            self._writer.close()
+
+
+def _forget(path: Path, step: int) -> None:
+    """Drop what a killed run logged after its last checkpoint: it will be logged again."""
+    if path.exists():
+        kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+        path.write_text("".join(line + "\n" for line in kept))
+
+
+def _step_of(line: str) -> int | float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):
+        return math.inf  # a line cut short by a kill
+
+
+class Monitor:
+    """Watches every step's loss, one step late so that the device never waits, and stops at the first that is not finite."""
+
+    def __init__(self, scenes: Sequence[Any]):
+        self.loss: float | None = None  # the last one seen
+        self._scenes = scenes
+        self._pending: collections.deque = collections.deque()
+
+    def watch(self, step: int, metrics: Mapping[str, jax.Array], batch: dict[str, np.ndarray]) -> None:
+        self._pending.append((step, metrics, batch["scene"], batch["context"]))
+        if len(self._pending) > 1:
+            self._check()
+
+    def flush(self) -> None:
+        while self._pending:
+            self._check()
+
+    def _check(self) -> None:
+        step, metrics, scenes, contexts = self._pending.popleft()
+        self.loss = float(metrics["loss"])
+        if math.isfinite(self.loss):
+            return
+        bad = [k for k, v in metrics.items() if not math.isfinite(float(v))]
+        seen = ", ".join(
+            f"{self._scenes[s].name} at {tuple(int(v) for v in c)}" for s, c in zip(scenes, contexts, strict=True)
+        )
+        raise UserError(
+            f"training stopped: not finite at step {step}: {', '.join(bad)}; scenes (top, left, height, width): {seen}. "
+            "Lower the rates or set --optimiser.clip; the last checkpoint is from before"
+        )
+
+
+class Timer:
+    """Seconds a step and the share of them spent waiting for data, since the last record; ``with timer:`` is waiting."""
+
+    def __init__(self):
+        self._start, self._wait, self._steps, self._images = time.perf_counter(), 0.0, 0, 0
+
+    def __enter__(self) -> None:
+        self._since = time.perf_counter()
+
+    def __exit__(self, *_: Any) -> None:
+        self._wait += time.perf_counter() - self._since
+
+    def step(self, images: int) -> None:
+        self._steps += 1
+        self._images += images
+
+    def read(self) -> dict[str, float]:
+        """What was measured; it begins anew."""
+        seconds = max(time.perf_counter() - self._start, 1e-9)
+        record = {
+            "seconds_per_step": round(seconds / max(self._steps, 1), 4),
+            "images_per_second": round(self._images / seconds, 3),
+            "data_wait": round(self._wait / seconds, 4),
+        }
+        self.__init__()
+        return record
+
+
+def record(
+    step: int,
+    per_epoch: int,
+    metrics: Mapping[str, jax.Array],
+    rates: Mapping[str, optax.Schedule],
+    spans: Sequence[Phase],
+    timer: Timer,
+) -> dict[str, Any]:
+    """A line of the log: metrics, rates, times and memory after a step."""
+    values = {k: float(v) for k, v in metrics.items()}  # waits for the device, so that the time below is real
+    line = {"kind": "train", "step": step, "epoch": round(step / per_epoch, 4)} | values
+    for root, schedule in rates.items():
+        counted = sum(max(0, min(step, p.stop) - p.start) for p in spans if root in p.roots)
+        line[f"lr/{root}"] = float(schedule(max(counted - 1, 0)))
+    return line | timer.read() | peak_memory()
