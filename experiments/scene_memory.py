@@ -106,9 +106,7 @@ def measure(scene: Path, weights: Path, out: Path, batch: int) -> dict:
 
 
 def main() -> None:
-    import tyro
-
-    options = tyro.cli(Options, description=__doc__)
+    options = cli.parse(Options, sys.argv[1:], "python -m experiments.scene_memory", __doc__)
     runs.enable_compilation_cache()
     with tempfile.TemporaryDirectory() as temporary:
         work = options.work or Path(temporary)

@@ -136,9 +136,7 @@ def measure(root: Path, survey: str, network: str, batch: int) -> dict[str, Any]
 
 
 def main() -> None:
-    import tyro
-
-    options = tyro.cli(Options, description=__doc__)
+    options = cli.parse(Options, sys.argv[1:], "python -m experiments.tile_memory", __doc__)
     rows = []
     for survey in options.surveys:
         with tempfile.TemporaryDirectory() as folder:

@@ -24,6 +24,7 @@ from typing import Any, Literal
 from experiments.speed.cases import CONTENDERS, Sizes, gflop
 from experiments.speed.device import clocks, matmul_rate
 from experiments.speed.worker import fresh, started
+from glcanet_jax import cli
 from glcanet_jax.errors import UserError
 
 PAUSE = 0.3  # seconds between turns: the threads of whoever had the last one come to rest
@@ -205,9 +206,7 @@ def run(options: Options) -> dict[str, Any]:
 
 
 def main() -> None:
-    import tyro
-
-    options = tyro.cli(Options, description=__doc__)
+    options = cli.parse(Options, sys.argv[1:], "python -m experiments.speed", __doc__)
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written is known before the measuring
     result = {"command": " ".join(["python -m experiments.speed", *sys.argv[1:]]), **run(options)}
