@@ -75,7 +75,7 @@ SIZES = sizes.SIZES | {"reduced": REDUCED}
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Comparison):
-    cells: tuple[str, ...] = tuple(CELLS)
+    cells: tuple[str, ...] = tuple(CELLS)  # of the table, in this order
     size: Literal["auto", "full", "cpu", "medium", "small", "reduced"] = (
         "auto"  # auto: full on a GPU; reduced without, a small network
     )
@@ -141,7 +141,7 @@ def markdown(result: dict[str, Any]) -> str:
     start = "ResNet-50 from ImageNet weights" if result["initialisation"] == "imagenet" else "from scratch"
     network = ", ".join(f"{k} {v}" for k, v in views["network"].items())
     out = [
-        f"# Ablation on {result['dataset']}, split {split}",
+        f"# Ablation on {result['dataset']}, split {sizes.called(result['dataset'], split)}",
         "",
         f"`{result['command']}`; {made['device']}, {made['cores']} cores, jax {made['jax']}, {made['date']}; {result['budget']} a "
         f"run, {start}{f' ({network})' * bool(network)}, patches of {views['patch_size']} px in contexts of {views['context_size']} px. Weights of the last step; the "

@@ -34,9 +34,9 @@ class Options:
     short: str = "1minutes"  # a run of the search
     long: str = "3minutes"  # every other run
     seeds: int = 2  # of the comparison of four
-    size: str = "auto"
-    results: Path = Path("results")
-    work: Path = Path("runs")
+    size: str = "auto"  # of patches and batches, as of experiments.table1
+    results: Path = Path("results")  # where tables go
+    work: Path = Path("runs")  # runs and all that can be done again
 
 
 def stages(options: Options) -> list[tuple[str, list[str]]]:

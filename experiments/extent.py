@@ -24,7 +24,7 @@ from glcanet_jax.inference import walk
 class Options:
     data: Mbrsc
     weights: Path  # a weights file, or a run's folder
-    scene: str = "tile8"
+    scene: str = "tile8"  # whose map is compared
     overlap: int | None = None  # of patches, pixels; some make steps of patches and contexts meet more often
     offset: int = 137  # pixels that the blocks of the third way lie off
     out: Path | None = None  # JSON file to write

@@ -62,8 +62,8 @@ VARIANTS: dict[str, tuple[str, Changes]] = {
 @dataclass(frozen=True, kw_only=True)
 class Options(Comparison):
     data: sizes.Mbrsc
-    variants: tuple[str, ...] = tuple(VARIANTS)
-    folds: tuple[str, ...] = tuple(FOLDS)
+    variants: tuple[str, ...] = tuple(VARIANTS)  # that are compared, with the first of them
+    folds: tuple[str, ...] = tuple(FOLDS)  # that are held out, one after the other
     work: Path = Path("runs/recipe")  # runs and all that can be done again
 
 

@@ -32,7 +32,7 @@ TILE = 512  # pixels a side of the files' tiles
 @dataclass(frozen=True)
 class Options:
     sizes: tuple[int, ...] = (4096, 8192)  # pixels a side
-    network: Literal["default", "reduced"] = "default"
+    network: Literal["default", "reduced"] = "default"  # GLCANet, or one of a tenth of its width
     batch: int = 1  # patches at once
     work: Path | None = None  # where scenes and maps are kept; without: a temporary folder
     out: Path | None = None  # JSON file to write, or to add this run's rows to

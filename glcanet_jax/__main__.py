@@ -10,7 +10,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from glcanet_jax import cli
 from glcanet_jax.errors import UserError
-from glcanet_jax.maps.options import MapOptions
+from glcanet_jax.maps.options import DEFAULTS, MapOptions
 from glcanet_jax.options import Source
 
 
@@ -18,7 +18,9 @@ from glcanet_jax.options import Source
 class Labelled(Source):
     """The scenes with their labels."""
 
-    bands: str | None = None  # ISPRS: irrg, rgb, irrgb, each also with +dsm; None: those that the weights were trained on
+    bands: str | None = (
+        None  # ISPRS: irrg, rgb, irrgb, each also with +dsm; None: those that the weights were trained on
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +38,7 @@ class Predict:
     scenes: Positional[tuple[str, ...]]  # GeoTIFF, COG, JPEG, PNG, VRT ...
     weights: Path  # a weights file, a run's folder, or demo
     out: Path  # folder to write to
-    options: OmitArgPrefixes[MapOptions] = MapOptions()
+    options: OmitArgPrefixes[MapOptions] = DEFAULTS
     shard: str | None = None  # I/N: only every N-th scene, from the I-th on
 
 

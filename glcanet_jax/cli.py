@@ -9,6 +9,7 @@ import io
 import re
 import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,9 @@ def chosen(argv: Sequence[str], name: str = "model.network") -> str | None:
     return found
 
 
-def choose_preset(presets: Mapping[str, tuple[str, Any]], default: str, module: str, argv: list[str], doc: str = "") -> Any:
+def choose_preset(
+    presets: Mapping[str, tuple[str, Any]], default: str, module: str, argv: list[str], doc: str = ""
+) -> Any:
     """A preset's name and its configuration with the command line's dotted overrides."""
     from glcanet_jax import config as configs
 
@@ -110,7 +113,7 @@ def choose_preset(presets: Mapping[str, tuple[str, Any]], default: str, module: 
     config, network = presets[name][1], chosen(argv)
     if network is not None:
         config = dataclasses.replace(config, model=configs.with_network(config.model, network))
-    listed = "\n".join(_entry(key, words, default=key == default) for key, (words, _) in presets.items())
+    listed = "\n".join(_entry(key, words + " (default)" * (key == default)) for key, (words, _) in presets.items())
     program = f"python -m {module}"
     return name, parse(type(config), argv, program, doc, config, listed)
 
@@ -119,7 +122,7 @@ def choose_preset(presets: Mapping[str, tuple[str, Any]], default: str, module: 
 def page(options: Sequence[Option], kind: type, default: Any, program: str, doc: str, presets: str = "") -> str:
     """The help of a command."""
     usage = f"{program} " + "PRESET " * bool(presets) + "".join(f"[{o.name} ...] " for o in options if o.positional)
-    parser = argparse.ArgumentParser(usage=f"{usage}[OPTIONS]", add_help=False, formatter_class=_formatter)
+    parser = argparse.ArgumentParser(usage=f"{usage}[OPTIONS]", add_help=False, formatter_class=_Formatter)
     parser.description = _description(doc)
     if presets:
         parser.description += f"\n\npresets:\n{presets}"
@@ -159,7 +162,8 @@ def _groups(kind: type, default: Any, prefix: str = "") -> Any:
 
 def _unmarked(text: str) -> str:
     """A docstring without its markup."""
-    return re.sub(r":\w+:`~?\.?([^`]*)`", r"\1", text).replace("``", "").replace("`", "")
+    text = re.sub(r":\w+:`~?\.?([^`]*)`", r"\1", text).replace("`", "")
+    return re.sub(r"\*{1,2}(\w+)\*{1,2}", r"\1", text)
 
 
 def _description(doc: str) -> str:
@@ -173,28 +177,46 @@ def _description(doc: str) -> str:
     return "\n\n".join(filter(None, [_unmarked(words), _unmarked(rest), f"example: {example[1]}"]))
 
 
-def _entry(name: str, words: str, default: bool = False) -> str:
-    return f"  {name:<10}{words}{' (default)' * default}"
+def _entry(name: str, words: str) -> str:
+    """A line of a list, and those that it goes on with."""
+    return _wrapped(words, _columns(), f"  {name:<10}", " " * 12)
 
 
-class _formatter(argparse.HelpFormatter):
+def _columns() -> int:
+    return min(shutil.get_terminal_size().columns, 120) - 1
+
+
+def _wrapped(text: str, width: int, first: str = "", later: str = "") -> str:
+    """Lines that break between words alone: a hyphen is part of an option's name."""
+    given = {"break_on_hyphens": False, "break_long_words": False}
+    return textwrap.fill(" ".join(text.split()), width, initial_indent=first, subsequent_indent=later, **given)
+
+
+class _Formatter(argparse.HelpFormatter):
     """Paragraphs of their own, examples and lists as they are, lines of the terminal's width."""
 
     def __init__(self, prog: str):
-        super().__init__(prog, max_help_position=COLUMN, width=min(shutil.get_terminal_size().columns, 120) - 1)
+        super().__init__(prog, max_help_position=COLUMN, width=_columns())
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return _wrapped(text, width).splitlines()
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         kept = ("example:", "presets:", "commands:")
-        blocks = [b if b.startswith(kept) else super(_formatter, self)._fill_text(b, width, indent) for b in text.split("\n\n")]
-        return "\n\n".join(blocks)
+        return "\n\n".join(b if b.startswith(kept) else _wrapped(b, width, indent, indent) for b in text.split("\n\n"))
 
 
 def overview(program: str, words: str, commands: Mapping[str, tuple[str, str]]) -> str:
     """The page of a program with commands: what each does, and an example."""
     lines = [f"usage: {program} COMMAND [OPTIONS]", "", words, "", "commands:"]
     for name, (does, example) in commands.items():
-        lines += [f"  {name:<10}{does}", f"  {'':<10}{program} {name} {example}"]
-    lines += ["", f"`{program} COMMAND --help` tells the options of a command; `{program} --version` the version."]
+        lines += [_entry(name, does), f"  {'':<10}{program} {name} {example}"]
+    lines += [
+        "",
+        _wrapped(
+            f"`{program} COMMAND --help` tells a command's options, `{program} --version` the version.", _columns()
+        ),
+    ]
     return "\n".join(lines) + "\n"
 
 

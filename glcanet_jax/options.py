@@ -9,11 +9,12 @@ import dataclasses
 import difflib
 import inspect
 import io
+import itertools
 import textwrap
 import tokenize
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -192,17 +193,52 @@ def check(argv: Sequence[str], options: Sequence[Option], program: str) -> None:
     if lacking:
         raise UserError(f"{_listed(lacking)} must be given; `{program} --help` says what to give")
     for name, given in values.items():
-        choices = [] if known[name].flag else [str(choice) for choice in known[name].choices]
-        several = typing.get_origin(known[name].type) is tuple
-        for word in given if several else given[:1]:
-            if choices and word not in choices:
-                raise UserError(
-                    f"--{name} is {word!r}{perhaps(word, choices)}; it must be one of {', '.join(choices)}"
-                )
+        _check_values(name, given, known[name])
+
+
+def _check_values(name: str, given: Sequence[str], option: Option) -> None:
+    """Raises UserError if one of the words behind an option is no value of it."""
+    several = typing.get_origin(option.type) is tuple
+    choices = () if option.flag else tuple(map(str, option.choices))
+    for word in given if several else given[:1]:
+        if choices and word not in choices:
+            near = perhaps(word, choices)
+            raise UserError(f"--{name} is {word!r}{near}; it must be one of {', '.join(choices)}")
+        wanted = [] if option.flag else list(dict.fromkeys(_wanted(option.type)))
+        if wanted and not any(fits(word) for _, fits in wanted):
+            raise UserError(f"--{name} is {word!r}; it must be {' or '.join(what for what, _ in wanted)}")
+
+
+def _wanted(hint: Any) -> Iterator[tuple[str, Callable[[str], bool]]]:
+    """What a word must be, and whether it is, by the types that it may have."""
+    told = {
+        int: ("a whole number", _converts(int)),
+        float: ("a number", _converts(float)),
+        bool: ("True or False", ("True", "False").__contains__),
+        type(None): ("None", "None".__eq__),
+    }
+    arguments = [part for part in typing.get_args(hint) if part is not Ellipsis]
+    if hint in told:
+        yield told[hint]
+    elif arguments:
+        parts = [tuple(_wanted(part)) for part in arguments if not (part is int and float in arguments)]
+        if all(parts):  # else one of them takes any word
+            yield from itertools.chain(*parts)
+
+
+def _converts(kind: type) -> Callable[[str], bool]:
+    def fits(word: str) -> bool:
+        try:
+            kind(word)
+        except ValueError:
+            return False
+        return True
+
+    return fits
 
 
 def _unknown(word: str, name: str, known: dict[str, Option], program: str) -> str:
-    shorts = {short: long for short, long in SHORT.items() if long in known and short not in known}
+    shorts = [short for short in list(SHORT)[:SHOWN] if SHORT[short] in known and short not in known]
     ends = [other for other in known if other.rpartition(".")[2] == name]
     near = ends or difflib.get_close_matches(name, [*known, *shorts], n=1)
     network = known.get("model.network")

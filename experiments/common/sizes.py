@@ -11,10 +11,12 @@ import jax
 from glcanet_jax import report, runs
 from glcanet_jax.config import Config, DataConfig, OptimiserConfig, TrainConfig
 from glcanet_jax.data.loader import LoaderConfig
+from glcanet_jax.data.mbrsc import CALLED as CALLED_BY_MBRSC
 from glcanet_jax.geometry import Views
 from glcanet_jax.presets import RECIPE, Changes, changed
 
 SPLITS = {"deepglobe": ("val", "test"), "mbrsc": ("test",)}  # to score, the first for the tables
+CALLED = {"mbrsc": CALLED_BY_MBRSC}  # as results call splits that were recorded under the names of the dataset's files
 PLAIN: Changes = {
     "loss": {"gamma": 2.0},
     "optimiser": {"clip": 1.0, "warmup_steps": 20},
@@ -117,6 +119,11 @@ class Comparison:
         words = [f"python -m experiments.{experiment} --data.dataset {self.data.dataset} --data.dir DIR", *more]
         words += [f"--seeds {self.seeds}", f"--budget {self.budget}", f"--size {self.size}"]
         return " ".join(words + ["--backbone FILE"] * (self.backbone is not None))
+
+
+def called(dataset: str, split: str) -> str:
+    """What a split is called, whatever it was when a result was recorded."""
+    return CALLED.get(dataset, {}).get(split, split)
 
 
 def network_options(size: Size, network: str, pretrained: bool) -> dict[str, Any]:

@@ -307,7 +307,7 @@ def markdown(result: dict[str, Any]) -> str:
         counted = zip(recalls, own["objects"], strict=True)
         by_size.append([c, *(f"{_percent(*recall)} ({n})" if n else "-" for recall, n in counted)])
     out = [
-        f"# Errors on {result['dataset']}, split {result['split']}",
+        f"# Errors on {result['dataset']}, split {sizes.called(result['dataset'], result['split'])}",
         "",
         f"`{result['command']}`; {made['device']}, {made['cores']} cores, jax {made['jax']}, {made['date']}; "
         f"scenes {', '.join(result['scenes'])}; protocol {result['protocol']}. In percent of labelled pixels.",

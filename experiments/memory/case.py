@@ -255,7 +255,7 @@ def measure(case: Case, folder: Path | None = None, seconds: float | None = None
     """
     request = {"case": to_json(case), "folder": None if folder is None else str(folder.resolve())}
     try:
-        done = fresh("from experiments import memory_case; memory_case.answer()", json.dumps(request), seconds)
+        done = fresh("from experiments.memory import case; case.answer()", json.dumps(request), seconds)
     except subprocess.TimeoutExpired:
         return {"figures": {}, "failed": f"stopped after {seconds:.0f} s"}
     lines = done.stdout.strip().splitlines()

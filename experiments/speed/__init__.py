@@ -34,7 +34,7 @@ PAUSE = 0.3  # seconds between turns: the threads of whoever had the last one co
 class Options(Sizes):
     """What is measured, how often, and against whom."""
 
-    cases: tuple[Literal["scene", "forward", "step"], ...] = ("scene", "forward", "step")
+    cases: tuple[Literal["scene", "forward", "step"], ...] = ("scene", "forward", "step")  # that are measured
     rounds: int = 5  # turns of every contender; on a GPU repeats of every measure
     sub_batches: tuple[int, ...] = ()  # patches at once; none given: 6 and 1, on a GPU 6, 12, 18 and 36
     dtype: Literal["float32", "bfloat16"] | None = None  # of the computation; None: float32, on a GPU both

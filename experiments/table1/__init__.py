@@ -18,8 +18,8 @@ import jax
 from experiments.common import sizes, trial
 from experiments.common.sizes import SCENE, SIZES, SPLITS, Comparison, Size
 from experiments.table1 import report as table1_report
-from glcanet_jax import config as configs
 from glcanet_jax import cli, models, runs
+from glcanet_jax import config as configs
 from glcanet_jax.config import Config
 from glcanet_jax.errors import UserError
 from glcanet_jax.geometry import patch_starts
@@ -58,7 +58,7 @@ CONTROLS = ("branch",)  # not in the paper's table; when asked for
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Comparison):
-    networks: tuple[str, ...] = tuple(name for name in ENTRIES if name not in CONTROLS)
+    networks: tuple[str, ...] = tuple(name for name in ENTRIES if name not in CONTROLS)  # of the table, in its order
     rows: tuple[str, ...] = ()  # of their rows these alone, as in glcanet-both-imagenet; without: all
     memory: bool = True  # tell the memory on an H100, at the paper's sizes, ahead of time (requirements-aot.txt)
     work: Path = Path("runs/table1")  # runs and all that can be done again
@@ -117,7 +117,9 @@ def configure(row: Row, options: Options, size: Size, seed: int) -> Config:
                 batch_size=max(1, round(patches / side**2)),
                 scale_jitter=(1.0, 1.0),
             )
-    config = sizes.configure(size, options.data.dataset, options.data.dir, options.backbone if pretrained else None, seed)
+    config = sizes.configure(
+        size, options.data.dataset, options.data.dir, options.backbone if pretrained else None, seed
+    )
     return dataclasses.replace(
         config,
         views=views,

@@ -31,7 +31,7 @@ from glcanet_jax.inference import walk
 from glcanet_jax.inference.predictor import Predictor
 from glcanet_jax.inference.scratch import Scratch, is_of
 from glcanet_jax.maps import map_report
-from glcanet_jax.maps.options import MapOptions
+from glcanet_jax.maps.options import DEFAULTS, MapOptions
 from glcanet_jax.maps.writer import MapWriter, required_bytes
 from glcanet_jax.profiling import free_device_memory, peak_memory, require_memory, resident_memory
 from glcanet_jax.progress import Progress
@@ -390,7 +390,7 @@ def _report(plan: _Plan, class_map: Path, summary: walk.Summary, model: Model) -
 
 
 def map_scenes(
-    scenes: Sequence[str], weights: Path, out: Path, options: MapOptions = MapOptions(), shard: str | None = None
+    scenes: Sequence[str], weights: Path, out: Path, options: MapOptions = DEFAULTS, shard: str | None = None
 ) -> list[dict[str, Any]]:
     """Map scene files one after the other; returns the reports of those that this call made.
 

@@ -28,3 +28,5 @@ class MapOptions:
     resume: bool = True  # go on where a killed run stopped
     overwrite: bool = False  # replace maps made with other weights or options
 
+
+DEFAULTS = MapOptions()
