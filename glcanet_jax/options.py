@@ -204,9 +204,9 @@ def _check_values(name: str, given: Sequence[str], option: Option) -> None:
         if choices and word not in choices:
             near = perhaps(word, choices)
             raise UserError(f"--{name} is {word!r}{near}; it must be one of {', '.join(choices)}")
-        wanted = [] if option.flag else list(dict.fromkeys(_wanted(option.type)))
-        if wanted and not any(fits(word) for _, fits in wanted):
-            raise UserError(f"--{name} is {word!r}; it must be {' or '.join(what for what, _ in wanted)}")
+        wanted = {} if option.flag else dict(_wanted(option.type))
+        if wanted and not any(fits(word) for fits in wanted.values()):
+            raise UserError(f"--{name} is {word!r}; it must be {' or '.join(wanted)}")
 
 
 def _wanted(hint: Any) -> Iterator[tuple[str, Callable[[str], bool]]]:
@@ -240,13 +240,22 @@ def _converts(kind: type) -> Callable[[str], bool]:
 def _unknown(word: str, name: str, known: dict[str, Option], program: str) -> str:
     shorts = [short for short in list(SHORT)[:SHOWN] if SHORT[short] in known and short not in known]
     ends = [other for other in known if other.rpartition(".")[2] == name]
-    near = ends or difflib.get_close_matches(name, [*known, *shorts], n=1)
+    near = ends or _nearest(name, [*known, *shorts])
     network = known.get("model.network")
     what = f"there is no option {word}"
     if name.startswith("model.") and network is not None:
         what = f"{network.default} has no option {word}"
     meant = f" (perhaps you meant --{near[0]})" if near else ""
     return f"{what}{meant}; `{program} --help` lists them"
+
+
+def _nearest(name: str, known: Sequence[str]) -> list[str]:
+    """The nearest name, of the same group if there is such a group: what groups share says nothing of nearness."""
+    group, dot, last = name.rpartition(".")
+    siblings = [other.removeprefix(group + dot) for other in known if dot and other.startswith(group + dot)]
+    if siblings:
+        return [f"{group}.{near}" for near in difflib.get_close_matches(last, siblings, n=1)]
+    return difflib.get_close_matches(name, known, n=1)
 
 
 def _listed(words: Sequence[str]) -> str:

@@ -90,7 +90,7 @@ SIZES = {
 class Source:
     """The scenes with their labels."""
 
-    dataset: Literal["deepglobe", "mbrsc"]
+    dataset: Literal["deepglobe", "mbrsc"]  # of these two
     dir: Path  # where it lies
 
 
@@ -98,7 +98,7 @@ class Source:
 class Mbrsc(Source):
     """The scenes with their labels."""
 
-    dataset: Literal["mbrsc"] = "mbrsc"
+    dataset: Literal["mbrsc"] = "mbrsc"  # this one alone
 
 
 @dataclass(frozen=True, kw_only=True)
