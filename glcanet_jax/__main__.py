@@ -55,10 +55,11 @@ class Check:
 
 def train(argv: Sequence[str], page: tuple[str, str]) -> None:
     from glcanet_jax.config import Config, model_config
+
+    config = cli.parse(Config, argv, *page, Config(model=model_config(cli.chosen(argv) or "glcanet")))
     from glcanet_jax.training import loop
 
-    default = Config(model=model_config(cli.chosen(argv) or "glcanet"))
-    print(f"done: {loop.train(cli.parse(Config, argv, *page, default))}")
+    print(f"done: {loop.train(config)}")
 
 
 def evaluate(argv: Sequence[str], page: tuple[str, str]) -> None:
