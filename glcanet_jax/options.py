@@ -14,7 +14,7 @@ import textwrap
 import tokenize
 import types
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -71,7 +71,7 @@ class Option:
         return self.type is bool
 
 
-def perhaps(word: str, known: Sequence[str]) -> str:
+def perhaps(word: str, known: Iterable[str]) -> str:
     """The nearest of some words, to be put behind a wrong one; nothing if none is near."""
     near = difflib.get_close_matches(word, known, n=1)
     return f" (perhaps you meant {near[0]!r})" if near else ""
