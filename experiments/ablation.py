@@ -1,4 +1,4 @@
-"""The paper's ablation (Table 4) and more: ``python -m experiments.ablation --dataset mbrsc --data-dir DIR [--seeds 3]``.
+"""The paper's ablation (Table 4) and more: ``python -m experiments.ablation --data.dataset mbrsc --data.dir DIR [--seeds 3]``.
 
 How the two views are joined, with and without self-attention; then the other choices of the default network, one at a time.
 Every cell has the same data, schedule and number of steps; the scored split chooses nothing. A second call does only what is
@@ -6,6 +6,7 @@ missing. Differences to the default network are tested pairwise, over scenes and
 """
 
 import dataclasses
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -74,7 +75,7 @@ SIZES = sizes.SIZES | {"reduced": REDUCED}
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Comparison):
-    cells: tuple[str, ...] = tuple(CELLS)
+    cells: tuple[str, ...] = tuple(CELLS)  # of the table, in this order
     size: Literal["auto", "full", "cpu", "medium", "small", "reduced"] = (
         "auto"  # auto: full on a GPU; reduced without, a small network
     )
@@ -91,7 +92,7 @@ def configure(cell: Cell, options: Options, size: Size, seed: int) -> Config:
         raise UserError(
             "the reduced network is narrower than pretrained backbones; leave out --backbone, or give --size small or full"
         )
-    config = sizes.configure(size, options.dataset, options.data_dir, options.backbone, seed)
+    config = sizes.configure(size, options.data.dataset, options.data.dir, options.backbone, seed)
     chosen = sizes.network_options(size, "glcanet", options.backbone is not None) | cell.model
     chosen["mask_radius"] = size.views.patch_size / 2  # 250 px of the paper's patches
     return dataclasses.replace(
@@ -112,8 +113,8 @@ def build(options: Options) -> dict[str, Any]:
     runs.open_data(configure(CELLS[DEFAULT], options, size, 0).data)  # a missing dataset is told before anything begins
     chosen = [f"--cells {' '.join(options.cells)}"] if set(options.cells) != set(CELLS) else []
     result = {
-        "dataset": options.dataset,
-        "splits": list(SPLITS[options.dataset]),
+        "dataset": options.data.dataset,
+        "splits": list(SPLITS[options.data.dataset]),
         "command": options.command("ablation", *chosen),
         "initialisation": "imagenet" if options.backbone else "scratch",
         "size": {"name": name} | dataclasses.asdict(size.views) | {"network": size.options.get("glcanet", {})},
@@ -124,8 +125,8 @@ def build(options: Options) -> dict[str, Any]:
     for i, key in enumerate(options.cells):
         print(f"cell {i + 1} of {len(options.cells)}: ", end="", flush=True)
         made = [configure(CELLS[key], options, size, seed) for seed in range(options.seeds)]
-        trials = [trial.Trial(f"{key}-{seed}", c, SPLITS[options.dataset]) for seed, c in enumerate(made)]
-        records = trial.run(trials, budget, options.work / options.dataset / name)
+        trials = [trial.Trial(f"{key}-{seed}", c, SPLITS[options.data.dataset]) for seed, c in enumerate(made)]
+        records = trial.run(trials, budget, options.work / options.data.dataset / name)
         cell = {"name": key, "label": CELLS[key].label, "paper": CELLS[key].paper, "trials": records}
         result["cells"].append(cell)
         sizes.write("ablation", result, markdown(result), options.results)
@@ -140,7 +141,7 @@ def markdown(result: dict[str, Any]) -> str:
     start = "ResNet-50 from ImageNet weights" if result["initialisation"] == "imagenet" else "from scratch"
     network = ", ".join(f"{k} {v}" for k, v in views["network"].items())
     out = [
-        f"# Ablation on {result['dataset']}, split {split}",
+        f"# Ablation on {result['dataset']}, split {sizes.called(result['dataset'], split)}",
         "",
         f"`{result['command']}`; {made['device']}, {made['cores']} cores, jax {made['jax']}, {made['date']}; {result['budget']} a "
         f"run, {start}{f' ({network})' * bool(network)}, patches of {views['patch_size']} px in contexts of {views['context_size']} px. Weights of the last step; the "
@@ -169,9 +170,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    import tyro
-
-    options = tyro.cli(Options, prog="python -m experiments.ablation", config=(tyro.conf.FlagConversionOff,))
+    options = cli.parse(Options, sys.argv[1:], "python -m experiments.ablation", __doc__)
     result = build(options)
     print(markdown(result))
     return 1 if any(t["status"] != "done" for cell in result["cells"] for t in cell["trials"]) else 0

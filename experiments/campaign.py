@@ -1,4 +1,4 @@
-"""Real results in a given time: ``python -m experiments.campaign --data-dir DIR --backbone FILE --minutes 27``.
+"""Real results in a given time: ``python -m experiments.campaign --data.dir DIR --backbone FILE --minutes 27``.
 
 On MBRSC, in the order of what is worth most: the search for a recipe in short runs; GLCANet, its local branch alone, GLNet and
 DeepLabv3+ at an equal budget; the recipe cross-validated; mask and self-attention; the other rows of Table 1. When the time is
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from experiments.ablation import DEFAULT
+from experiments.common.sizes import Mbrsc
 from experiments.recipe import CHOSEN, CONTROL
 from experiments.table1 import ENTRIES
 from glcanet_jax import cli
@@ -26,23 +27,23 @@ MASK_AND_ATTENTION = (DEFAULT, "cross-sa", "footprint", "cross", "glnet-sa")
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    data_dir: Path  # of MBRSC
+    data: Mbrsc
     backbone: Path  # ImageNet ResNet-50 weights
     minutes: float | int = 27.0  # for everything
     first: Literal["search", "all"] = "all"  # search: stop after it
     short: str = "1minutes"  # a run of the search
     long: str = "3minutes"  # every other run
     seeds: int = 2  # of the comparison of four
-    size: str = "auto"
-    results: Path = Path("results")
-    work: Path = Path("runs")
+    size: str = "auto"  # of patches and batches, as of experiments.table1
+    results: Path = Path("results")  # where tables go
+    work: Path = Path("runs")  # runs and all that can be done again
 
 
 def stages(options: Options) -> list[tuple[str, list[str]]]:
     """What is run, in order: names and command lines after ``python -m``."""
 
     def stage(experiment: str, budget: str, *more: str) -> list[str]:
-        words = [f"experiments.{experiment}", "--dataset", "mbrsc", "--data-dir", str(options.data_dir)]
+        words = [f"experiments.{experiment}", "--data.dataset", "mbrsc", "--data.dir", str(options.data.dir)]
         words += ["--backbone", str(options.backbone), "--budget", budget, "--size", options.size]
         words += ["--results", str(options.results), "--work", str(options.work / experiment)]
         return words + list(more)
@@ -50,7 +51,7 @@ def stages(options: Options) -> list[tuple[str, list[str]]]:
     seeds = ["--seeds", str(options.seeds)]
     out = [("search", stage("recipe", options.short))]
     if options.first == "all":
-        long, of_all = options.long, ["--memory", "False", "--networks", *ENTRIES]
+        long, of_all = options.long, ["--no-memory", "--networks", *ENTRIES]
         checked = stage("recipe", long, "--variants", CHOSEN, CONTROL, "paper")
         checked[checked.index(str(options.work / "recipe"))] = str(options.work / "checked")
         checked[checked.index(str(options.results))] = str(options.results / "checked")
@@ -94,9 +95,7 @@ def run(options: Options) -> list[str]:
 
 
 def main() -> int:
-    import tyro
-
-    left = run(tyro.cli(Options, prog="python -m experiments.campaign", config=(tyro.conf.FlagConversionOff,)))
+    left = run(cli.parse(Options, sys.argv[1:], "python -m experiments.campaign", __doc__))
     print(f"not finished: {', '.join(left)}; the same command goes on" if left else "everything is done")
     return 1 if left else 0
 

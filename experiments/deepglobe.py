@@ -26,7 +26,7 @@ PRESETS = {
 
 
 def main() -> None:
-    name, config = cli.choose_preset(PRESETS, "paper", "experiments.deepglobe", sys.argv[1:])
+    name, config = cli.choose_preset(PRESETS, "paper", "experiments.deepglobe", sys.argv[1:], __doc__)
     from glcanet_jax import experiment, runs
 
     try:

@@ -37,7 +37,7 @@ def publish(config: Config, run: Path, path: Path = runs.DEMO) -> dict[str, Any]
     runs.save(path, published, dataset, trained.variables, np.float16)
     if path.stat().st_size > LIMIT:
         raise ValueError(f"{path} has {path.stat().st_size} bytes; it must stay under {LIMIT}")
-    result = runs.evaluate_split(path, dataset, "val", run / "eval-demo", config.eval_batch)
+    result = runs.evaluate_split(path, dataset, "test", run / "eval-demo", config.eval_batch)
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     training = [record for record in log if record["kind"] == "train"]
     minutes = sum(record["seconds_per_step"] for record in training) * config.train.log_every / 60
@@ -65,7 +65,7 @@ def card(config: Config, result: dict[str, Any], size: int, minutes: float) -> s
             f"* **Scored on** tile 2, which it was not trained on and which chose nothing: mIoU {100 * scores['miou']:.1f}, mean F1 "
             f"{100 * scores['mf1']:.1f}, overall accuracy {100 * scores['oa']:.1f}; an all-majority map has mIoU "
             f"{100 * result['majority']['all']['miou']:.1f}. The labels are noisy: where two annotators drew the same ground they agree "
-            "with an mIoU of 63. Again: `python -m glcanet_jax eval --dataset sample --split whole --weights demo --out scores`.",
+            "with an mIoU of 63. Again: `python -m glcanet_jax eval --data.dataset sample --split whole --weights demo --out scores`.",
             "",
             "```",
             metrics.format_table(scores),
@@ -76,7 +76,7 @@ def card(config: Config, result: dict[str, Any], size: int, minutes: float) -> s
 
 
 def main() -> None:
-    _, config = cli.choose_preset({"demo": PRESETS["demo"]}, "demo", "experiments.demo", sys.argv[1:])
+    _, config = cli.choose_preset({"demo": PRESETS["demo"]}, "demo", "experiments.demo", sys.argv[1:], __doc__)
     result = publish(config, loop.train(config))
     print(metrics.format_table(result["protocols"]["all"]))
     print(f"written: {runs.DEMO} and its README.md")

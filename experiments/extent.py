@@ -1,4 +1,4 @@
-"""What a map owes to the extent of its scene: ``python -m experiments.extent --data-dir DIR --weights W [--scene tile8]``.
+"""What a map owes to the extent of its scene: ``python -m experiments.extent --data.dir DIR --weights W [--scene tile8]``.
 
 A window of a scene is predicted three ways and compared with the same window of the whole scene's map: as a region of the
 scene (same patches, same contexts), as a scene of its own whose blocks lie where the whole scene's do, and as one whose
@@ -6,11 +6,13 @@ blocks do not.
 """
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from experiments.common.sizes import Mbrsc
 from glcanet_jax import cli, geometry, runs
 from glcanet_jax.data import open_dataset
 from glcanet_jax.data.scenes import WindowScene
@@ -18,11 +20,11 @@ from glcanet_jax.errors import UserError
 from glcanet_jax.inference import walk
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Options:
-    data_dir: Path  # of MBRSC
+    data: Mbrsc
     weights: Path  # a weights file, or a run's folder
-    scene: str = "tile8"
+    scene: str = "tile8"  # whose map is compared
     overlap: int | None = None  # of patches, pixels; some make steps of patches and contexts meet more often
     offset: int = 137  # pixels that the blocks of the third way lie off
     out: Path | None = None  # JSON file to write
@@ -48,14 +50,12 @@ def aligned_length(views: geometry.Views, longest: int) -> tuple[int, int]:
 
 
 def main() -> None:
-    import tyro
-
-    options = tyro.cli(Options, description=__doc__)
+    options = cli.parse(Options, sys.argv[1:], "python -m experiments.extent", __doc__)
     runs.enable_compilation_cache()
     predictor, config, _ = runs.load_predictor(
         options.weights, 1, views={} if options.overlap is None else {"overlap": options.overlap}
     )
-    scenes = {s.name: s for split in open_dataset("mbrsc", options.data_dir).splits.values() for s in split}
+    scenes = {s.name: s for split in open_dataset("mbrsc", options.data.dir).splits.values() for s in split}
     if options.scene not in scenes:
         raise UserError(f"there is no scene {options.scene!r}; there are {', '.join(scenes)}")
     scene, views = scenes[options.scene], config.views

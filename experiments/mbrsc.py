@@ -58,10 +58,10 @@ PRESETS = {
 
 
 def main() -> None:
-    name, config = cli.choose_preset(PRESETS, "paper", "experiments.mbrsc", sys.argv[1:])
+    _, config = cli.choose_preset(PRESETS, "paper", "experiments.mbrsc", sys.argv[1:], __doc__)
     from glcanet_jax import experiment
 
-    experiment.run(config, split="test" if name == "sample" else "val")
+    experiment.run(config, split="test")
 
 
 if __name__ == "__main__":

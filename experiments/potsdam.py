@@ -28,7 +28,7 @@ PRESETS = {
 
 
 def main() -> None:
-    _, config = cli.choose_preset(PRESETS, "paper", "experiments.potsdam", sys.argv[1:])
+    _, config = cli.choose_preset(PRESETS, "paper", "experiments.potsdam", sys.argv[1:], __doc__)
     from glcanet_jax import experiment
 
     experiment.run(config, split="test")

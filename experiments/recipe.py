@@ -1,4 +1,4 @@
-"""The search for a training recipe: ``python -m experiments.recipe --data-dir DIR --backbone FILE [--variants ...]``.
+"""The search for a training recipe: ``python -m experiments.recipe --data.dir DIR --backbone FILE [--variants ...]``.
 
 Every variant changes something of the settings that the search begins with, is trained on all scenes but those of a fold, and
 scored on the fold's; scenes that show the same ground are one fold. The scene that is reported elsewhere (tile2) is never
@@ -6,10 +6,11 @@ looked at. A second call does only what is missing. Differences are tested pairw
 """
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from experiments.common import sizes, trial
 from experiments.common.sizes import SIZES, Comparison, Size
@@ -60,21 +61,21 @@ VARIANTS: dict[str, tuple[str, Changes]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Comparison):
-    dataset: Literal["mbrsc"] = "mbrsc"
-    variants: tuple[str, ...] = tuple(VARIANTS)
-    folds: tuple[str, ...] = tuple(FOLDS)
+    data: sizes.Mbrsc
+    variants: tuple[str, ...] = tuple(VARIANTS)  # that are compared, with the first of them
+    folds: tuple[str, ...] = tuple(FOLDS)  # that are held out, one after the other
     work: Path = Path("runs/recipe")  # runs and all that can be done again
 
 
 def configure(variant: str, fold: str, options: Options, size: Size, seed: int) -> Config:
     """What a variant trains for a fold."""
     size = dataclasses.replace(size, recipe=BASE)
-    config = sizes.configure(size, options.dataset, options.data_dir, options.backbone, seed)
+    config = sizes.configure(size, options.data.dataset, options.data.dir, options.backbone, seed)
     held_out = FOLDS[fold]
     rest = tuple(name for names in FOLDS.values() for name in names if name not in held_out)
     network = "branch" if variant == CONTROL else "glcanet"
     chosen = sizes.network_options(size, network, options.backbone is not None)
-    data = DataConfig(options.dataset, str(options.data_dir), val_split="", train_scenes=rest, val_scenes=held_out)
+    data = DataConfig(options.data.dataset, str(options.data.dir), val_split="", train_scenes=rest, val_scenes=held_out)
     config = dataclasses.replace(config, data=data, model=configs.model_config(network, **chosen))
     return changed(config, VARIANTS[variant][1])
 
@@ -100,7 +101,7 @@ def build(options: Options) -> dict[str, Any]:
     more = [f"--variants {' '.join(options.variants)}"] if set(options.variants) != set(VARIANTS) else []
     more += [f"--folds {' '.join(options.folds)}"] if set(options.folds) != set(FOLDS) else []
     result = {
-        "dataset": options.dataset,
+        "dataset": options.data.dataset,
         "splits": ["fold"],
         "folds": {fold: list(FOLDS[fold]) for fold in options.folds},
         "command": options.command("recipe", *more),
@@ -117,7 +118,7 @@ def build(options: Options) -> dict[str, Any]:
             for seed in range(options.seeds)
             for fold in options.folds
         ]
-        records = trial.run(trials, budget, options.work / options.dataset / name)
+        records = trial.run(trials, budget, options.work / options.data.dataset / name)
         label, changes = VARIANTS[key]
         result["variants"].append({"name": key, "label": label, "changes": changes, "trials": records})
         sizes.write("recipe", result, markdown(result), options.results)
@@ -157,9 +158,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    import tyro
-
-    options = tyro.cli(Options, prog="python -m experiments.recipe", config=(tyro.conf.FlagConversionOff,))
+    options = cli.parse(Options, sys.argv[1:], "python -m experiments.recipe", __doc__)
     result = build(options)
     print(markdown(result))
     return 1 if any(t["status"] != "done" for v in result["variants"] for t in v["trials"]) else 0

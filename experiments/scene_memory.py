@@ -32,7 +32,7 @@ TILE = 512  # pixels a side of the files' tiles
 @dataclass(frozen=True)
 class Options:
     sizes: tuple[int, ...] = (4096, 8192)  # pixels a side
-    network: Literal["default", "reduced"] = "default"
+    network: Literal["default", "reduced"] = "default"  # GLCANet, or one of a tenth of its width
     batch: int = 1  # patches at once
     work: Path | None = None  # where scenes and maps are kept; without: a temporary folder
     out: Path | None = None  # JSON file to write, or to add this run's rows to
@@ -106,9 +106,7 @@ def measure(scene: Path, weights: Path, out: Path, batch: int) -> dict:
 
 
 def main() -> None:
-    import tyro
-
-    options = tyro.cli(Options, description=__doc__)
+    options = cli.parse(Options, sys.argv[1:], "python -m experiments.scene_memory", __doc__)
     runs.enable_compilation_cache()
     with tempfile.TemporaryDirectory() as temporary:
         work = options.work or Path(temporary)

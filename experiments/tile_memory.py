@@ -45,8 +45,8 @@ BORDER = 3  # pixels beside another class that eroded labels do not count
 
 @dataclass(frozen=True)
 class Options:
-    surveys: tuple[Literal["vaihingen", "potsdam"], ...] = tuple(TILES)
-    network: Literal["default", "reduced"] = "default"
+    surveys: tuple[Literal["vaihingen", "potsdam"], ...] = tuple(TILES)  # whose tiles are made
+    network: Literal["default", "reduced"] = "default"  # GLCANet, or one of a tenth of its width
     batch: int = 1  # patches at once
     out: Path | None = None  # JSON file to write
 
@@ -104,9 +104,9 @@ def measure(root: Path, survey: str, network: str, batch: int) -> dict[str, Any]
         "-m",
         "glcanet_jax",
         "eval",
-        "--dataset",
+        "--data.dataset",
         survey,
-        "--data-dir",
+        "--data.dir",
         str(root),
         "--split",
         "test",
@@ -136,9 +136,7 @@ def measure(root: Path, survey: str, network: str, batch: int) -> dict[str, Any]
 
 
 def main() -> None:
-    import tyro
-
-    options = tyro.cli(Options, description=__doc__)
+    options = cli.parse(Options, sys.argv[1:], "python -m experiments.tile_memory", __doc__)
     rows = []
     for survey in options.surveys:
         with tempfile.TemporaryDirectory() as folder:

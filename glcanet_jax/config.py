@@ -15,14 +15,16 @@ from glcanet_jax.geometry import Views
 class ModelConfig:
     """Name of the network; each has a subclass with its options, under their own names: `--model.mask window`."""
 
-    network: str
+    network: str  # glcanet, glnet, fcn8s, unet, segnet, pspnet, deeplabv3plus, icnet or branch
 
 
 @functools.cache
 def _model_class(network: str) -> type[ModelConfig]:
-    options = [("network", str, network), *models.fields(network)]
+    told = models.words(network)
+    options = [("network", str, network)]
+    options += [(name, hint, field(default=value, metadata=told[name])) for name, hint, value in models.fields(network)]
     made = dataclasses.make_dataclass(f"{network.title()}Config", options, bases=(ModelConfig,), frozen=True)
-    made.__doc__ = f"The options of {network}."
+    made.__doc__ = f"The network and its options: {network}'s here; another --model.network has others."
     return made
 
 
@@ -55,9 +57,9 @@ def model_options(model: ModelConfig) -> dict[str, Any]:
 class DataConfig:
     """Which scenes."""
 
-    dataset: str = "sample"
-    dir: str | None = None  # its manual directory
-    train_split: str = "train"
+    dataset: str = "sample"  # deepglobe, vaihingen, potsdam, mbrsc, folder (of your own) or sample (bundled)
+    dir: str | None = None  # where it lies; None: data/ and its name
+    train_split: str = "train"  # whose scenes are trained on
     val_split: str | None = None  # chooses the best checkpoint; None: the dataset's own, if any
     train_scenes: tuple[str, ...] = ()  # MBRSC: scenes to train on instead of the split's
     val_scenes: tuple[str, ...] = ()  # MBRSC: scenes that choose the best checkpoint
@@ -70,11 +72,11 @@ class DataConfig:
 class LossConfig:
     """Weights and shape of the loss (docs/design.md)."""
 
-    gamma: float = 6.0
+    gamma: float = 6.0  # of the focal loss; 0: cross-entropy
     fused: float = 1.0  # of the logits that answer; a network's own auxiliary ones have its own weights
-    local: float = 1.0
-    glob: float = 1.0  # of the global auxiliary logits
-    regulariser: float = 0.15
+    local: float = 1.0  # of the local branch's auxiliary logits
+    glob: float = 1.0  # of the global branch's
+    regulariser: float = 0.15  # of the difference between the two branches' maps
     class_weights: tuple[float, ...] = ()  # one per class; none: all alike, or as balance says
     balance: float = 0.0  # without class_weights: they are the classes' shares of the pixels to the power of -balance
     smoothing: float = 0.0  # of the labels: the share that is spread over all classes
@@ -86,14 +88,14 @@ class LossConfig:
 class OptimiserConfig:
     """Adam with a rate per branch."""
 
-    global_rate: float = 1e-4
-    local_rate: float = 2e-5
-    fusion_rate: float = 2e-5
-    b1: float = 0.9
-    b2: float = 0.999
+    global_rate: float = 1e-4  # of the global branch, at the start
+    local_rate: float = 2e-5  # of the local branch, and of a network of one view
+    fusion_rate: float = 2e-5  # of what joins them
+    b1: float = 0.9  # decay a step of the mean of the gradients
+    b2: float = 0.999  # and of their squares
     weight_decay: float = 0.0  # coupled L2, as GLNet's Adam
     clip: float | None = None  # largest norm of a root's gradient
-    schedule: Literal["poly", "cosine", "constant"] = "poly"
+    schedule: Literal["poly", "cosine", "constant"] = "poly"  # how the rates fall
     power: float = 0.9  # of poly
     warmup_steps: int = 0  # linear, from zero
 
@@ -102,29 +104,29 @@ class OptimiserConfig:
 class TrainConfig:
     """How long, in what order, and what is written when."""
 
-    steps: int | None = None  # None: by epochs
-    epochs: int = 120  # the paper names none; GLNet's
-    schedule: Literal["joint", "staged"] = "joint"
+    steps: int | None = None  # batches trained on; None: by epochs
+    epochs: int = 120  # where no steps are given; the paper names none, these are GLNet's
+    schedule: Literal["joint", "staged"] = "joint"  # both branches at once, or the global one first
     global_steps: int | None = None  # global branch alone first; None: 0 when joint, 120/170 of the steps when staged
     accumulation: int = 1  # parts of a batch whose gradients are added
     ema: float = 0.0  # decay a step of the moving average of the weights, which is what is scored and saved; 0: none
     colour_jitter: float = 0.0  # largest relative change of brightness, contrast and colour; both views alike
     jitter_bands: int | None = None  # the first ones, that are colours; None: as many as the dataset says, else all
-    devices: int | None = None  # None: as many as divide the batch
-    seed: int = 0
-    log_every: int = 10  # steps
-    eval_every: int | None = None  # steps; None: once an epoch
-    checkpoint_every: int | None = None  # steps; None: once an epoch
-    tensorboard: bool = True  # if it is installed
+    devices: int | None = None  # that share a batch; None: as many as divide the batch
+    seed: int = 0  # of the fresh weights
+    log_every: int = 10  # steps from line to line of log.jsonl
+    eval_every: int | None = None  # steps from validation to validation; None: an epoch
+    checkpoint_every: int | None = None  # steps from checkpoint to checkpoint; None: an epoch
+    tensorboard: bool = True  # a log for it, too, if it is installed
 
 
 @dataclass(frozen=True)
 class NormalisationConfig:
     """``(x / scale - mean) / std`` per band; ImageNet's by default, repeated for further bands."""
 
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    scale: float | None = None  # None: the dataset's (255 for 8 bits, 65535 for 16)
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of the bands, as shares of the full scale
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)  # likewise, their deviation
+    scale: float | None = None  # full scale of the values; None: the dataset's (255 for 8 bits, 65535 for 16)
 
 
 @dataclass(frozen=True)

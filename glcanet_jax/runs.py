@@ -19,6 +19,7 @@ from glcanet_jax.data.scenes import class_counts
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference.evaluation import countable, evaluate
 from glcanet_jax.inference.predictor import Predictor
+from glcanet_jax.options import perhaps
 from glcanet_jax.progress import Progress
 
 
@@ -198,8 +199,15 @@ def find_weights(path: str | Path) -> Path:
             f"{path} holds no best.safetensors or last.safetensors; give a weights file, or a finished run's folder"
         )
     if not path.exists():
-        raise UserError(f"there is no weights file or run at {path}; train one, or give another path")
+        near = perhaps(path.name, _beside(path))
+        raise UserError(f"there is no weights file or run at {path}{near}; train one, or give another path")
     return path
+
+
+def _beside(path: Path) -> list[str]:
+    """What lies in a path's folder, and ``demo``."""
+    there = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    return [*there, *(["demo"] if path.parent == Path(".") else [])]
 
 
 def trained_bands(path: Path) -> str | None:

@@ -17,15 +17,15 @@ from glcanet_jax.data import open_dataset
 from glcanet_jax.weights import load_weights
 
 
-def as_val(split):
-    """A split of the bundled scene as MBRSC's "val"."""
+def as_test(split):
+    """A split of the bundled scene as MBRSC's test."""
     sample = open_dataset("sample")
-    return dataclasses.replace(sample, splits={"val": sample.splits[split]})
+    return dataclasses.replace(sample, splits={"test": sample.splits[split]})
 
 
 def test_a_run_is_published(tmp_path, monkeypatch):
     """In half the size, without places of this machine, with a card that has its scores."""
-    lower = as_val("test")
+    lower = as_test("test")
     monkeypatch.setattr(runs, "open_data", lambda data: lower)
     config = mbrsc.PRESETS["tiny"][1]
     config = dataclasses.replace(
@@ -61,7 +61,7 @@ def test_the_bundled_weights_are_what_their_card_says(tmp_path):
         assert {file.get_tensor(k).dtype for k in file.keys() if k.startswith("params/")} == {np.dtype(np.float16)}
     config = configs.from_dict(stored.config)
     assert config.data.dataset == "mbrsc" and config.data.dir is None and not config.data.train_scenes
-    result = runs.evaluate_split(runs.DEMO, as_val("whole"), "val", tmp_path / "scores")
+    result = runs.evaluate_split(runs.DEMO, as_test("whole"), "test", tmp_path / "scores")
     told = float(re.search(r"mIoU (\d+\.\d), mean F1", runs.DEMO.with_name("README.md").read_text())[1])
     assert 100 * result["protocols"]["all"]["miou"] == pytest.approx(told, abs=0.3)
     assert told > 40 > 100 * result["majority"]["all"]["miou"]

@@ -11,10 +11,12 @@ import jax
 from glcanet_jax import report, runs
 from glcanet_jax.config import Config, DataConfig, OptimiserConfig, TrainConfig
 from glcanet_jax.data.loader import LoaderConfig
+from glcanet_jax.data.mbrsc import CALLED as CALLED_BY_MBRSC
 from glcanet_jax.geometry import Views
 from glcanet_jax.presets import RECIPE, Changes, changed
 
-SPLITS = {"deepglobe": ("val", "test"), "mbrsc": ("val",)}  # to score, the first for the tables
+SPLITS = {"deepglobe": ("val", "test"), "mbrsc": ("test",)}  # to score, the first for the tables
+CALLED = {"mbrsc": CALLED_BY_MBRSC}  # as results call splits that were recorded under the names of the dataset's files
 PLAIN: Changes = {
     "loss": {"gamma": 2.0},
     "optimiser": {"clip": 1.0, "warmup_steps": 20},
@@ -85,11 +87,25 @@ SIZES = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class Source:
+    """The scenes with their labels."""
+
+    dataset: Literal["deepglobe", "mbrsc"]  # of these two
+    dir: Path  # where it lies
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mbrsc(Source):
+    """The scenes with their labels."""
+
+    dataset: Literal["mbrsc"] = "mbrsc"  # this one alone
+
+
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """The options of every comparison."""
 
-    dataset: Literal["deepglobe", "mbrsc"]
-    data_dir: Path  # the dataset's manual directory
+    data: Source
     seeds: int = 1  # runs of everything that is compared
     budget: str = "2000steps"  # of every run: steps, or minutes as in 30minutes
     size: Literal["auto", "full", "cpu", "medium", "small"] = (
@@ -100,9 +116,14 @@ class Comparison:
 
     def command(self, experiment: str, *more: str) -> str:
         """What was asked for, without the places of this machine's files."""
-        words = [f"python -m experiments.{experiment} --dataset {self.dataset} --data-dir DIR", *more]
+        words = [f"python -m experiments.{experiment} --data.dataset {self.data.dataset} --data.dir DIR", *more]
         words += [f"--seeds {self.seeds}", f"--budget {self.budget}", f"--size {self.size}"]
         return " ".join(words + ["--backbone FILE"] * (self.backbone is not None))
+
+
+def called(dataset: str, split: str) -> str:
+    """What a split is called, whatever it was when a result was recorded."""
+    return CALLED.get(dataset, {}).get(split, split)
 
 
 def network_options(size: Size, network: str, pretrained: bool) -> dict[str, Any]:

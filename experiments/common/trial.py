@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.common import sizes
 from glcanet_jax import config as configs
 from glcanet_jax import runs
 from glcanet_jax.config import Config
@@ -80,12 +81,13 @@ def _one(trial: Trial, budget: Budget, folder: Path) -> dict[str, Any]:
         before = json.loads((folder / "trial.json").read_text())
         # options that are newer than the trial have their defaults
         before["config"] = configs.to_dict(configs.from_dict(before["config"]))
+        before["splits"] = [sizes.called(config.data.dataset, split) for split in before["splits"]]
         changed = configs.differences(asked, before)
         if changed:
             reason = f"{folder} holds a trial of other settings ({'; '.join(changed[:2])}); move it away, or give another --work"
             return base | {"status": "failed", "reason": reason}
     if (folder / "result.json").exists():
-        return base | {"status": "done"} | json.loads((folder / "result.json").read_text())
+        return base | {"status": "done"} | _result(folder, config)
     folder.mkdir(parents=True, exist_ok=True)
     runs.write_json(folder / "trial.json", asked)
     for part in ("train", "score"):
@@ -96,7 +98,13 @@ def _one(trial: Trial, budget: Budget, folder: Path) -> dict[str, Any]:
             code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode
         if code:
             return base | {"status": "failed", "reason": _reason(folder / f"{part}.log", code)}
-    return base | {"status": "done"} | json.loads((folder / "result.json").read_text())
+    return base | {"status": "done"} | _result(folder, config)
+
+
+def _result(folder: Path, config: Config) -> dict[str, Any]:
+    result = json.loads((folder / "result.json").read_text())
+    scores = {sizes.called(config.data.dataset, split): of for split, of in result["scores"].items()}
+    return result | {"scores": scores}
 
 
 def summary(records: Sequence[dict[str, Any]], split: str) -> dict[str, Any] | None:

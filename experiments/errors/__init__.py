@@ -1,4 +1,4 @@
-"""Where trained networks err: ``python -m experiments.errors --dataset mbrsc --data-dir DIR --runs glcanet=RUN patch=RUN``.
+"""Where trained networks err: ``python -m experiments.errors --data.dataset mbrsc --data.dir DIR --runs glcanet=RUN patch=RUN``.
 
 Each run predicts every labelled scene of a split once. Counts are of single labelled pixels, exact, by their distance to borders
 and by the size of their objects (:mod:`experiments.errors.counts`).
@@ -9,6 +9,7 @@ all classes. Scenes are read in strips and maps wait on disk; of a scene, memory
 """
 
 import hashlib
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from experiments.errors.counts import (
     best_windows,
     count_scene,
 )
-from glcanet_jax import metrics, report, runs
+from glcanet_jax import cli, metrics, report, runs
 from glcanet_jax.data import Dataset, open_dataset
 from glcanet_jax.data.scenes import IGNORE, ClassTable, Protocol
 from glcanet_jax.data.tiles import check_disk
@@ -38,6 +39,7 @@ from glcanet_jax.errors import UserError
 from glcanet_jax.inference import walk
 from glcanet_jax.inference.evaluation import as_rgb, countable
 from glcanet_jax.inference.predictor import Predictor
+from glcanet_jax.options import Source
 from glcanet_jax.profiling import machine
 from glcanet_jax.progress import Progress
 
@@ -46,22 +48,21 @@ SIGNS = {"helps": 1, "hurts": -1}
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    dataset: str
+    data: Source
     # NAME=RUN_FOLDER or NAME=WEIGHTS_FILE: the network, its control, then others to compare; NAME=RUN@local/logits: what a stage
     # within GLCANet says, without the fusion
     runs: tuple[str, ...]
-    data_dir: Path | None = None  # the dataset's manual directory
-    split: str = "val"
+    split: str = "test"  # the dataset's
     tta: bool = False  # average the answers of flipped and turned scenes
     batch: int = 4  # patches at once
     results: Path = Path("results")  # where tables and pictures go
 
     def command(self, asked: dict[str, "Run"]) -> str:
         """What was asked for, without the places of this machine's files."""
-        words = [f"python -m experiments.errors --dataset {self.dataset} --data-dir DIR --runs"]
+        words = [f"python -m experiments.errors --data.dataset {self.data.dataset} --data.dir DIR --runs"]
         words += [f"{name}=RUN" + (f"@{run.stage}" if run.stage else "") for name, run in asked.items()]
         words += [f"--split {self.split}"]
-        return " ".join(words + ["--tta True"] * self.tta)
+        return " ".join(words + ["--tta"] * self.tta)
 
 
 # ------------------------------------------------------------------------------------------------------------- scenes
@@ -160,7 +161,7 @@ def build(options: Options) -> tuple[dict[str, Any], dict[str, list[Picture]], C
         UserError: there is no such run, dataset or split, no scene has labels, or a run's classes or bands are others.
     """
     asked = find_runs(options.runs)
-    dataset = open_dataset(options.dataset, options.data_dir)
+    dataset = open_dataset(options.data.dataset, options.data.dir)
     scenes = labelled_scenes(dataset, options.split)
     runs.enable_compilation_cache()
     loaded = {
@@ -188,7 +189,7 @@ def build(options: Options) -> tuple[dict[str, Any], dict[str, list[Picture]], C
         for name, (path, stage) in asked.items()
     ]
     result = {
-        "dataset": options.dataset,
+        "dataset": options.data.dataset,
         "split": options.split,
         "scenes": [scene.name for scene in scenes],
         "protocol": protocol.name,
@@ -306,7 +307,7 @@ def markdown(result: dict[str, Any]) -> str:
         counted = zip(recalls, own["objects"], strict=True)
         by_size.append([c, *(f"{_percent(*recall)} ({n})" if n else "-" for recall, n in counted)])
     out = [
-        f"# Errors on {result['dataset']}, split {result['split']}",
+        f"# Errors on {result['dataset']}, split {sizes.called(result['dataset'], result['split'])}",
         "",
         f"`{result['command']}`; {made['device']}, {made['cores']} cores, jax {made['jax']}, {made['date']}; "
         f"scenes {', '.join(result['scenes'])}; protocol {result['protocol']}. In percent of labelled pixels.",
@@ -338,9 +339,7 @@ def gains(told: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    import tyro
-
-    options = tyro.cli(Options, prog="python -m experiments.errors", config=(tyro.conf.FlagConversionOff,))
+    options = cli.parse(Options, sys.argv[1:], "python -m experiments.errors", __doc__)
     result, pictures, table = build(options)
     write(result, pictures, table, options.results)
     print(markdown(result))

@@ -1,4 +1,4 @@
-"""Memory of training, evaluation and prediction: ``python -m experiments.memory [--network glcanet] [--where aot]``.
+"""Memory of training, evaluation and prediction: ``python -m experiments.memory [--model.network glcanet] [--where aot]``.
 
 Each case of networks' types, batches and so on is told in one of three ways. **aot**, without a GPU: compiled ahead of time
 for a description of one (``requirements-aot.txt``). **gpu**: really run on one, in a process of its own, and told by the
@@ -32,20 +32,16 @@ PLACES = ("--out", "--picture", "--trace")
 
 @dataclass(frozen=True)
 class Options:
-    network: str = "glcanet"
-    modes: tuple[Literal["train", "evaluate", "predict"], ...] = ("train", "evaluate", "predict")
+    model: ModelConfig = configs.model_config()
+    views: geometry.Views = geometry.Views()
+    modes: tuple[Literal["train", "evaluate", "predict"], ...] = ("train", "evaluate", "predict")  # that are told
     schedule: tuple[Literal["joint", "staged"], ...] = ("joint",)  # of training
-    dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
+    dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")  # of the computation
     remat: tuple[bool, ...] = (False, True)  # in training, where the network can
     batches: tuple[int, ...] = (1, 6)  # pairs of a training step, else patches at once
     scene: str = "2448x2448"  # HEIGHTxWIDTH, pixels
-    classes: int = 7
-    bands: int = 3
-    options: ModelConfig = configs.model_config()
-    patch: int = 500
-    global_size: int = 500
-    overlap: int = 50
-    context: int | None = 2448  # pixels a side; None: the whole scene
+    classes: int = 7  # that the network tells apart
+    bands: int = 3  # of the images
     where: Literal["auto", "aot", "gpu", "cpu"] = "auto"  # auto: the GPU if there is one, else aot if it is installed
     card: str = "h100"  # aot: a GPU that is described, or one as that with another memory, as 24GB
     buffers: int = 10  # aot: how many of the largest to tell
@@ -66,14 +62,11 @@ def cases(options: Options) -> list[Case]:
         raise UserError(f"--scene is {options.scene!r}; it must be HEIGHTxWIDTH in pixels, as in 2448x2448")
     if min(options.batches, default=0) < 1:
         raise UserError(f"--batches is {' '.join(map(str, options.batches)) or 'empty'}; give numbers from 1 on")
-    views = geometry.Views(options.context, options.global_size, options.patch, options.overlap)
-    height, width = int(match[1]), int(match[2])
-    if options.context is None:
+    views, (height, width) = options.views, (int(match[1]), int(match[2]))
+    if views.context_size is None:
         views = dataclasses.replace(views, scene_size=max(height, width))
     normalisation = configs.NormalisationConfig(scale=255.0)
-    base = Config(
-        views=views, normalisation=normalisation, model=configs.with_network(options.options, options.network)
-    )
+    base = Config(views=views, normalisation=normalisation, model=options.model)
     out = []
     for mode in options.modes:
         for config in _training(base, options) if mode == "train" else _inference(base, options):
@@ -203,13 +196,8 @@ def without_places(words: list[str]) -> list[str]:
 
 
 def main() -> int:
-    import tyro
-
-    asked = cli.chosen_network(sys.argv[1:], "--network") or "glcanet"
-    default = Options(network=asked, options=configs.model_config(asked))
-    options = tyro.cli(
-        Options, default=default, prog="python -m experiments.memory", config=(tyro.conf.FlagConversionOff,)
-    )
+    default = Options(model=configs.model_config(cli.chosen(sys.argv[1:]) or "glcanet"))
+    options = cli.parse(Options, sys.argv[1:], "python -m experiments.memory", __doc__, default)
     result = build(options, " ".join(["python -m experiments.memory", *without_places(sys.argv[1:])]))
     print(memory_report.table(result))
     return 1 if any("failed" in row for row in result["rows"]) else 0

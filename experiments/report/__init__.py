@@ -1,6 +1,6 @@
 """One page on what holds of the paper: ``python -m experiments.report [--results results]``.
 
-Gathers ``results/*.json`` into ``REPORT.md`` and a self-contained ``REPORT.html``. With ``--work`` and ``--data-dir``, the runs of
+Gathers ``results/*.json`` into ``REPORT.md`` and a self-contained ``REPORT.html``. With ``--work`` and ``--data.dir``, the runs of
 ``experiments.table1`` and their scenes, it draws pictures, too: where GLCANet, GLNet and the best rival differ, what the mask lets a
 pixel see, and what its attention weighs.
 """
@@ -9,6 +9,7 @@ import base64
 import io
 import json
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +20,7 @@ from experiments import table1
 from experiments.common import trial
 from experiments.common.sizes import SPLITS
 from experiments.report import claims
-from glcanet_jax import report, runs
+from glcanet_jax import cli, report, runs
 from glcanet_jax.data import open_dataset
 from glcanet_jax.data.scenes import IGNORE
 from glcanet_jax.errors import UserError
@@ -57,11 +58,18 @@ img { max-width: 100%; height: auto; background: #fff }
 """
 
 
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The scenes of the pictures."""
+
+    dataset: Literal["deepglobe", "mbrsc"] = "mbrsc"  # whose results are drawn
+    dir: Path | None = None  # where it lies
+
+
 @dataclass(frozen=True)
 class Options:
     results: Path = Path("results")  # folder of JSON files; the page is written there
-    dataset: Literal["deepglobe", "mbrsc"] = "mbrsc"  # of the pictures
-    data_dir: Path | None = None  # its manual directory, for pictures
+    data: Source = Source()
     work: Path | None = None  # --work of experiments.table1, for pictures
     size: str = "small"  # --size of experiments.table1, for pictures
     pixel: tuple[int, int] | None = None  # whose attention is drawn, row and column; without: the scene's middle
@@ -166,9 +174,9 @@ def chosen_rows(result: dict[str, Any]) -> dict[str, str]:
 
 def draw(options: Options, result: dict[str, Any]) -> dict[str, str]:
     """The pictures, written beside the page; captions by file name."""
-    dataset = open_dataset(options.dataset, options.data_dir)
-    scene = dataset.scenes(SPLITS[options.dataset][0])[0]
-    folder = options.work / options.dataset / result["size"]["name"]
+    dataset = open_dataset(options.data.dataset, options.data.dir)
+    scene = dataset.scenes(SPLITS[options.data.dataset][0])[0]
+    folder = options.work / options.data.dataset / result["size"]["name"]
     predictors, maps = {}, {}
     for name, run in chosen_rows(result).items():
         predictor, _, _ = runs.load_predictor(folder / run / "run" / "last.safetensors", 4)
@@ -221,11 +229,9 @@ def where_they_differ(maps: list[np.ndarray], truth: np.ndarray, side: int = 400
 
 
 def main() -> None:
-    import tyro
-
-    options = tyro.cli(Options, prog="python -m experiments.report", config=(tyro.conf.FlagConversionOff,))
+    options = cli.parse(Options, sys.argv[1:], "python -m experiments.report", __doc__)
     results = load(options.results)
-    name = f"table1-{options.dataset}-{options.size}"
+    name = f"table1-{options.data.dataset}-{options.size}"
     table = results.get(name)
     pictures: dict[str, str] = {}
     if options.work is not None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments import table1
-from experiments.common import trial
+from experiments.common import sizes, trial
 
 HOLDS, FAILS = "holds", "does not hold here"
 ANY = "any"  # of the data sets
@@ -55,7 +55,7 @@ def _source(name: str, result: dict[str, Any], own: dict[str, Any]) -> str:
     made, size = result["machine"], result["size"]
     reduced = "".join(f", {k} {v}" for k, v in size.get("network", {}).items())
     return (
-        f"{name}.json: {result['dataset']}, split {result['splits'][0]}, protocol {own['protocol']}, {result['budget']} a run, "
+        f"{name}.json: {result['dataset']}, split {sizes.called(result['dataset'], result['splits'][0])}, protocol {own['protocol']}, {result['budget']} a run, "
         f"{size['patch_size']}-px patches{reduced}; "
         f"{made['device']}, {made['date']}"
     )
@@ -183,10 +183,10 @@ def _isprs(name: str, paper: float) -> Callable[[Results], list[Evidence]]:
     return look
 
 
-TABLE1 = "python -m experiments.table1 --dataset deepglobe --data-dir DIR --backbone FILE --seeds 3 --budget 60minutes"
-ABLATION = (
-    "python -m experiments.ablation --dataset deepglobe --data-dir DIR --backbone FILE --seeds 3 --budget 60minutes"
+TABLE1 = (
+    "python -m experiments.table1 --data.dataset deepglobe --data.dir DIR --backbone FILE --seeds 3 --budget 60minutes"
 )
+ABLATION = "python -m experiments.ablation --data.dataset deepglobe --data.dir DIR --backbone FILE --seeds 3 --budget 60minutes"
 CLAIMS = (
     Claim(
         "Best accuracy on DeepGlobe",

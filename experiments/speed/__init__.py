@@ -24,6 +24,7 @@ from typing import Any, Literal
 from experiments.speed.cases import CONTENDERS, Sizes, gflop
 from experiments.speed.device import clocks, matmul_rate
 from experiments.speed.worker import fresh, started
+from glcanet_jax import cli
 from glcanet_jax.errors import UserError
 
 PAUSE = 0.3  # seconds between turns: the threads of whoever had the last one come to rest
@@ -33,7 +34,7 @@ PAUSE = 0.3  # seconds between turns: the threads of whoever had the last one co
 class Options(Sizes):
     """What is measured, how often, and against whom."""
 
-    cases: tuple[Literal["scene", "forward", "step"], ...] = ("scene", "forward", "step")
+    cases: tuple[Literal["scene", "forward", "step"], ...] = ("scene", "forward", "step")  # that are measured
     rounds: int = 5  # turns of every contender; on a GPU repeats of every measure
     sub_batches: tuple[int, ...] = ()  # patches at once; none given: 6 and 1, on a GPU 6, 12, 18 and 36
     dtype: Literal["float32", "bfloat16"] | None = None  # of the computation; None: float32, on a GPU both
@@ -205,9 +206,7 @@ def run(options: Options) -> dict[str, Any]:
 
 
 def main() -> None:
-    import tyro
-
-    options = tyro.cli(Options, description=__doc__)
+    options = cli.parse(Options, sys.argv[1:], "python -m experiments.speed", __doc__)
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written is known before the measuring
     result = {"command": " ".join(["python -m experiments.speed", *sys.argv[1:]]), **run(options)}

@@ -1,4 +1,4 @@
-"""The paper's Table 1: ``python -m experiments.table1 --dataset mbrsc --data-dir DIR [--networks ...] [--budget 200steps]``.
+"""The paper's Table 1: ``python -m experiments.table1 --data.dataset mbrsc --data.dir DIR [--networks ...] [--budget 200steps]``.
 
 Every network of the table is trained with the same data, augmentation, loss and number of steps, those of one view twice: on
 patches, and on the whole scene shrunk. What is there already is not done again. The scored split chooses nothing: the weights
@@ -8,6 +8,7 @@ GLCANet is there both ways when ``--backbone`` is given.
 
 import dataclasses
 import json
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ import jax
 from experiments.common import sizes, trial
 from experiments.common.sizes import SCENE, SIZES, SPLITS, Comparison, Size
 from experiments.table1 import report as table1_report
+from glcanet_jax import cli, models, runs
 from glcanet_jax import config as configs
-from glcanet_jax import models, runs
 from glcanet_jax.config import Config
 from glcanet_jax.errors import UserError
 from glcanet_jax.geometry import patch_starts
@@ -57,7 +58,7 @@ CONTROLS = ("branch",)  # not in the paper's table; when asked for
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Comparison):
-    networks: tuple[str, ...] = tuple(name for name in ENTRIES if name not in CONTROLS)
+    networks: tuple[str, ...] = tuple(name for name in ENTRIES if name not in CONTROLS)  # of the table, in its order
     rows: tuple[str, ...] = ()  # of their rows these alone, as in glcanet-both-imagenet; without: all
     memory: bool = True  # tell the memory on an H100, at the paper's sizes, ahead of time (requirements-aot.txt)
     work: Path = Path("runs/table1")  # runs and all that can be done again
@@ -116,7 +117,9 @@ def configure(row: Row, options: Options, size: Size, seed: int) -> Config:
                 batch_size=max(1, round(patches / side**2)),
                 scale_jitter=(1.0, 1.0),
             )
-    config = sizes.configure(size, options.dataset, options.data_dir, options.backbone if pretrained else None, seed)
+    config = sizes.configure(
+        size, options.data.dataset, options.data.dir, options.backbone if pretrained else None, seed
+    )
     return dataclasses.replace(
         config,
         views=views,
@@ -172,12 +175,12 @@ def build(options: Options) -> dict[str, Any]:
     memory = options.memory and aot.available()
     if options.memory and not memory:
         print("memory on an H100 is left out: it needs requirements-aot.txt")
-    work = options.work / options.dataset / name
+    work = options.work / options.data.dataset / name
     chosen = [f"--networks {' '.join(options.networks)}"] if set(options.networks) != set(Options.networks) else []
     chosen += [f"--rows {' '.join(options.rows)}"] if options.rows else []
     result: dict[str, Any] = {
-        "dataset": options.dataset,
-        "splits": list(SPLITS[options.dataset]),
+        "dataset": options.data.dataset,
+        "splits": list(SPLITS[options.data.dataset]),
         "command": options.command("table1", *chosen),
         "size": {"name": name, "global_side": size.global_side} | dataclasses.asdict(size.views),
         "budget": str(budget),
@@ -187,7 +190,7 @@ def build(options: Options) -> dict[str, Any]:
     for i, row in enumerate(lines):
         print(f"row {i + 1} of {len(lines)}: ", end="", flush=True)
         made = [configure(row, options, size, seed) for seed in range(options.seeds)]
-        trials = [trial.Trial(f"{row.name}-{seed}", c, SPLITS[options.dataset]) for seed, c in enumerate(made)]
+        trials = [trial.Trial(f"{row.name}-{seed}", c, SPLITS[options.data.dataset]) for seed, c in enumerate(made)]
         record = {"label": ENTRIES[row.entry].label} | dataclasses.asdict(row)
         record["paper"] = ENTRIES[row.entry].paper[row.inference]
         record["options"] = configs.model_options(made[0].model)
@@ -202,9 +205,7 @@ def build(options: Options) -> dict[str, Any]:
 
 
 def main() -> int:
-    import tyro
-
-    options = tyro.cli(Options, prog="python -m experiments.table1", config=(tyro.conf.FlagConversionOff,))
+    options = cli.parse(Options, sys.argv[1:], "python -m experiments.table1", __doc__)
     result = build(options)
     print(table1_report.markdown(result))
     failed = [t for row in result["rows"] for t in row["trials"] if t["status"] != "done"]

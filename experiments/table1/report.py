@@ -47,7 +47,7 @@ def markdown(result: dict[str, Any]) -> str:
     rows = result["rows"]
     scored = next((s for row in rows if (s := trial.summary(row["trials"], split))), None)
     out = [
-        f"# Table 1 on {result['dataset']}, split {split}, protocol {scored['protocol'] if scored else '-'}",
+        f"# Table 1 on {result['dataset']}, split {sizes.called(result['dataset'], split)}, protocol {scored['protocol'] if scored else '-'}",
         "",
         f"`{result['command']}`; {result['machine']['device']}, {result['machine']['cores']} cores, "
         f"jax {result['machine']['jax']}, {result['machine']['date']}; {result['budget']} a run.",
@@ -108,7 +108,7 @@ def picture(result: dict[str, Any], path: Path) -> None:
     ours.set(
         title=f"{result['dataset']}, ours: {result['budget']}, memory ahead of time for an H100\n"
         "circles: backbones from ImageNet weights; triangles: from scratch (not to be ranked together)",
-        xlabel="MB of a 2448-px scene (log)", ylabel=f"mIoU, {split}, %", xscale="log",
+        xlabel="MB of a 2448-px scene (log)", ylabel=f"mIoU, {sizes.called(result['dataset'], split)}, %", xscale="log",
     )  # fmt: skip
     theirs.set(
         title="DeepGlobe, as the paper prints it\n(GTX 1080Ti, gpustat)",

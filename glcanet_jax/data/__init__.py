@@ -1,6 +1,5 @@
 """Datasets by name. Plain files are read with Pillow; rasterio is needed for TIFFs alone, tfds for prepared builds alone."""
 
-import difflib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from glcanet_jax.data.isprs import open_potsdam, open_vaihingen
 from glcanet_jax.data.mbrsc import open_mbrsc, open_sample
 from glcanet_jax.data.scenes import ClassTable, Dataset, DatasetMissing, Protocol
 from glcanet_jax.errors import UserError
+from glcanet_jax.options import perhaps
 
 __all__ = ["ClassTable", "Dataset", "DatasetMissing", "Protocol", "check_options", "names", "open_dataset"]
 
@@ -50,8 +50,8 @@ def open_dataset(name: str, data_dir: str | Path | None = None, **options: Any) 
         DatasetMissing: it is not in ``data_dir``.
     """
     if name not in DATASETS:
-        near = difflib.get_close_matches(name, DATASETS, n=1)
-        perhaps = f" (perhaps you meant {near[0]!r})" if near else ""
-        raise UserError(f"no dataset is called {name!r}{perhaps}; there are {', '.join(DATASETS)}")
+        raise UserError(
+            f"no dataset is called {name!r}{perhaps(name, list(DATASETS))}; there are {', '.join(DATASETS)}"
+        )
     check_options(name, options)
     return DATASETS[name](data_dir, **options)

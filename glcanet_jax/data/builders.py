@@ -19,7 +19,7 @@ from glcanet_jax.data import OPTIONS, check_options
 from glcanet_jax.data.deepglobe import open_deepglobe
 from glcanet_jax.data.folder import open_folder
 from glcanet_jax.data.isprs import SURVEYS, TileScene, open_potsdam, open_vaihingen
-from glcanet_jax.data.mbrsc import FOLD, assign, open_mbrsc
+from glcanet_jax.data.mbrsc import CALLED, FOLD, as_test, assign, open_mbrsc
 from glcanet_jax.data.moments import ExtraBand, Moments
 from glcanet_jax.data.scenes import (
     CACHE,
@@ -232,9 +232,10 @@ def fingerprint(dataset: Dataset) -> str:
     """Changes when a file of the dataset, its splits or its classes do."""
     seen = [repr((dataset.classes, dataset.protocols))]
     seen += [f"{p.name} {p.truth}" for p in dataset.protocols if p.truth != "labels"]
+    in_files = {ours: theirs for theirs, ours in dataset.called.items()}
     for split, scenes in dataset.splits.items():
         for scene in scenes:
-            seen.append(f"{split} {scene.name} {getattr(scene, 'crop', None)}")
+            seen.append(f"{in_files.get(split, split)} {scene.name} {getattr(scene, 'crop', None)}")
             seen += [f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in _files(scene)]
     return hashlib.sha256("\n".join(seen).encode()).hexdigest()
 
@@ -369,7 +370,8 @@ def open_tfds(
         splits[split] = tuple(scenes)
     if name == "mbrsc":  # whose scenes have names of their own
         scenes = {scene.name: (split, scene) for split, members in splits.items() for scene in members}
-        chosen = assign({scene: split for scene, (split, _) in scenes.items()}, train, val, Path(builder.data_path))
+        split_of = as_test({scene: split for scene, (split, _) in scenes.items()})  # builds may be older than the name
+        chosen = assign(split_of, train, val, Path(builder.data_path))
         splits = {split: tuple(scenes[n][1] for n, s in chosen.items() if s == split) for split in chosen.values()}
     table = {k: _tuples(v) for k, v in metadata["classes"].items()}
     return Dataset(
@@ -382,6 +384,7 @@ def open_tfds(
         metadata["scale"],
         metadata.get("bands"),
         _extra_band(metadata.get("extra")),
+        CALLED if name == "mbrsc" else {},
     )
 
 

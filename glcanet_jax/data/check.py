@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from glcanet_jax.data import deepglobe, folder, isprs, open_dataset
-from glcanet_jax.data.mbrsc import SAMPLE, assign, class_table, entries_of, lacking, read_json, splits_of
+from glcanet_jax.data.mbrsc import SAMPLE, as_test, assign, class_table, entries_of, lacking, read_json, splits_of
 from glcanet_jax.data.scenes import (
     ClassTable,
     DatasetMissing,
@@ -183,7 +183,7 @@ def _parts(root: Path) -> Iterator[str]:
                 yield from check_mask(files["mask"], shape, table)
         yield from check_kinds(f"{path}: scene {name}", kinds)
     try:
-        assign(splits_of(entries), (), (), path)
+        assign(as_test(splits_of(entries)), (), (), path)
     except UserError as error:
         yield f"{path}: {error}"
     for file in sorted(root.glob("*/images/*")) + sorted(root.glob("*/masks/*")):

@@ -20,15 +20,15 @@ class LoaderConfig:
     """What a batch is made of."""
 
     batch_size: int = 6  # contexts
-    patches_per_context: int = 1
-    positions: Literal["random", "grid"] = "random"  # of the patches
-    flips: bool = True  # flips and quarter turns
+    patches_per_context: int = 1  # cut from each
+    positions: Literal["random", "grid"] = "random"  # of the patches in their context
+    flips: bool = True  # flipped and turned by quarters at random
     scale_jitter: tuple[float, float] = (1.0, 1.0)  # range of the size of both windows, relative
     rare_class_fraction: float = 0.0  # share of patches centred near a pixel of a class drawn from those present
     contexts_per_scene: int | None = None  # an epoch; None: as many as cover the scene
-    threads: int = 2
-    prefetch: int = 2  # batches
-    seed: int = 0
+    threads: int = 2  # that read
+    prefetch: int = 2  # batches read ahead
+    seed: int = 0  # of all that is drawn
 
     def __post_init__(self):
         for name in ("batch_size", "patches_per_context", "threads", "prefetch"):

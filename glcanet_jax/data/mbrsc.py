@@ -20,6 +20,7 @@ HOW = (
     "scene's width, height, split and parts (image, mask, x, y, w, h), as the bundled glcanet_jax/data/sample/scenes.json"
 )
 OVERLAPS = (("tile4", "tile8"),)  # scenes of MBRSC that show the same ground (about 3.3 Mpx)
+CALLED = {"val": "test"}  # MBRSC's scenes.json has tile 2 as its only held-out scene, and calls it so
 FOLD = "fold"  # the split that the user's choice of validation scenes makes
 SAMPLE = Path(__file__).parent / "sample"
 
@@ -90,6 +91,13 @@ def splits_of(entries: dict[str, dict[str, Any]]) -> dict[str, str]:
     return {name: str(entry.get("split", "all")) for name, entry in entries.items()}
 
 
+def as_test(split_of: dict[str, str]) -> dict[str, str]:
+    """What a file without a test calls ``val`` is the test: it is reported, so it chooses nothing."""
+    if "test" in split_of.values():
+        return split_of
+    return {name: CALLED.get(split, split) for name, split in split_of.items()}
+
+
 def lacking(name: str, entry: dict[str, Any]) -> list[str]:
     """What a scene's entry and its parts lack, or do not hold as whole numbers."""
     absent = lambda of, *keys: [k for k in keys if not isinstance(of.get(k), int)]  # noqa: E731
@@ -143,7 +151,7 @@ def assign(split_of: dict[str, str], train: tuple[str, ...], val: tuple[str, ...
 def open_mbrsc(data_dir: str | Path | None, train: tuple[str, ...] = (), val: tuple[str, ...] = ()) -> Dataset:
     """The scenes of ``scenes.json`` by its splits, changed by :func:`assign`.
 
-    Without ``val`` nothing chooses checkpoints: MBRSC's split "val" (tile2) is what is reported. ``eval_crop_xyxy`` of a
+    Without ``val`` nothing chooses checkpoints. MBRSC's tile 2, "val" in the file, is the test (:func:`as_test`). ``eval_crop_xyxy`` of a
     scene makes its labels outside the crop ignored.
 
     Raises:
@@ -157,15 +165,17 @@ def open_mbrsc(data_dir: str | Path | None, train: tuple[str, ...] = (), val: tu
     content = read_json(path)
     table = class_table(content, path)
     entries = entries_of(content, path)
-    split_of = assign(splits_of(entries), train, val, path)
+    in_file = splits_of(entries)
+    split_of = assign(as_test(in_file), train, val, path)
+    called = {} if as_test(in_file) == in_file else CALLED
     splits: dict[str, tuple[GridScene, ...]] = {}
     for name, split in split_of.items():
         splits[split] = (*splits.get(split, ()), _scene(root, name, entries[name], table))
-    return Dataset("mbrsc", table, splits, protocols(table), root, FOLD if val else None)
+    return Dataset("mbrsc", table, splits, protocols(table), root, FOLD if val else None, called=called)
 
 
 def open_sample(data_dir: str | Path | None = None) -> Dataset:
-    """The bundled scene: trained on its upper two thirds, scored on the rest; "whole" is all of it."""
+    """The bundled scene, MBRSC's tile 2: trained on its upper two thirds; the test is its lower third, "whole" all of it."""
     content = read_json(SAMPLE / "scenes.json")
     table = class_table(content, SAMPLE / "scenes.json")
     scene = _scene(SAMPLE, "tile2", content["scenes"]["tile2"], table)

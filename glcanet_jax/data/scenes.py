@@ -1,9 +1,8 @@
 """Scenes, class tables and protocols: what a dataset is made of. Pixels are read by window."""
 
-import difflib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 
 from glcanet_jax.data.moments import ExtraBand
 from glcanet_jax.errors import UserError
+from glcanet_jax.options import perhaps
 
 IGNORE = 255
 
@@ -499,6 +499,7 @@ class Dataset:
     scale: float = 255.0  # full scale of the images' values
     bands: str | None = None  # which were chosen, where there is a choice
     extra: ExtraBand | None = None  # the band behind the colours, if there is one
+    called: Mapping[str, str] = field(default_factory=dict)  # splits that its files call otherwise: theirs, ours
 
     def scenes(self, split: str) -> tuple[Any, ...]:
         """The scenes of a split.
@@ -506,10 +507,15 @@ class Dataset:
         Raises:
             UserError: no such split.
         """
+        if split in self.called and split not in self.splits:
+            ours = self.called[split]
+            names = ", ".join(scene.name for scene in self.splits.get(ours, ()))
+            raise UserError(
+                f"{self.name} has no split {split!r}: what its files call so ({names}) is its {ours}; give {ours}"
+            )
         if split not in self.splits:
-            near = difflib.get_close_matches(split, self.splits, n=1)
-            perhaps = f" (perhaps you meant {near[0]!r})" if near else ""
-            raise UserError(f"{self.name} has no split {split!r}{perhaps}; it has {', '.join(self.splits)}")
+            near = perhaps(split, list(self.splits))
+            raise UserError(f"{self.name} has no split {split!r}{near}; it has {', '.join(self.splits)}")
         return self.splits[split]
 
 

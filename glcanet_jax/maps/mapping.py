@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -32,35 +32,12 @@ from glcanet_jax.inference import walk
 from glcanet_jax.inference.predictor import Predictor
 from glcanet_jax.inference.scratch import Scratch, is_of
 from glcanet_jax.maps import map_report
+from glcanet_jax.maps.options import DEFAULTS, MapOptions
 from glcanet_jax.maps.writer import MapWriter, required_bytes
 from glcanet_jax.profiling import free_device_memory, peak_memory, require_memory, resident_memory
 from glcanet_jax.progress import Progress
 
 HOST_RESERVE = 200 * 2**20  # bytes that reading, writing and GDAL's cache take beside the network
-
-
-@dataclass(frozen=True)
-class MapOptions:
-    """What is made of each scene, and how."""
-
-    bands: str | None = None  # numbers from 1, as 4,1,2; without: the scene's own, an alpha band left out
-    scale: float | None = None  # full scale of the scenes' values, if it is not what the weights were trained on
-    confidence: bool = False  # probability of the chosen class, one uint8 band
-    probabilities: bool = False  # of every class, a uint8 band each
-    polygons: Literal["geojson", "gpkg"] | None = None
-    min_area: float = 0.0  # polygons under it are merged into their surroundings, m2 (pixels without a CRS)
-    overlay: bool = False  # a PNG to look at
-    aoi: Path | None = None  # GeoJSON polygons; nothing is predicted outside
-    tta: bool = False  # mean over the eight views of a square: eight times the work
-    overlap: int | None = None  # least overlap of patches, pixels; without: the weights'
-    context_size: int | None = None  # scene pixels a side; without: the weights'
-    batch: int | None = None  # patches at once; without: what the memory allows
-    memory_budget: str | None = None  # as 4GB: the batch is chosen to stay under it
-    dtype: Literal["float32", "bfloat16"] | None = (
-        None  # of the computation; without: float32 on CPUs, else the weights'
-    )
-    resume: bool = True  # go on where a killed run stopped
-    overwrite: bool = False  # replace maps made with other weights or options
 
 
 # ---------------------------------------------------------------------------------------------------------- choosing
@@ -499,7 +476,7 @@ def check_folder(out: Path) -> None:
 
 
 def map_scenes(
-    scenes: Sequence[str], weights: Path, out: Path, options: MapOptions = MapOptions(), shard: str | None = None
+    scenes: Sequence[str], weights: Path, out: Path, options: MapOptions = DEFAULTS, shard: str | None = None
 ) -> list[dict[str, Any]]:
     """Map scene files one after the other; returns the reports of those that this call made.
 

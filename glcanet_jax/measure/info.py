@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -12,6 +13,18 @@ import jax.numpy as jnp
 from glcanet_jax import config as configs
 from glcanet_jax import geometry, models
 from glcanet_jax.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Info:
+    """What is asked of the command ``info``."""
+
+    model: configs.ModelConfig = field(default_factory=configs.model_config)
+    views: geometry.Views = field(default_factory=geometry.Views)
+    scene: str = "2448x2448"  # HEIGHTxWIDTH, pixels
+    classes: int = 7  # that the network tells apart
+    bands: int = 3  # of the images
+    json: bool = False  # print JSON alone
 
 
 def parameters(model: Any, bands: int = 3) -> dict[str, int]:
@@ -103,22 +116,22 @@ def scene_cost(model: Any, views: geometry.Views, height: int, width: int, bands
     return {"contexts": contexts, "patches": len(walk), "gflop": gflop}
 
 
-def report(args: Any) -> str:
+def report(args: Info) -> str:
     """The ``info`` command: a table, or JSON."""
     match = re.fullmatch(r"(\d+)x(\d+)", args.scene)
     if not match:
         raise UserError(f"--scene is {args.scene!r}; it must be HEIGHTxWIDTH in pixels, as in 2448x2448")
     height, width = (int(v) for v in match.groups())
-    model = models.build(args.model, args.classes, **configs.model_options(args.options))
-    views = geometry.Views(args.context, args.global_size, args.patch, args.overlap)
-    count, cost = parameters(model, args.bands), scene_cost(model, views, height, width, args.bands)
+    network = args.model.network
+    model = models.build(network, args.classes, **configs.model_options(args.model))
+    count, cost = parameters(model, args.bands), scene_cost(model, args.views, height, width, args.bands)
     digits = {"context": 2, "patch": 2, "scene": 1}
-    result = {"model": args.model, "scene": [height, width], "parameters": count} | cost
+    result = {"model": network, "scene": [height, width], "parameters": count} | cost
     result["gflop"] = {name: round(value, digits[name]) for name, value in cost["gflop"].items()}
     if args.json:
         return json.dumps(result, indent=1)
     lines = [
-        f"{args.model}, {args.classes} classes, a scene of {height} x {width} px: {cost['contexts']} contexts, {cost['patches']} patches"
+        f"{network}, {args.classes} classes, a scene of {height} x {width} px: {cost['contexts']} contexts, {cost['patches']} patches"
     ]
     lines += [f"  parameters {root:<8}{n:>14,}" for root, n in count.items()]
     lines += [f"  GFLOP {name:<13}{value:>14,.1f}" for name, value in result["gflop"].items()]

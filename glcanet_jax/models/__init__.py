@@ -4,7 +4,7 @@ A network of two views (GLCANet, GLNet) has ``encode_global``, ``encode_local`` 
 (``__call__(image) -> (logits, out)``) gets them from :class:`~glcanet_jax.models.single_view.SingleView`.
 """
 
-import difflib
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -27,6 +27,7 @@ from glcanet_jax.models.pspnet import PSPNet
 from glcanet_jax.models.segnet import SegNet
 from glcanet_jax.models.single_view import SingleView
 from glcanet_jax.models.unet import UNet
+from glcanet_jax.options import comments, perhaps
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "glcanet": GLCANet,
@@ -39,7 +40,8 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "icnet": ICNet,
     "branch": OneBranch,
 }
-VIEW = ("view", str, "patch")  # what a network of one view looks at; "global": the shrunk scene
+VIEW = ("view", str, "patch")  # what a network of one view looks at
+VIEWS = ("patch", "global")
 
 
 def names() -> tuple[str, ...]:
@@ -54,7 +56,7 @@ def find(name: str) -> Callable[..., nn.Module]:
         UserError: there is none, and the nearest name is given; or it lacks what everything else asks of a network.
     """
     if name not in NETWORKS:
-        raise UserError(f"no network is called {name!r}{_perhaps(name, NETWORKS)}; there are {', '.join(NETWORKS)}")
+        raise UserError(f"no network is called {name!r}{perhaps(name, NETWORKS)}; there are {', '.join(NETWORKS)}")
     contract.check(name, NETWORKS[name])
     return NETWORKS[name]
 
@@ -93,6 +95,14 @@ def fields(name: str) -> list[tuple[str, Any, Any]]:
     return [VIEW, *own] if single_view(name) else own
 
 
+def words(name: str) -> dict[str, dict[str, Any]]:
+    """Of every option of a network its ``words``, the comment beside it, and its ``choices``, none where any value will do."""
+    network = find(name)
+    beside = comments(network) | {VIEW[0]: "the patches, or the whole scene shrunk (global)"}
+    choices = getattr(sys.modules[network.__module__], "CHOICES", {}) | {VIEW[0]: VIEWS}
+    return {f: {"words": beside.get(f, ""), "choices": tuple(choices.get(f, ()))} for f, _, _ in fields(name)}
+
+
 def options(name: str) -> dict[str, Any]:
     """The options of a network and their defaults."""
     return {field: default for field, _, default in fields(name)}
@@ -107,17 +117,12 @@ def build(name: str, num_classes: int, **given: Any) -> nn.Module:
     network, known = find(name), options(name)
     for option in given:
         if option not in known:
-            raise UserError(f"{name} has no option {option!r}{_perhaps(option, known)}; it has {', '.join(known)}")
+            raise UserError(f"{name} has no option {option!r}{perhaps(option, known)}; it has {', '.join(known)}")
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
     if not single_view(name):
         return network(num_classes=num_classes, **given)
     view = given.pop("view", VIEW[2])
     return SingleView(num_classes, partial(network, num_classes=num_classes, **given), view)
-
-
-def _perhaps(word: str, known) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
-    return f" (perhaps you meant {near[0]!r})" if near else ""
 
 
 class Functions(NamedTuple):

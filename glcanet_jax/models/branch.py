@@ -152,16 +152,16 @@ class OneBranch(nn.Module):
     """GLCANet's branch alone, for one view: with ``view="patch"`` its local branch without any global one."""
 
     num_classes: int
-    depth: int = 50  # of the ResNet: 10, 18, 34, 50 or 101
+    depth: int = 50  # of the ResNet
     width: int = 64  # filters of its stem
     stride: str = "v1.5"  # where a bottleneck strides; v1 for weights trained so
-    fpn_channels: int = 256
-    norm: str = "batch"  # of the backbone: batch, frozen or group
-    lem_norm: str = "auto"  # batch or group; auto: batch where the backbone's is batch
-    heads: int = 1
-    self_attention: bool = True
+    fpn_channels: int = 256  # of the pyramid
+    norm: str = "batch"  # of the backbone
+    lem_norm: str = "auto"  # of the local enhancement; auto: batch where the backbone's is batch
+    heads: int = 1  # of the attention
+    self_attention: bool = True  # on P5 and P4 of each branch
     lem: bool = True  # the local branch's enhancement of C2
-    position: str | None = "sine"
+    position: str | None = "sine"  # code of the tokens
     feed_forward: int = 0  # hidden width of what follows each attention, a multiple of channels; 0: nothing follows
     head: str = "affine"  # nonlinear: norms and ReLU in the smoothing
     dtype: str = "float32"  # of the computation; parameters stay float32

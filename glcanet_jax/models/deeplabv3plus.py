@@ -49,17 +49,17 @@ class DeepLabV3Plus(nn.Module):
     """
 
     num_classes: int
-    depth: int = 50  # of the ResNet: 10, 18, 34, 50 or 101
+    depth: int = 50  # of the ResNet
     width: int = 64  # filters of its stem
     stride: str = "v1.5"  # where a bottleneck strides; v1 for weights trained so
-    stem: str = "conv7"  # "deep": three 3x3
+    stem: str = "conv7"  # deep: three 3x3
     output_stride: int = 16  # or 8
     multi_grid: tuple[int, ...] = (1, 2, 4)  # of the last stage's blocks, as many as it has; () for none
     rates: tuple[int, ...] = (6, 12, 18)  # of the spatial pyramid at an output stride of 16; doubled at 8
     channels: int = 256  # of the spatial pyramid and the decoder
     low_channels: int = 48  # of C2 in the decoder
     dropout: int | float = 0.1  # after the spatial pyramid
-    norm: str = "batch"  # of the backbone: batch, frozen or group; new layers have group for frozen
+    norm: str = "batch"  # of the backbone; new layers have group for frozen
     dtype: str = "float32"  # of the computation; parameters stay float32
     remat: bool = False  # recompute the backbone's blocks in the backward pass
     fast_conv: bool | None = None  # kernel gradient made for CPUs; None: on CPUs only

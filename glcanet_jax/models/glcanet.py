@@ -122,23 +122,23 @@ class GLCANet(nn.Module):
     """The network of the paper; every option is a field. Returns ``(logits, out)``, ``out`` holding every named stage."""
 
     num_classes: int
-    depth: int = 50  # of the ResNets: 10, 18, 34, 50 or 101
+    depth: int = 50  # of the ResNets
     width: int = 64  # filters of their stems
     stride: str = "v1.5"  # where a bottleneck strides; v1 for weights trained so
-    fpn_channels: int = 256
-    share_backbone: bool = False
-    norm: str = "batch"  # of the backbones: batch, frozen or group
-    lem_norm: str = "auto"  # batch or group; auto: batch where the backbones' is batch
-    heads: int = 1
-    self_attention: bool = True
-    lem: bool = True
-    attn_levels: tuple[int, ...] = (5, 4)  # pyramid levels of the cross-attention; () for none
-    residual: str = "query"  # or "input"
-    position: str | None = "sine"  # None: the paper to the letter
-    mask: str = "footprint"  # window, none
-    mask_margin: float = 0.5  # sides of the box
-    mask_radius: float = 250.0  # scene pixels
-    sharing: str = "none"  # "glnet": concatenation at GLNet's four points instead of cross-attention
+    fpn_channels: int = 256  # of the pyramid
+    share_backbone: bool = False  # one for both branches
+    norm: str = "batch"  # of the backbones
+    lem_norm: str = "auto"  # of the local enhancement; auto: batch where the backbones' is batch
+    heads: int = 1  # of the attention
+    self_attention: bool = True  # on P5 and P4 of each branch
+    lem: bool = True  # the local branch's enhancement of C2
+    attn_levels: tuple[int, ...] = (5, 4)  # pyramid levels of the cross-attention
+    residual: str = "query"  # what the cross-attention's answer is added to
+    position: str | None = "sine"  # code of the tokens; None: the paper to the letter
+    mask: str = "footprint"  # of the cross-attention: a patch's box in its context, a window around each pixel, or none
+    mask_margin: float = 0.5  # around the footprint, in sides of the box
+    mask_radius: float = 250.0  # of the window, scene pixels
+    sharing: str = "none"  # glnet: concatenation at GLNet's four points instead of cross-attention
     feed_forward: int = 0  # hidden width of what follows each attention, a multiple of channels; 0: nothing follows
     head: str = "affine"  # the paper's; nonlinear: norms and ReLU in the smoothing, a hidden layer in the aggregation
     dtype: str = "float32"  # of the computation; parameters stay float32

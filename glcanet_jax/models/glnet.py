@@ -102,11 +102,11 @@ class GLNet(nn.Module):
     strict: bool = (
         False  # the released code to the number: whole-cell crops, half-pixel resizing, division by its template
     )
-    depth: int = 50  # of the ResNets: 10, 18, 34, 50 or 101
+    depth: int = 50  # of the ResNets
     width: int = 64  # filters of their stems
     stride: str = "v1.5"  # where a bottleneck strides; v1 for weights trained so
-    fpn_channels: int = 256
-    norm: str = "batch"  # of the backbones: batch, frozen or group
+    fpn_channels: int = 256  # of the pyramid
+    norm: str = "batch"  # of the backbones
     dtype: str = "float32"  # of the computation; parameters stay float32
     remat: bool = False  # recompute the backbones' blocks in the backward pass
     fast_conv: bool | None = None  # kernel gradient made for CPUs; None: on CPUs only

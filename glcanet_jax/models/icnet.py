@@ -46,13 +46,13 @@ class ICNet(nn.Module):
     """
 
     num_classes: int
-    depth: int = 50  # of the ResNet: 10, 18, 34, 50 or 101
+    depth: int = 50  # of the ResNet
     width: int = 32  # filters of its stem, and the measure of all others: half of 64, the paper's compression
     stride: str = "v1.5"  # where a bottleneck strides; v1 as the authors', and for weights trained so
     stem: str = "deep"  # three 3x3, as the authors'; "conv7" for torchvision's weights (and width 64)
     bins: tuple[int, ...] = (1, 2, 3, 6)  # a side, of the pyramid
     aux_weights: tuple[int | float, int | float] = (0.16, 0.4)  # of the losses at strides 16 and 8; of the main one 1
-    norm: str = "batch"  # of the backbone: batch, frozen or group; new layers have group for frozen
+    norm: str = "batch"  # of the backbone; new layers have group for frozen
     dtype: str = "float32"  # of the computation; parameters stay float32
     remat: bool = False  # recompute the backbone's blocks in the backward pass
     fast_conv: bool | None = None  # kernel gradient made for CPUs; None: on CPUs only

@@ -46,14 +46,14 @@ class PSPNet(nn.Module):
     """
 
     num_classes: int
-    depth: int = 50  # of the ResNet: 10, 18, 34, 50 or 101
+    depth: int = 50  # of the ResNet
     width: int = 64  # filters of its stem
     stride: str = "v1.5"  # where a bottleneck strides; v1 as the authors', and for weights trained so
     stem: str = "conv7"  # "deep": three 3x3, as the authors'
     bins: tuple[int, ...] = (1, 2, 3, 6)  # a side, of the pyramid
     dropout: int | float = 0.1  # before both classifiers
     aux_weight: int | float = 0.4  # of the auxiliary loss (section 4)
-    norm: str = "batch"  # of the backbone: batch, frozen or group; new layers have group for frozen
+    norm: str = "batch"  # of the backbone; new layers have group for frozen
     dtype: str = "float32"  # of the computation; parameters stay float32
     remat: bool = False  # recompute the backbone's blocks in the backward pass
     fast_conv: bool | None = None  # kernel gradient made for CPUs; None: on CPUs only

@@ -10,6 +10,8 @@ from glcanet_jax.models.layers import choices, convolution
 from glcanet_jax.models.layers.resnet import norm_layer
 from glcanet_jax.models.layers.vgg import LAYERS, STAGES, VGG16, filters, he_normal, max_places, max_unpool
 
+CHOICES = choices.COMMON
+
 
 class SegNet(nn.Module):
     """VGG-16-BN and its mirror image, which unpools where the encoder pooled; logits for every pixel.
@@ -20,14 +22,14 @@ class SegNet(nn.Module):
 
     num_classes: int
     width: int = 64  # filters of VGG's first stage
-    norm: str = "batch"  # after every convolution but the last: batch, frozen or group
+    norm: str = "batch"  # after every convolution but the last
     dtype: str = "float32"  # of the computation; parameters stay float32
     fast_conv: bool | None = None  # kernel gradient made for CPUs; None: on CPUs only
 
     backbone = "vgg"  # what pretrained weights it takes
 
     def __post_init__(self):
-        choices.check(self, choices.COMMON)
+        choices.check(self, CHOICES)
         super().__post_init__()
 
     @nn.compact

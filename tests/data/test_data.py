@@ -151,7 +151,7 @@ def test_images_of_the_archive_without_masks_are_no_problem(tmp_path, monkeypatc
 # ---------------------------------------------------------------------------------------------------------------- MBRSC
 def test_a_window_across_parts_is_pasted_from_them(shared):
     root = shared / "data" / "mbrsc"
-    scene = open_dataset("mbrsc", root).scenes("val")[0]
+    scene = open_dataset("mbrsc", root).scenes("test")[0]
     entry = json.loads((root / "scenes.json").read_text())["scenes"]["tile2"]
     whole = np.zeros((entry["height"], entry["width"], 3), np.uint8)
     colours = np.zeros_like(whole)
@@ -172,11 +172,21 @@ def test_a_window_across_parts_is_pasted_from_them(shared):
 
 def test_mbrsc_chooses_scenes(shared):
     root = shared / "data" / "mbrsc"
-    assert names_of(open_dataset("mbrsc", root)) == {"val": ["tile2"], "train": ["tile4", "tile5", "tile6", "tile8"]}
+    assert names_of(open_dataset("mbrsc", root)) == {"test": ["tile2"], "train": ["tile4", "tile5", "tile6", "tile8"]}
     fold = open_dataset("mbrsc", root, val=("tile6",))
-    assert names_of(fold) == {"val": ["tile2"], "train": ["tile4", "tile5", "tile8"], "fold": ["tile6"]}
+    assert names_of(fold) == {"test": ["tile2"], "train": ["tile4", "tile5", "tile8"], "fold": ["tile6"]}
     assert fold.validation_split == "fold" and open_dataset("mbrsc", root).validation_split is None
-    assert names_of(open_dataset("mbrsc", root, train=("tile5",))) == {"val": ["tile2"], "train": ["tile5"]}
+    assert names_of(open_dataset("mbrsc", root, train=("tile5",))) == {"test": ["tile2"], "train": ["tile5"]}
+
+
+def test_tile_2_is_the_test_whatever_the_file_calls_it(shared):
+    """It chooses nothing, and the name that the file has for it is answered in one line."""
+    dataset = open_dataset("mbrsc", shared / "data" / "mbrsc")
+    assert [s.name for s in dataset.scenes("test")] == ["tile2"] and dataset.validation_split is None
+    with pytest.raises(UserError, match=r"no split 'val': what its files call so \(tile2\) is its test; give test"):
+        dataset.scenes("val")
+    both = {"a": "train", "b": "val", "c": "test"}
+    assert mbrsc.as_test(both) == both and mbrsc.as_test({"a": "train", "b": "val"}) == {"a": "train", "b": "test"}
 
 
 @pytest.mark.parametrize(
@@ -194,10 +204,10 @@ def test_mbrsc_chooses_scenes(shared):
     ],
 )
 def test_scenes_of_the_same_ground_stay_together(train, val, message):
-    split_of = {"tile2": "val"} | dict.fromkeys(("tile4", "tile5", "tile6", "tile8"), "train")
+    split_of = {"tile2": "test"} | dict.fromkeys(("tile4", "tile5", "tile6", "tile8"), "train")
     if message is None:
         chosen = mbrsc.assign(split_of, train, val, SAMPLE)
-        assert {n for n, s in chosen.items() if s == "fold"} == set(val) and chosen["tile2"] == "val"
+        assert {n for n, s in chosen.items() if s == "fold"} == set(val) and chosen["tile2"] == "test"
         assert {n for n, s in chosen.items() if s == "train"} == (set(train) or set(split_of) - {"tile2"}) - set(val)
     else:
         with pytest.raises(UserError, match=message):

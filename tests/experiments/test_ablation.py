@@ -15,7 +15,7 @@ from glcanet_jax import models
 from glcanet_jax.errors import UserError
 from glcanet_jax.measure import info
 
-OPTIONS = ablation.Options(dataset="mbrsc", data_dir=Path("data"))
+OPTIONS = ablation.Options(data=sizes.Source(dataset="mbrsc", dir=Path("data")))
 
 
 def test_the_grid_is_five_ways_to_join_with_and_without_self_attention():

@@ -5,11 +5,12 @@ import time
 from pathlib import Path
 
 import pytest
-import tyro
 
 from experiments import ablation, campaign, recipe, table1
+from experiments.common.sizes import Mbrsc, Source
+from glcanet_jax import cli
 
-OPTIONS = campaign.Options(data_dir=Path("data"), backbone=Path("resnet50.safetensors"))
+OPTIONS = campaign.Options(data=Mbrsc(dir=Path("data")), backbone=Path("resnet50.safetensors"))
 
 
 @pytest.mark.parametrize("first", ["search", "all"])
@@ -18,10 +19,9 @@ def test_the_command_lines_are_their_programs(first):
     programs = {"recipe": recipe.Options, "table1": table1.Options, "ablation": ablation.Options}
     names = []
     for name, (module, *words) in campaign.stages(dataclasses.replace(OPTIONS, first=first)):
-        options = tyro.cli(
-            programs[module.removeprefix("experiments.")], args=words, config=(tyro.conf.FlagConversionOff,)
-        )
-        assert options.dataset == "mbrsc" and options.backbone == OPTIONS.backbone
+        options = cli.parse(programs[module.removeprefix("experiments.")], words, module, "")
+        assert options.data == Mbrsc(dir=Path("data")) or options.data == Source(dataset="mbrsc", dir=Path("data"))
+        assert options.backbone == OPTIONS.backbone
         if module == "experiments.table1":
             rows = [row.entry for row in table1.rows(options)]
             assert options.seeds == 2 and (

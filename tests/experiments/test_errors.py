@@ -21,6 +21,7 @@ from glcanet_jax.data.scenes import ArrayScene, Protocol, WindowScene
 from glcanet_jax.errors import UserError
 from glcanet_jax.geometry import Views
 from glcanet_jax.inference import evaluation
+from glcanet_jax.options import Source
 
 K = 3
 SMALL = dict(depth=10, fast_conv=False, width=8, fpn_channels=16, norm="frozen")
@@ -245,7 +246,12 @@ def weights(dataset, tmp_path_factory):
 
 
 def options_of(weights, out, **changes):
-    own = {"dataset": "sample", "split": "test", "runs": (f"ours={weights[0]}", f"other={weights[1]}"), "results": out}
+    own = {
+        "data": Source(dataset="sample"),
+        "split": "test",
+        "runs": (f"ours={weights[0]}", f"other={weights[1]}"),
+        "results": out,
+    }
     return errors.Options(**own | changes)
 
 

@@ -14,7 +14,7 @@ from glcanet_jax.config import Config, LossConfig
 from glcanet_jax.errors import UserError
 from tests.experiments.test_ablation import records
 
-OPTIONS = recipe.Options(data_dir=Path("data"), budget="2steps", size="small")
+OPTIONS = recipe.Options(data=sizes.Mbrsc(dir=Path("data")), budget="2steps", size="small")
 
 
 @pytest.mark.parametrize("fold", recipe.FOLDS)

@@ -105,7 +105,7 @@ def test_the_committed_results_make_a_page():
     """As they were measured, not as a test would write them."""
     results = report.load(Path(__file__).parents[2] / "results")
     text = report.markdown(results, {}, {})
-    assert text.count("| **") == len(claims.CLAIMS) and "table1-mbrsc-small.json: mbrsc, split val" in text
+    assert text.count("| **") == len(claims.CLAIMS) and "table1-mbrsc-small.json: mbrsc, split test" in text
 
 
 def test_bad_folders_are_told(tmp_path):

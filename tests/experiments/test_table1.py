@@ -10,6 +10,7 @@ from PIL import Image
 
 from experiments import table1
 from experiments.common import sizes, trial
+from experiments.common.sizes import Source
 from experiments.table1 import report as table1_report
 from glcanet_jax import config as configs
 from glcanet_jax import models
@@ -19,7 +20,7 @@ from glcanet_jax.presets import TINY
 from glcanet_jax.training import phases
 from tests.data.test_data import write_deepglobe
 
-OPTIONS = table1.Options(dataset="mbrsc", data_dir=Path("data"), backbone=Path("resnet50.safetensors"))
+OPTIONS = table1.Options(data=Source(dataset="mbrsc", dir=Path("data")), backbone=Path("resnet50.safetensors"))
 
 
 # ------------------------------------------------------------------------------------------------------------- the rows
@@ -210,7 +211,7 @@ def test_deepglobe_end_to_end(tmp_path, monkeypatch, capsys):
     write_deepglobe(tmp_path / "data", "archive", height=200, width=200)
     monkeypatch.chdir(tmp_path)
     options = table1.Options(
-        dataset="deepglobe", data_dir=tmp_path / "data", networks=("icnet",), budget="2steps", size="small", memory=False, work=tmp_path / "w",
+        data=Source(dataset="deepglobe", dir=tmp_path / "data"), networks=("icnet",), budget="2steps", size="small", memory=False, work=tmp_path / "w",
         results=tmp_path / "r",
     )  # fmt: skip
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
