@@ -136,6 +136,12 @@ def test_wrong_commands_are_seen(understood):
 
 
 # -------------------------------------------------------------------------------------------------------------- links
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_blocks_stand_where_every_reader_of_markdown_sees_them(page):
+    """In lists, the site's reader wants four spaces where GitHub's takes two."""
+    assert set(re.findall(r"^( *)```", page.read_text(), re.MULTILINE)) <= {"", "    "}
+
+
 def anchors(page: Path) -> set[str]:
     """What can be linked to on a page, as GitHub names it."""
     heads = re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text()), re.MULTILINE)

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).parents[2]
 WIDTH = 900  # pixels of pictures, at most
 
 
@@ -33,7 +34,10 @@ def run(path: Path) -> dict[str, Any]:
     notebook, namespace = read(path), {"__name__": "__main__"}
     for number, cell in enumerate((c for c in notebook["cells"] if c["cell_type"] == "code"), 1):
         began = time.perf_counter()
-        cell["outputs"], cell["execution_count"] = run_cell(source(cell), namespace, f"{path.name}, cell {number}"), number
+        cell["outputs"], cell["execution_count"] = (
+            run_cell(source(cell), namespace, f"{path.name}, cell {number}"),
+            number,
+        )
         print(f"{path.name}, cell {number}: {time.perf_counter() - began:.1f} s", flush=True)
     return notebook
 
@@ -94,6 +98,7 @@ def markdown(path: Path, pictures: Path) -> str:
 
 def main(words: list[str]) -> None:
     os.environ["MPLBACKEND"] = "agg"
+    sys.path.insert(0, str(ROOT))  # the clone, where the package is not installed
     for path in [Path(word).resolve() for word in words if word != "--write"]:
         with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
             notebook = run(path)
