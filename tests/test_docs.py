@@ -1,5 +1,6 @@
 """README and docs say what is so: their Python runs, their commands parse, their links and files are there."""
 
+import argparse
 import contextlib
 import io
 import re
@@ -25,7 +26,7 @@ FENCE = re.compile(r"(?P<before>[^\n]*)\n(?P<indent> *)```(?P<language>\w*)\n(?P
 INLINE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FILE = re.compile(
-    r"(?<![\w/.-])(?:tests|experiments|glcanet_jax|docs|models|data|maps|training|inference|weights)/[\w./-]+\.\w+"
+    r"(?<![\w/.-])(?:tests|experiments|glcanet_jax|docs|models|data|maps|training|inference|weights)/[\w./-]+\.(?:py|md|txt|txtpb|toml)\b"
 )
 
 
@@ -104,6 +105,7 @@ def understood(monkeypatch):
 
         return parsed
 
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop(argparse.ArgumentParser.parse_args))
     monkeypatch.setattr(tyro, "cli", stop(tyro.cli))
     monkeypatch.setattr(tyro.extras, "overridable_config_cli", stop(tyro.extras.overridable_config_cli))
 
