@@ -17,7 +17,7 @@ import tyro
 from glcanet_jax import models
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "glcanet_jax/data/demo/README.md"]
 WORDS = 900  # of README
 TRACKED = 8 * 2**20  # bytes of what git tracks, beside the bundled weights
 PLACEHOLDERS = {"NAME": "glcanet", "SCENE...": "scene.tif", "RUN@local/logits": "RUN"}
