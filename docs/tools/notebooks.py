@@ -33,12 +33,15 @@ def run(path: Path) -> dict[str, Any]:
     """The notebook with the outputs of its cells."""
     notebook, namespace = read(path), {"__name__": "__main__"}
     for number, cell in enumerate((c for c in notebook["cells"] if c["cell_type"] == "code"), 1):
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), time.process_time()
         cell["outputs"], cell["execution_count"] = (
             run_cell(source(cell), namespace, f"{path.name}, cell {number}"),
             number,
         )
-        print(f"{path.name}, cell {number}: {time.perf_counter() - began:.1f} s", flush=True)
+        print(
+            f"{path.name}, cell {number}: {time.perf_counter() - began:.1f} s, {time.process_time() - worked:.1f} s of CPUs",
+            flush=True,
+        )
     return notebook
 
 
