@@ -13,6 +13,8 @@ from glcanet_jax.data.scenes import IGNORE
 
 GREY = 128
 BLANK = 235  # grey of what holds no data in pictures of maps
+DPI = 110
+PAGE = 1280  # pixels across of pictures for pages, at most
 MAP_SIDE = 1400  # pixels a side of the pictures of maps, at most
 
 
@@ -26,11 +28,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """A matplotlib figure as a file."""
+    """A matplotlib figure as a file; a WebP is for a page and no wider than that."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure)
-    figure.savefig(_atomic(path), dpi=110)
+    dpi = min(DPI, PAGE / figure.get_figwidth()) if path.suffix == ".webp" else DPI
+    figure.savefig(_atomic(path), dpi=dpi)
     os.replace(_atomic(path), path)
 
 

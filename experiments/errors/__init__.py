@@ -259,12 +259,12 @@ def gain(outcomes: Int[np.ndarray, "4"]) -> dict[str, Any]:
 
 
 def write(result: dict[str, Any], pictures: dict[str, list[Picture]], table: ClassTable, folder: Path) -> None:
-    """``errors-<dataset>.json`` and ``.md``, and the pictures ``errors-<dataset>-<kind>-<number>.png`` in place of earlier ones."""
+    """``errors-<dataset>.json`` and ``.md``, and the pictures ``errors-<dataset>-<kind>-<number>.webp`` in place of earlier ones."""
     folder.mkdir(parents=True, exist_ok=True)
     windows = []
     for kind in SIGNS:
         for i in range(SHOWN):
-            path = folder / f"errors-{result['dataset']}-{kind}-{i + 1}.png"
+            path = folder / f"errors-{result['dataset']}-{kind}-{i + 1}.webp"
             path.unlink(missing_ok=True)
             if i < len(pictures[kind]):
                 record, *panels = pictures[kind][i]

@@ -46,7 +46,7 @@ class Options:
     card: str = "h100"  # aot: a GPU that is described, or one as that with another memory, as 24GB
     buffers: int = 10  # aot: how many of the largest to tell
     out: Path | None = None  # JSON file to write
-    picture: Path | None = None  # aot: what the peaks are made of, a PNG
+    picture: Path | None = None  # aot: what the peaks are made of, as WebP or PNG
     trace: Path | None = None  # gpu and cpu: folder for traces and memory profiles, a folder each
 
 

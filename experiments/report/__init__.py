@@ -1,12 +1,10 @@
 """One page on what holds of the paper: ``python -m experiments.report [--results results]``.
 
-Gathers ``results/*.json`` into ``REPORT.md`` and a self-contained ``REPORT.html``. With ``--work`` and ``--data.dir``, the runs of
+Gathers ``results/*.json`` into ``REPORT.md`` and ``REPORT.html``, their pictures beside them. With ``--work`` and ``--data.dir``, the runs of
 ``experiments.table1`` and their scenes, it draws pictures, too: where GLCANet, GLNet and the best rival differ, what the mask lets a
 pixel see, and what its attention weighs.
 """
 
-import base64
-import io
 import json
 import re
 import sys
@@ -123,8 +121,8 @@ def markdown(results: dict[str, Any], tables: dict[str, str], pictures: dict[str
     return "\n".join(out) + "\n"
 
 
-def html(text: str, folder: Path) -> str:
-    """A page in one file: Markdown with tables, its pictures (files of ``folder``) inside."""
+def html(text: str) -> str:
+    """Markdown with tables as a page; its pictures lie beside it."""
     try:
         from markdown import markdown as convert
     except ImportError as error:
@@ -132,27 +130,12 @@ def html(text: str, folder: Path) -> str:
 
     body = convert(text, extensions=["tables"])
     body = body.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
-
-    def inside(match: re.Match) -> str:
-        path = folder / match[1]
-        return f'src="data:image/webp;base64,{_webp(path)}"' if path.is_file() else match[0]
-
-    body = re.sub(r'src="([^":]+\.png)"', inside, body)
+    body = body.replace("<img ", '<img loading="lazy" ')
     title = text.partition("\n")[0].lstrip("# ")
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>'
     return (
         f'<!doctype html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head>\n<body>\n{body}\n</body></html>\n'
     )
-
-
-def _webp(path: Path) -> str:
-    """A picture a fifth as large, as text."""
-    from PIL import Image
-
-    file = io.BytesIO()
-    with Image.open(path) as image:
-        image.convert("RGB").save(file, "WEBP", quality=85)
-    return base64.b64encode(file.getvalue()).decode()
 
 
 # ------------------------------------------------------------------------------------------------------------- pictures
@@ -191,26 +174,26 @@ def draw(options: Options, result: dict[str, Any]) -> dict[str, str]:
     shrink = lambda x: x[::step, ::step]  # noqa: E731
     whole = {name: shrink(x) for name, x in maps.items()}
     report.save_comparison(
-        options.results / "report_scene.png", shrink(image), shrink(truth), whole, table.palette, table.names
+        options.results / "report_scene.webp", shrink(image), shrink(truth), whole, table.palette, table.names
     )
-    out["report_scene.png"] = f"{scene.name}, image, truth and maps"
+    out["report_scene.webp"] = f"{scene.name}, image, truth and maps"
     top, left, side = where_they_differ(list(maps.values()), truth)
     cut = np.s_[top : top + side, left : left + side]
     zoomed = {name: x[cut] for name, x in maps.items()}
     report.save_comparison(
-        options.results / "report_zoom.png", image[cut], truth[cut], zoomed, table.palette, table.names
+        options.results / "report_zoom.webp", image[cut], truth[cut], zoomed, table.palette, table.names
     )
-    out["report_zoom.png"] = f"{scene.name}, where they differ most: {side} px from row {top}, column {left}"
+    out["report_zoom.webp"] = f"{scene.name}, where they differ most: {side} px from row {top}, column {left}"
     if "GLCANet" in predictors:
         pixel = options.pixel or (scene.height // 2, scene.width // 2)
         finest = min(predictors["GLCANet"].model.attn_levels)
         seen = attention_map(predictors["GLCANet"], scene, pixel, level=finest)
         y, x, height, width = seen.context
         report.save_attention(
-            options.results / "report_attention.png", scene.read_image(y, x, height, width)[..., :3], seen.weights.mean(0),
+            options.results / "report_attention.webp", scene.read_image(y, x, height, width)[..., :3], seen.weights.mean(0),
             seen.visible, (pixel[0] - y, pixel[1] - x), (seen.patch[0] - y, seen.patch[1] - x, *seen.patch[2:]),
         )  # fmt: skip
-        out["report_attention.png"] = (
+        out["report_attention.webp"] = (
             f"{scene.name}, pixel {pixel}: what the mask lets it see, and what its attention weighs (P{seen.level})"
         )
     return out
@@ -244,5 +227,5 @@ def main() -> None:
     tables = {path.stem: path.read_text() for path in paths}
     text = markdown(results, tables, pictures)
     report.write_text(options.results / "REPORT.md", text)
-    report.write_text(options.results / "REPORT.html", html(text, options.results))
+    report.write_text(options.results / "REPORT.html", html(text))
     print(f"written: {options.results / 'REPORT.md'}, {options.results / 'REPORT.html'}")

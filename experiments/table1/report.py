@@ -12,9 +12,9 @@ INITIALISATIONS = {"imagenet": "ResNet-50 from ImageNet weights", "scratch": "ev
 
 
 def write(result: dict[str, Any], folder: Path) -> None:
-    """``table1-<dataset>-<size>.json``, ``.md`` and, where memory is known, ``.png``, each whole or not at all."""
+    """``table1-<dataset>-<size>.json``, ``.md`` and, where memory is known, ``.webp``, each whole or not at all."""
     path = sizes.write("table1", result, markdown(result), folder)
-    path = path.with_name(f"{path.name}.png")
+    path = path.with_name(f"{path.name}.webp")
     if any("memory" in row["cost"] for row in result["rows"]):
         picture(result, path)
     else:

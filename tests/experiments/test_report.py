@@ -83,20 +83,19 @@ def test_the_ablation_answers_for_the_mask_and_self_attention():
     assert "+10.0 over 4 pairs (p 0.125)" in evidence.finding and "mbrsc" in evidence.source
 
 
-def test_the_page_and_its_one_file(tmp_path):
+def test_the_page_in_markdown_and_html(tmp_path):
     (tmp_path / "table1-mbrsc.json").write_text(json.dumps(of_table()))
     (tmp_path / "table1-mbrsc.md").write_text("# Table 1 on mbrsc\n\n| a | b |\n|---|---|\n| 1 | 2 |\n")
-    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "x.png")
     results = report.load(tmp_path)
     text = report.markdown(
-        results, {"table1-mbrsc": (tmp_path / "table1-mbrsc.md").read_text()}, {"x.png": "A picture"}
+        results, {"table1-mbrsc": (tmp_path / "table1-mbrsc.md").read_text()}, {"x.webp": "A picture"}
     )
     assert "**holds (other data); needs DeepGlobe**" in text and "## Table 1 on mbrsc" in text
     assert all(line in text for line in report.ERRATA)
     assert all(f"## {claim.title}" in text for claim in claims.CLAIMS)
     pytest.importorskip("markdown")
-    page = report.html(text, tmp_path)
-    assert 'src="data:image/webp;base64,' in page and "http" not in page.partition("<body>")[2].replace("https://", "")
+    page = report.html(text)
+    assert 'src="x.webp"' in page and "http" not in page.partition("<body>")[2].replace("https://", "")
     assert page.count('<div class="wide"><table>') == page.count("</table></div>") > 3
     assert "prefers-color-scheme: dark" in page and "width=device-width" in page
 
@@ -131,13 +130,14 @@ def test_comparisons_and_attention_are_drawn(tmp_path):
     rng = np.random.default_rng(0)
     image, ids = rng.integers(0, 256, (60, 80, 3), np.uint8), rng.integers(0, 2, (60, 80)).astype(np.uint8)
     pictures.save_comparison(
-        tmp_path / "c.png", image, ids, {"a": ids, "b": ids}, ((255, 0, 0), (0, 255, 0)), ("x", "y")
+        tmp_path / "c.webp", image, ids, {"a": ids, "b": ids}, ((255, 0, 0), (0, 255, 0)), ("x", "y")
     )
     visible = np.zeros((4, 5), bool)
     visible[1:3, 1:3] = True
-    pictures.save_attention(tmp_path / "a.png", image, visible / 4, visible, (20, 30), (10, 20, 30, 30))
-    for name in ("c.png", "a.png"):
-        assert np.asarray(Image.open(tmp_path / name).convert("RGB")).std() > 10
+    pictures.save_attention(tmp_path / "a.webp", image, visible / 4, visible, (20, 30), (10, 20, 30, 30))
+    for name in ("c.webp", "a.webp"):
+        with Image.open(tmp_path / name) as picture:
+            assert picture.width <= pictures.PAGE and np.asarray(picture.convert("RGB")).std() > 10
     assert len(list(tmp_path.iterdir())) == 2
 
 

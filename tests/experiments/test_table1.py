@@ -187,7 +187,7 @@ def test_everything_is_written(tmp_path):
     table1_report.write(result(*ROWS), tmp_path)
     assert json.loads((tmp_path / "table1-mbrsc-small.json").read_text())["rows"][0]["label"] == "U-Net"
     assert (tmp_path / "table1-mbrsc-small.md").read_text().startswith("# Table 1 on mbrsc")
-    picture = np.asarray(Image.open(tmp_path / "table1-mbrsc-small.png").convert("RGB"))
+    picture = np.asarray(Image.open(tmp_path / "table1-mbrsc-small.webp").convert("RGB"))
     assert picture.std() > 10
     assert len(list(tmp_path.iterdir())) == 3
     told = result(*ROWS)
