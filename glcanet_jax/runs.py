@@ -28,6 +28,9 @@ def enable_compilation_cache() -> None:
     if jax.config.jax_compilation_cache_dir is None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "glcanet_jax" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(cache))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        # a network starts with hundreds of small programs, which take half of a second start if they are left out
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def open_data(data: configs.DataConfig) -> Any:

@@ -15,7 +15,7 @@ os.environ["XLA_FLAGS"] += (
 # for the commands that tests run, too: many of them compile the same small networks
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", tempfile.gettempdir())) / "glcanet_jax_tests"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE / "xla")
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # a network starts with hundreds of small programs
 
 # a parent may ignore these (a script that starts us in the background ignores SIGINT), and processes that tests start would, too
 if threading.current_thread() is threading.main_thread():
