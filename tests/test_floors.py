@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 # a room is a module or a package; it may import from rooms on lower floors and from itself. The lowest floor comes first
 FLOORS = (
     ("errors", "progress"),
-    ("geometry", "profiling"),
+    ("geometry", "options", "profiling"),
     ("data", "models.layers"),
     ("models", "metrics", "report"),
     ("config", "weights", "inference"),
