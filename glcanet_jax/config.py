@@ -144,6 +144,9 @@ class Config:
     backbone: str | None = (
         None  # ImageNet weights of the ResNets: a torchvision-layout file or hf:organisation/repository
     )
+    freeze: tuple[
+        str, ...
+    ] = ()  # what is not trained: backbone, or patterns of parameters' paths, as local/resnet/stage1*
     eval_batch: int = 6  # patches at once in evaluation
     eval_tta: bool = False  # the mean over the eight views of a square in the last evaluation
     out: str = "runs/run"  # where everything is written

@@ -91,6 +91,9 @@ def resolve(config: Config, dataset: Any) -> Config:
         if loaded.kind == "resnet" and (loaded.depth, loaded.stride) != (model.depth, model.stride):
             print(f"backbone weights: {loaded.source}: ResNet-{loaded.depth} {loaded.stride}")
             model = dataclasses.replace(model, depth=loaded.depth, stride=loaded.stride)
+    if "backbone" in config.freeze and getattr(model, "norm", None) == "batch":
+        print("a frozen backbone keeps the statistics of its norms: --model.norm frozen")
+        model = dataclasses.replace(model, norm="frozen")
     return dataclasses.replace(
         config, normalisation=normalisation, model=model, data=data, views=views, train=train, loss=loss
     )

@@ -220,7 +220,7 @@ def steps_within(config: Config, minutes: float | int) -> int:
     scenes = dataset.scenes(config.data.train_split)
     model = runs.build_model(config, len(dataset.classes.names))
     spans = phases.plan(config.train.schedule, 1000, config.train.global_steps, models.stages(model))
-    tx = optim.optimiser(config.optimiser, spans)
+    tx = optim.optimiser(config.optimiser, spans, config.freeze)
     mesh = loop.make_mesh(config.loader.batch_size, config.train.devices)
     loader = TrainLoader(scenes, config.views, config.loader, len(dataset.classes.names))
     batches = [loop.place_batch(b, mesh) for b in itertools.islice(iter(loader), PROBE + 1)]

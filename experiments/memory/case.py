@@ -165,7 +165,7 @@ def _step(case: Case) -> tuple[dict[str, Any], Callable[[], None]]:
     config, rng = case.config, np.random.default_rng(0)
     model = runs.build_model(config, case.classes)
     spans = aot.spans_of(model, config)
-    tx, phase = optim.optimiser(config.optimiser, spans), next(p for p in spans if p.name == case.phase)
+    tx, phase = optim.optimiser(config.optimiser, spans, config.freeze), next(p for p in spans if p.name == case.phase)
     variables = phase.stage.enter(model, models.init(model, jax.random.key(0), case.bands))
     state = create_state(variables, tx, jax.random.key(0), config.train.ema > 0)
     del variables

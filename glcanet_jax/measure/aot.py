@@ -212,7 +212,7 @@ def predict_programs(model: Any, config: configs.Config, bands: int, batch: int,
 def train_programs(model: Any, config: configs.Config, bands: int) -> Programs:
     """The training step of each phase, for 8-bit scenes; its arguments are a state and a batch."""
     spans = spans_of(model, config)
-    tx = optim.optimiser(config.optimiser, spans)
+    tx = optim.optimiser(config.optimiser, spans, config.freeze)
     average = config.train.ema > 0
     state = jax.eval_shape(
         lambda key: create_state(models.init(model, key, bands), tx, key, average), jax.random.key(0)

@@ -60,6 +60,7 @@ def train(config: Config) -> Path:
 
     # ------------------------------------------------------------------ the network and its state
     variables = runs.initial_variables(config, work.model, work.bands)
+    optim.frozen(variables["params"], config.freeze)  # what is no parameter is told
     out = runs.open_run(config)  # so late, that a refused configuration leaves nothing behind
     print(f"training on {len(work.scenes)} scenes for {work.steps} steps; everything is written to {out}")
     with warnings_kept(out / MESSAGES):
@@ -69,7 +70,7 @@ def train(config: Config) -> Path:
 def _train_in(out: Path, work: Work, variables: dict[str, Any]) -> Path:
     """The run itself, in its folder."""
     config = work.config
-    tx = optim.optimiser(config.optimiser, work.spans)
+    tx = optim.optimiser(config.optimiser, work.spans, config.freeze)
     state = create_state(variables, tx, jax.random.key(config.train.seed), config.train.ema > 0)
     state = jax.device_put(state, NamedSharding(work.mesh, PartitionSpec()))
 

@@ -1,13 +1,18 @@
 """Adam with a rate per root of the parameter tree; what a phase does not train is left as it is."""
 
+import fnmatch
 from typing import Any
 
 import jax
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from glcanet_jax.config import OptimiserConfig
+from glcanet_jax.errors import UserError
 from glcanet_jax.training.phases import ROOTS, Phase
 
+BACKBONES = ("resnet", "vgg")  # modules that hold them
+FROZEN = "frozen"  # the label of what is not trained
 # whose rate each root of the parameter tree takes
 RATE_OF = {"global": "global", "local": "local", "fusion": "fusion", "feedback": "global"}
 
@@ -36,8 +41,36 @@ def rates(config: OptimiserConfig, spans: tuple[Phase, ...]) -> dict[str, optax.
     }
 
 
-def optimiser(config: OptimiserConfig, spans: tuple[Phase, ...]) -> optax.GradientTransformation:
-    """``optax.multi_transform`` over the top-level branch names."""
+def frozen(params: dict[str, Any], patterns: tuple[str, ...]) -> dict[str, Any]:
+    """Which parameters are not trained, as a tree of bools.
+
+    Args:
+        patterns: ``backbone`` for every ResNet or VGG, or patterns of paths (``local/resnet/stage1*``), of a module for all in it.
+
+    Raises:
+        UserError: nothing, or everything, is meant.
+    """
+    flat = flatten_dict(params)
+
+    def is_meant(path: tuple[str, ...], pattern: str) -> bool:
+        if pattern == "backbone":
+            return any(name in BACKBONES for name in path)
+        return any(fnmatch.fnmatchcase("/".join(path[:end]), pattern) for end in range(1, len(path) + 1))
+
+    for pattern in patterns:
+        if not any(is_meant(path, pattern) for path in flat):
+            modules = sorted({"/".join(path[:2]) for path in flat})
+            raise UserError(f"--freeze {pattern} means no parameter; there are {', '.join(modules)}")
+    mask = {path: any(is_meant(path, pattern) for pattern in patterns) for path in flat}
+    if mask and all(mask.values()):
+        raise UserError(f"--freeze {' '.join(patterns)} leaves nothing to train; name less")
+    return unflatten_dict(mask)
+
+
+def optimiser(
+    config: OptimiserConfig, spans: tuple[Phase, ...], freeze: tuple[str, ...] = ()
+) -> optax.GradientTransformation:
+    """``optax.multi_transform`` over the top-level branch names; what :func:`frozen` names stays as it is."""
 
     def root_optimiser(rate: optax.Schedule) -> optax.GradientTransformation:
         parts = []
@@ -48,9 +81,15 @@ def optimiser(config: OptimiserConfig, spans: tuple[Phase, ...]) -> optax.Gradie
         return optax.chain(*parts, optax.adam(rate, config.b1, config.b2))
 
     transforms = {root: root_optimiser(rate) for root, rate in rates(config, spans).items()}
-    return optax.multi_transform(
-        transforms, lambda params: {root: jax.tree.map(lambda _, root=root: root, p) for root, p in params.items()}
-    )
+    if not freeze:
+        label = lambda params: {root: jax.tree.map(lambda _, root=root: root, p) for root, p in params.items()}  # noqa: E731
+        return optax.multi_transform(transforms, label)
+
+    def labels(params: dict[str, Any]) -> dict[str, Any]:
+        mask = flatten_dict(frozen(params, freeze))
+        return unflatten_dict({path: FROZEN if stays else path[0] for path, stays in mask.items()})
+
+    return optax.multi_transform(transforms | {FROZEN: optax.set_to_zero()}, labels)
 
 
 def update(

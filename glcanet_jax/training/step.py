@@ -145,6 +145,9 @@ def make_train_step(
     def loss_fn(params: Any, batch_stats: Any, batch: Batch, key: Array):
         inputs = _inputs(config, scale, batch, key)
         drop = jax.random.fold_in(key, 1)  # not what the colours drew from
+        if config.freeze:  # no gradient goes there, so that none is computed behind it either
+            hold = lambda x, stays: jax.lax.stop_gradient(x) if stays else x  # noqa: E731
+            params = jax.tree.map(hold, params, optim.frozen(params, config.freeze))
         variables = {"params": params, "batch_stats": batch_stats}
         (logits, out), batch_stats = phase.stage.forward(model, variables, batch | inputs, drop)
         terms = loss_terms(config.loss, logits, out, batch, auxiliary(model))

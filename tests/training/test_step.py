@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from glcanet_jax import models
 from glcanet_jax.config import LossConfig, OptimiserConfig
 from glcanet_jax.errors import UserError
+from glcanet_jax.measure import info
 from glcanet_jax.presets import TINY
 from glcanet_jax.training import loop, losses, optim, phases, records
 from glcanet_jax.training import step as training
@@ -383,3 +384,48 @@ def test_clipping_and_weight_decay():
     tx = optim.optimiser(OptimiserConfig(weight_decay=0.1, schedule="constant"), spans)
     updates, _ = optim.update(tx, none, tx.init(params), params, roots)
     np.testing.assert_allclose(updates["local"]["w"], -2e-5, rtol=1e-3)  # Adam of the decay alone
+
+
+# --------------------------------------------------------------------------------------------------------------- freezing
+def with_backbone(freeze):
+    """A branch and the shapes of its state, whose backbone may be frozen; nothing is compiled."""
+    model = models.build("branch", CLASSES, depth=10, width=8, fpn_channels=16, norm="frozen", fast_conv=False)
+    config = configured(freeze=freeze)
+    (phase,) = spans = phases.plan("joint", 10, None, models.stages(model))
+    tx = optim.optimiser(config.optimiser, spans, freeze)
+    step = training.make_train_step(model, tx, config, 255.0, phase)
+    init = lambda key: training.create_state(models.init(model, key, 3), tx, key)  # noqa: E731
+    return step, jax.eval_shape(init, jax.random.key(0))
+
+
+def test_a_frozen_backbone_costs_no_backward_pass_and_no_moments():
+    cost, moments = {}, {}
+    for freeze in ((), ("backbone",)):
+        step, state = with_backbone(freeze)
+        cost[freeze] = info.count_flops(jax.make_jaxpr(step)(state, make_batch()).jaxpr)
+        moments[freeze] = sum(x.size for x in jax.tree.leaves(state.opt_state))
+        backbone = sum(x.size for x in jax.tree.leaves(state.params["local"]["branch"]["resnet"]))
+    assert moments[()] - moments[("backbone",)] == 2 * backbone
+    assert cost[("backbone",)] < 0.75 * cost[()]
+
+
+def test_what_is_frozen_stays_and_the_rest_moves():
+    config = configured(
+        freeze=("local/*",), optimiser=OptimiserConfig(global_rate=1e-3, fusion_rate=1e-3, weight_decay=0.1)
+    )
+    model, _, spans, state = start(configured(), network="toy")
+    tx = optim.optimiser(config.optimiser, spans, config.freeze)
+    state = training.create_state(copy(state.variables), tx, jax.random.key(1))
+    before = copy(state.params)
+    state, _ = training.make_train_step(model, tx, config, 255.0, spans[0])(state, make_batch())
+    assert same(before["local"], copy(state.params["local"]))
+    assert moved(before["global"], copy(state.params["global"])) > 0
+
+
+@pytest.mark.parametrize(
+    "patterns, told", [(("local/resnet",), "means no parameter; there are"), (("*",), "nothing to train")]
+)
+def test_what_cannot_be_frozen_is_told(patterns, told):
+    params = {"local": {"lem": {"kernel": np.zeros(2)}}}
+    with pytest.raises(UserError, match=told):
+        optim.frozen(params, patterns)
