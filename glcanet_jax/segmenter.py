@@ -20,7 +20,7 @@ from glcanet_jax.data.raster import RasterSource
 from glcanet_jax.data.scenes import IGNORE, ClassTable
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference import walk
-from glcanet_jax.inference.predictor import PROBABILITY_STEPS
+from glcanet_jax.inference.forward import PROBABILITY_STEPS
 from glcanet_jax.maps import map_report, mapping
 from glcanet_jax.maps.mapping import MapOptions
 from glcanet_jax.progress import Progress
