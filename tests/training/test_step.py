@@ -389,7 +389,7 @@ def test_clipping_and_weight_decay():
 # --------------------------------------------------------------------------------------------------------------- freezing
 def with_backbone(freeze):
     """A branch and the shapes of its state, whose backbone may be frozen; nothing is compiled."""
-    model = models.build("branch", CLASSES, depth=10, width=8, fpn_channels=16, norm="frozen", fast_conv=False)
+    model = models.build("branch", CLASSES, depth=50, fpn_channels=16, norm="frozen", fast_conv=False)
     config = configured(freeze=freeze)
     (phase,) = spans = phases.plan("joint", 10, None, models.stages(model))
     tx = optim.optimiser(config.optimiser, spans, freeze)
@@ -410,9 +410,8 @@ def test_a_frozen_backbone_costs_no_backward_pass_and_no_moments():
 
 
 def test_what_is_frozen_stays_and_the_rest_moves():
-    config = configured(
-        freeze=("local/*",), optimiser=OptimiserConfig(global_rate=1e-3, fusion_rate=1e-3, weight_decay=0.1)
-    )
+    rates = OptimiserConfig(global_rate=1e-3, local_rate=1e-3, fusion_rate=1e-3, weight_decay=0.1)
+    config = dataclasses.replace(configured(freeze=("local/*",)), optimiser=rates)
     model, _, spans, state = start(configured(), network="toy")
     tx = optim.optimiser(config.optimiser, spans, config.freeze)
     state = training.create_state(copy(state.variables), tx, jax.random.key(1))
