@@ -283,7 +283,7 @@ def gflop(case: str, contenders: Sequence[str], sizes: Sizes, batch: int) -> dic
         return dict.fromkeys(contenders, info.count_flops(jax.make_jaxpr(call)(variables, image)) / 1e9)
     config = our_config(sizes, "float32")
     cost = info.scene_cost(runs.build_model(config, CLASSES), config.views, sizes.size, sizes.size)
-    counts = {"ours": cost["gflop"]["scene"]}
+    counts = {"ours": cost["predicted_gflop"]["scene"]}
     if "pytorch" in contenders:
         from experiments.speed import glnet_torch
 

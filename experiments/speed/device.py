@@ -102,7 +102,7 @@ def scenes_per_second(batch: int = 6, dtype: str = "float32", sizes: Sizes = FUL
     predictor, programs, took = our_predictor(sizes, dtype, batch)
     whole = device_scene(predictor, programs, mirrored_scene(sizes.size))
     seconds = timed(whole, repeats)
-    work = info.scene_cost(predictor.model, predictor.views, sizes.size, sizes.size)["gflop"]["scene"]
+    work = info.scene_cost(predictor.model, predictor.views, sizes.size, sizes.size)["predicted_gflop"]["scene"]
     median = statistics.median(seconds)
     rates = {"scenes_per_second": 1 / median, "gflop": work, "gflop_per_second": work / median}
     return {"batch": batch, "dtype": dtype, "seconds": seconds, **rates, **took, **clocks(whole), **peak_memory()}
@@ -140,7 +140,7 @@ def decode_to_map(batch: int = 6, dtype: str = "float32", sizes: Sizes = FULL, r
     began = time.perf_counter()
     busy = maps(repeats)
     seconds = time.perf_counter() - began
-    work = info.scene_cost(predictor.model, predictor.views, sizes.size, sizes.size)["gflop"]["scene"]
+    work = info.scene_cost(predictor.model, predictor.views, sizes.size, sizes.size)["predicted_gflop"]["scene"]
     rates = {"scenes_per_second": repeats / seconds, "gflop": work, "gflop_per_second": repeats * work / seconds}
     host = {"device_busy": busy / seconds, "decode_seconds": statistics.median(timed(decode, 3))}
     return {"batch": batch, "dtype": dtype, **rates, **host, **took, **clocks(lambda: maps(1)), **peak_memory()}

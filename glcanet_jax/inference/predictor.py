@@ -46,6 +46,7 @@ class Predictor:
         tta: bool = False,
         one_by_one: bool | None = None,
         stage: str | None = None,
+        collapse: bool = True,
     ):
         """``batch`` patches make a program; ``normalisation`` has ``mean``, ``std`` and ``scale``.
 
@@ -56,13 +57,15 @@ class Predictor:
 
         With ``stage`` the logits are those of a named stage of the network, as GLCANet's ``local/logits``, instead of its own.
 
+        Without ``collapse`` affine heads stay the convolutions that were trained: the same answers, slower.
+
         Raises:
             UserError: the network has no such stage of logits for its patches.
         """
         self.views, self.batch, self.bands, self.num_classes = views, batch, bands, model.num_classes
         self.model, self.normalisation = model, normalisation
         self.turns: Sequence[int] = geometry.DIHEDRAL if tta else (0,)
-        network = for_inference(model, bands)
+        network = for_inference(model, bands, collapse)
         self.second_pass = network.second_pass is not None
         if stage is not None and self.second_pass:
             raise UserError(f"stage is {stage}; a network that looks twice answers with its own alone: leave it out")

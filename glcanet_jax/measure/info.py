@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.interpreters import partial_eval as pe
 
 from glcanet_jax import config as configs
 from glcanet_jax import geometry, models
@@ -86,34 +87,50 @@ def _flops(fn: Any, *args: Any) -> float:
     return count_flops(jax.make_jaxpr(fn)(*args))
 
 
-def flops(model: Any, views: geometry.Views, bands: int = 3) -> dict[str, float]:
-    """GFLOP of a context (once) and of a patch."""
-    fns = models.functions(model)
+def _needed_flops(fn: Any, *args: Any) -> float:
+    """Without what leads to no result, as compilers leave it out."""
+    jaxpr = jax.make_jaxpr(fn)(*args).jaxpr
+    return count_flops(pe.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
+
+
+def flops(model: Any, views: geometry.Views, bands: int = 3, *, predicted: bool = False) -> dict[str, float]:
+    """GFLOP of a context (once) and of a patch, forward; ``predicted`` as prediction computes them, with heads collapsed."""
+    ready = models.for_inference(model, bands) if predicted else None
+    fns = models.functions(model) if ready is None else ready.functions
     spec = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)  # noqa: E731
     variables = jax.eval_shape(lambda key: models.init(model, key, bands), jax.random.key(0))
+    if ready is not None:
+        variables = jax.eval_shape(ready.prepare, variables)
     image = spec(1, views.global_size, views.global_size, bands)
     patches, boxes = spec(1, 1, views.patch_size, views.patch_size, bands), spec(1, 1, 4)
     context = jax.eval_shape(fns.encode_global, variables, image)
     features = jax.eval_shape(fns.encode_local, variables, patches)
-    once, each = _flops(fns.encode_global, variables, image), _flops(fns.encode_local, variables, patches)
-    second = models.second_pass(model)
+    count = _flops if ready is None else _needed_flops
+    once, each = count(fns.encode_global, variables, image), count(fns.encode_local, variables, patches)
+    second = models.second_pass(model) if ready is None else ready.second_pass
     if second is None:
-        each += _flops(fns.fuse, variables, context, features, boxes)
+        fuse = fns.fuse if ready is None else lambda *args: fns.fuse(*args)[0]  # other stages are not asked for
+        each += count(fuse, variables, context, features, boxes)
     else:
         looked = variables, context, features, boxes, jax.ShapeDtypeStruct((1, 1), jnp.bool_)
         kept, gathered = jax.eval_shape(second.collect, *looked)
         again = jax.eval_shape(second.encode_again, variables, context, gathered, image)
-        once += _flops(second.encode_again, variables, context, gathered, image)
-        each += _flops(second.collect, *looked) + _flops(second.fuse_again, variables, again, kept, boxes)
+        once += count(second.encode_again, variables, context, gathered, image)
+        each += count(second.collect, *looked) + count(second.fuse_again, variables, again, kept, boxes)
     return {"context": once / 1e9, "patch": each / 1e9}
 
 
 def scene_cost(model: Any, views: geometry.Views, height: int, width: int, bands: int = 3) -> dict[str, Any]:
-    """``contexts`` and ``patches`` of a scene, and GFLOP of a context, of a patch and of all."""
-    walk, cost = geometry.walk_scene(height, width, views), flops(model, views, bands)
+    """``contexts`` and ``patches`` of a scene, and GFLOP of a context, of a patch and of all: ``gflop`` forward as in training,
+    ``predicted_gflop`` as prediction computes them.
+    """
+    walk = geometry.walk_scene(height, width, views)
     contexts = sum(1 for _ in walk.blocks())
-    gflop = cost | {"scene": contexts * cost["context"] + len(walk) * cost["patch"]}
-    return {"contexts": contexts, "patches": len(walk), "gflop": gflop}
+    out: dict[str, Any] = {"contexts": contexts, "patches": len(walk)}
+    for name, predicted in (("gflop", False), ("predicted_gflop", True)):
+        cost = flops(model, views, bands, predicted=predicted)
+        out[name] = cost | {"scene": contexts * cost["context"] + len(walk) * cost["patch"]}
+    return out
 
 
 def report(args: Info) -> str:
@@ -127,7 +144,8 @@ def report(args: Info) -> str:
     count, cost = parameters(model, args.bands), scene_cost(model, args.views, height, width, args.bands)
     digits = {"context": 2, "patch": 2, "scene": 1}
     result = {"model": network, "scene": [height, width], "parameters": count} | cost
-    result["gflop"] = {name: round(value, digits[name]) for name, value in cost["gflop"].items()}
+    for kind in ("gflop", "predicted_gflop"):
+        result[kind] = {name: round(value, digits[name]) for name, value in cost[kind].items()}
     if args.json:
         return json.dumps(result, indent=1)
     lines = [
@@ -135,4 +153,5 @@ def report(args: Info) -> str:
     ]
     lines += [f"  parameters {root:<8}{n:>14,}" for root, n in count.items()]
     lines += [f"  GFLOP {name:<13}{value:>14,.1f}" for name, value in result["gflop"].items()]
+    lines += [f"  GFLOP {name + ' in maps':<15}{value:>12,.1f}" for name, value in result["predicted_gflop"].items()]
     return "\n".join(lines)

@@ -186,9 +186,9 @@ class Inference(NamedTuple):
     second_pass: SecondPass | None
 
 
-def for_inference(model: nn.Module, bands: int) -> Inference:
+def for_inference(model: nn.Module, bands: int, collapse: bool = True) -> Inference:
     """Batch norms folded into convolutions, kernels in the compute type (:mod:`glcanet_jax.models.folding`), affine heads
-    collapsed (:mod:`glcanet_jax.models.layers.collapse`).
+    collapsed (:mod:`glcanet_jax.models.layers.collapse`) unless ``collapse`` is off, as where that is measured.
     """
     # one that is never called as a whole is left as it is
     folds = folding.find_folds(model, *_inputs(bands)) if callable(model) else ()
@@ -196,7 +196,7 @@ def for_inference(model: nn.Module, bands: int) -> Inference:
 
     def prepare(variables: dict[str, Any]) -> dict[str, Any]:
         variables = folding.fold(folds, variables)
-        collapsed = model.collapse(variables["params"]) if hasattr(model, "collapse") else {}
+        collapsed = model.collapse(variables["params"]) if collapse and hasattr(model, "collapse") else {}
         return folding.in_compute_type(variables | ({"collapsed": collapsed} if collapsed else {}), dtype)
 
     def folded(fns: Any) -> Any:
