@@ -13,7 +13,9 @@ from glcanet_jax.errors import UserError
 
 FORMAT = "glcanet_jax weights"
 
-VERSION = 1
+VERSION = 2  # 1: without arrays of 8 bits
+VERSIONS = ("1", "2")
+SCALE = ":scale"  # behind the name of an array of 8 bits
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -48,7 +50,8 @@ def save_weights(
 ) -> None:
     """One ``.safetensors``: arrays under ``/``-joined names, the rest as JSON in its metadata; whole or not at all.
 
-    ``dtype`` (float16, say) makes the file smaller; statistics stay float32. ``bands`` are those of the images; None: those of
+    ``dtype`` makes the file smaller: float16, or int8 with a scale for every output channel of a kernel (vectors and statistics
+    stay float32). ``bands`` are those of the images; None: those of
     the kernel that is called ``stem_conv``.
     """
     from safetensors.numpy import save_file
@@ -57,11 +60,18 @@ def save_weights(
     bands = _bands_of_stem(path, variables) if bands is None else bands
     arrays = {}
     for names, array in flatten_dict({k: v for k, v in variables.items() if v}).items():
-        array = np.ascontiguousarray(array)
-        arrays["/".join(names)] = array.astype(dtype) if dtype is not None and names[0] == "params" else array
+        array, name = np.ascontiguousarray(array), "/".join(names)
+        if dtype is None or names[0] != "params":
+            arrays[name] = array
+        elif np.dtype(dtype) != np.int8:
+            arrays[name] = array.astype(dtype)
+        elif array.ndim < 2:
+            arrays[name] = array
+        else:
+            arrays[name], arrays[name + SCALE] = _quantised(array)
     metadata = {
         "format": FORMAT,
-        "version": str(VERSION),
+        "version": str(VERSION if any(name.endswith(SCALE) for name in arrays) else 1),  # others can read it
         "config": json.dumps(config),
         "classes": json.dumps(classes),
         "normalisation": json.dumps(normalisation),
@@ -71,6 +81,13 @@ def save_weights(
     save_file(arrays, temporary, metadata)
     temporary.chmod(0o644)  # safetensors makes files that only their owner can read
     os.replace(temporary, path)
+
+
+def _quantised(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """int8 and the float32 scale of every channel of the last axis; the largest of each is exact, zeros stay zero."""
+    scale = np.abs(array).max(axis=tuple(range(array.ndim - 1))) / 127
+    scale = np.where(scale > 0, scale, 1.0).astype(np.float32)
+    return np.rint(array / scale).astype(np.int8), scale
 
 
 def load_weights(path: str | Path) -> WeightsFile:
@@ -87,15 +104,24 @@ def load_weights(path: str | Path) -> WeightsFile:
         raise UserError(
             f"{path} is a safetensors file but no weights of glcanet_jax; give one that `train` wrote (a backbone goes to --backbone)"
         )
-    if metadata.get("version") != str(VERSION):
-        raise UserError(f"{path} is of version {metadata.get('version')}, this program reads {VERSION}; update it")
+    if metadata.get("version") not in VERSIONS:
+        raise UserError(
+            f"{path} is of version {metadata.get('version')}, this program reads {' and '.join(VERSIONS)}; update it"
+        )
     lacking = [k for k in ("config", "classes", "normalisation") if k not in metadata]
     if lacking:
         raise UserError(f"{path} lacks {', '.join(lacking)} in its metadata; it was not written whole: save it again")
-    flat = {tuple(k.split("/")): v.astype(np.float32) if v.dtype == np.float16 else v for k, v in arrays.items()}
+    scales = {k: arrays.pop(k) for k in [k for k in arrays if k.endswith(SCALE)]}
+    flat = {tuple(k.split("/")): _as_float32(v, scales.get(k + SCALE)) for k, v in arrays.items()}
     variables = {"params": {}, "batch_stats": {}} | unflatten_dict(flat)
     bands = int(metadata["bands"]) if "bands" in metadata else _bands_of_stem(path, variables)
     return WeightsFile(variables, *(json.loads(metadata[k]) for k in ("config", "classes", "normalisation")), bands)
+
+
+def _as_float32(array: np.ndarray, scale: np.ndarray | None) -> np.ndarray:
+    if scale is not None:
+        return array.astype(np.float32) * scale
+    return array.astype(np.float32) if array.dtype == np.float16 else array
 
 
 def _bands_of_stem(path: Path, variables: dict[str, Any]) -> int:

@@ -42,13 +42,12 @@ def small(**options):
 
 OPTIONS = [
     {},
-    {"residual": "input"},
-    {"mask": "window", "mask_radius": 60.0},
-    {"mask": "none", "position": None, "heads": 2},
-    {"attn_levels": (5, 4, 3, 2)},
     {"sharing": "glnet"},
-    {"share_backbone": True, "norm": "frozen"},
-    {"head": "nonlinear", "feed_forward": 2},
+    {"share_backbone": True, "norm": "frozen", "mask": "window", "mask_radius": 60.0},
+    {"head": "nonlinear", "feed_forward": 2, "residual": "input"},
+    pytest.param({"residual": "input"}, marks=pytest.mark.slow),
+    pytest.param({"mask": "none", "position": None, "heads": 2}, marks=pytest.mark.slow),
+    pytest.param({"attn_levels": (5, 4, 3, 2)}, marks=pytest.mark.slow),
     pytest.param({"head": "nonlinear", "sharing": "glnet", "fpn_channels": 8}, marks=pytest.mark.slow),
     pytest.param({"norm": "group", "stride": "v1", "depth": 50}, marks=pytest.mark.slow),
 ]
@@ -99,8 +98,8 @@ def test_starts_as_the_network_without_attention_and_lem(key, options, head):
     "options",
     [
         {},
-        {"residual": "input"},
         {"head": "nonlinear", "feed_forward": 2},
+        pytest.param({"residual": "input"}, marks=pytest.mark.slow),
         pytest.param({"head": "nonlinear", "sharing": "glnet"}, marks=pytest.mark.slow),
         pytest.param({"mask": "window", "mask_radius": 60.0}, marks=pytest.mark.slow),
         pytest.param({"attn_levels": (5, 4, 3, 2)}, marks=pytest.mark.slow),
@@ -194,7 +193,10 @@ def test_changes_of_the_global_map_are_zero_where_nothing_is_visible(key):
     assert (change[:, ~visible] == 0).all() and (np.abs(change[:, visible]) > 0).any(-1).all()
 
 
-@pytest.mark.parametrize("options", [{}, {"head": "nonlinear", "feed_forward": 2}], ids=str)
+BOTH_HEADS = [{}, pytest.param({"head": "nonlinear", "feed_forward": 2}, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("options", BOTH_HEADS, ids=str)
 def test_remat_and_bfloat16(key, options):
     plain, remat = small(**options), small(remat=True, **options)
     variables = models.init(plain, key, 3)
@@ -207,7 +209,7 @@ def test_remat_and_bfloat16(key, options):
     for a, b in zip(jax.tree.leaves(gradient(plain)), jax.tree.leaves(gradient(remat)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
     half = small(dtype="bfloat16", **options)
-    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(models.init(half, key, 3)))
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(jax.eval_shape(lambda: models.init(half, key, 3))))
     logits, out = jitted(half).apply(variables, *args)
     assert out["local/x"].dtype == jnp.bfloat16 and logits.dtype == jnp.float32
     exact = jitted(plain).apply(variables, *args)[0]
@@ -245,7 +247,7 @@ def test_the_norms_of_a_head_keep_what_is_alike_all_over_a_patch(key, channels):
 
 
 # ------------------------------------------------------------------------------------------------------------ geometry
-@pytest.mark.parametrize("size", [64, 97, 100, 256, 500])
+@pytest.mark.parametrize("size", [97, 256, 500])
 def test_upsampling_of_a_ramp_is_exact(size):
     grids = {i: geometry.cells(size, 2**i) for i in (0, 2, 3, 4, 5)}
     for coarse, fine in itertools.product((5, 4, 3, 2), (4, 3, 2, 0)):
@@ -253,7 +255,7 @@ def test_upsampling_of_a_ramp_is_exact(size):
             continue
         at = 2.0**coarse * np.arange(grids[coarse])
         ramp = jnp.asarray(np.add.outer(3 * at, at)[None, ..., None], jnp.float32)
-        out = np.asarray(sampling.upsample(ramp, (grids[fine],) * 2))[0, ..., 0]
+        out = np.asarray(jax.jit(sampling.upsample, static_argnums=1)(ramp, (grids[fine],) * 2))[0, ..., 0]
         clamp = np.minimum(2.0**fine * np.arange(grids[fine]), at[-1])
         np.testing.assert_allclose(out, np.add.outer(3 * clamp, clamp), rtol=1e-6, atol=1e-4)
 

@@ -164,6 +164,24 @@ def test_weights_out_and_in(tmp_path):
         weights.load_weights(tmp_path / "other.safetensors")
 
 
+def test_weights_of_eight_bits(tmp_path):
+    """Kernels come back within half a step of their channel's scale, vectors as they were; older programs refuse the file."""
+    rng = np.random.default_rng(0)
+    kernel = (rng.standard_normal((3, 3, 4, 6)) * np.logspace(-3, 1, 6)).astype(np.float32)
+    kernel[..., 2] = 0
+    params = {"a": {"kernel": kernel, "bias": rng.standard_normal(6).astype(np.float32)}}
+    weights.save_weights(tmp_path / "w.safetensors", {"params": params}, {}, {}, {}, np.int8, bands=3)
+    back = weights.load_weights(tmp_path / "w.safetensors").variables["params"]["a"]
+    step = np.abs(kernel).max(axis=(0, 1, 2)) / 127
+    assert (np.abs(back["kernel"] - kernel) <= 0.5 * step + 1e-7).all() and back["kernel"].dtype == np.float32
+    np.testing.assert_array_equal(back["bias"], params["a"]["bias"])
+    with safe_open(tmp_path / "w.safetensors", "np") as file:
+        assert file.metadata()["version"] == "2" and file.get_tensor("params/a/kernel").dtype == np.int8
+    weights.save_weights(tmp_path / "w.safetensors", {"params": params}, {}, {}, {}, bands=3)
+    with safe_open(tmp_path / "w.safetensors", "np") as file:
+        assert file.metadata()["version"] == "1"
+
+
 def test_a_file_that_does_not_say_its_bands(tmp_path):
     """Those of older files are in the shape of their stem; where there is none, saving asks for them."""
     stem = {"params": {"a": {"stem_conv": {"kernel": np.zeros((3, 3, 4, 8), np.float32)}}}}
