@@ -229,10 +229,11 @@ def load_predictor(
     views: dict[str, Any] | None = None,
     tta: bool = False,
     stage: str | None = None,
+    scale: float | None = None,
 ) -> tuple[Predictor, Config, dict[str, Any]]:
     """A network rebuilt from a weights file alone, its configuration and its classes.
 
-    ``dtype`` and ``views`` (fields of :class:`glcanet_jax.geometry.Views`) replace what the file says; ``stage`` as
+    ``dtype`` and ``views`` (fields of :class:`glcanet_jax.geometry.Views`) and ``scale`` (the images' full scale) replace what the file says; ``stage`` as
     :class:`Predictor` has it.
     """
     stored = weights.load_weights(find_weights(path))
@@ -242,6 +243,8 @@ def load_predictor(
         config = computing_in(config, dtype)
     model = build_model(config, len(stored.classes["names"]))
     normalisation = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.normalisation.items()}
+    if scale is not None:
+        normalisation["scale"] = scale
     options = {"bands": stored.bands, "batch": batch, "tta": tta, "stage": stage}
     predictor = Predictor(model, stored.variables, config.views, normalisation, **options)
     return predictor, config, stored.classes

@@ -8,6 +8,7 @@ import runpy
 import shlex
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,6 +107,7 @@ def understood(monkeypatch):
         return parsed
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop(argparse.ArgumentParser.parse_args))
+    warnings.filterwarnings("ignore", "", RuntimeWarning, "runpy")  # a test before may have imported the module
     monkeypatch.setattr(tyro, "cli", stop(tyro.cli))
     monkeypatch.setattr(tyro.extras, "overridable_config_cli", stop(tyro.extras.overridable_config_cli))
 

@@ -63,7 +63,7 @@ class Predictor:
             UserError: the network has no such stage of logits for its patches.
         """
         self.views, self.batch, self.bands, self.num_classes = views, batch, bands, model.num_classes
-        self.model, self.normalisation = model, normalisation
+        self.model, self._normalisation = model, normalisation
         self.turns: Sequence[int] = geometry.DIHEDRAL if tta else (0,)
         network = for_inference(model, bands, collapse)
         self.second_pass = network.second_pass is not None
@@ -73,6 +73,11 @@ class Predictor:
         self._forward = Forward(network, normalisation, self.turns, views.patch_size, one_by_one, stage)
         self._prepare, self._programs = jax.jit(network.prepare), Programs()
         self.variables = variables
+
+    @property
+    def normalisation(self) -> dict[str, Any]:
+        """``mean``, ``std`` and ``scale`` of the images; compiled in, so that another one is another predictor's."""
+        return dict(self._normalisation)
 
     @property
     def variables(self) -> Any:

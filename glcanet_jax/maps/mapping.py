@@ -127,13 +127,11 @@ def load_model(weights: Path, options: MapOptions, stage: str | None = None) -> 
     views = {k: v for k in ("overlap", "context_size") if (v := getattr(options, k)) is not None}
     if options.batch is not None and options.batch < 1:
         raise UserError(f"--batch is {options.batch}; it must be at least 1")
+    if options.scale is not None and not 0 < options.scale < float("inf"):
+        raise UserError(f"--scale is {options.scale}; it must be a positive number, as 255 or 10000")
     predictor, config, classes = runs.load_predictor(
-        weights, options.batch or 1, dtype=dtype, views=views, tta=options.tta, stage=stage
+        weights, options.batch or 1, dtype=dtype, views=views, tta=options.tta, stage=stage, scale=options.scale
     )
-    if options.scale is not None:
-        if not options.scale > 0:
-            raise UserError(f"--scale is {options.scale}; it must be a positive number, as 255 or 10000")
-        predictor.normalisation = {**predictor.normalisation, "scale": options.scale}
     palette = tuple(tuple(colour) for colour in classes["palette"])
     return Model(predictor, config, tuple(classes["names"]), palette, weights, _digest(weights), stage)
 

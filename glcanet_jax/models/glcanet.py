@@ -357,7 +357,7 @@ def _flat(x: Float[Array, "b n ..."]) -> Float[Array, "bn ..."]:
     return rearrange(x, "b n ... -> (b n) ...")
 
 
-def _patched(x: Float[Array, "bn ..."], b: int) -> Float[Array, "b n ..."]:
+def _patched(x: Float[Array, "bn ..."], b: Any) -> Float[Array, "b n ..."]:
     return rearrange(x, "(b n) ... -> b n ...", b=b)
 
 

@@ -121,6 +121,7 @@ def test_trials_are_trained_scored_and_not_done_again(tmp_path, capsys):
     assert other["status"] == "failed" and "other settings (budget.steps: 4 against 3)" in other["reason"]
 
 
+@pytest.mark.slow
 def test_minutes_become_steps():
     """More time, more steps, as good as proportionally; never none."""
     config = tiny()

@@ -171,8 +171,8 @@ def test_the_error_is_what_is_told_of_a_traceback():
 MODULE = f"""HloModule jit_step, is_scheduled=true
 
 FileNames
-1 "{buffers.PACKAGE}/training.py"
-2 "{buffers.PACKAGE}/models/fpn.py"
+1 "{buffers.PACKAGE}/training/step.py"
+2 "{buffers.PACKAGE}/models/layers/fpn.py"
 3 "/lib/site-packages/flax/linen/linear.py"
 
 FunctionNames

@@ -167,7 +167,10 @@ def test_staged_trains_one_after_the_other(network):
     assert moved(middle["stats"]["local"], end["stats"]["local"]) > 0
 
 
-@pytest.mark.parametrize("options", [{}, {"sharing": "glnet"}, {"head": "nonlinear"}], ids=str)
+OTHERS = [pytest.param(options, marks=pytest.mark.slow) for options in ({"sharing": "glnet"}, {"head": "nonlinear"})]
+
+
+@pytest.mark.parametrize("options", [{}, *OTHERS], ids=str)
 def test_a_frozen_branch_takes_no_gradient_from_the_others(options):
     """The fusion learns as in joint training also from what it makes of the global maps while they are encoded."""
     model, _, _, state = start(configured(), norm="frozen", **options)
@@ -246,6 +249,7 @@ def test_accumulation_adds_up(network):
     np.testing.assert_allclose(accumulated["loss"], metrics["loss"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_rematerialisation_changes_nothing(frozen):
     _, (plain, metrics) = frozen
     _, (after, again) = one_step(configured(), norm="frozen", remat=True)
@@ -253,6 +257,7 @@ def test_rematerialisation_changes_nothing(frozen):
     np.testing.assert_allclose(again["loss"], metrics["loss"], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_and_keeps_float32(frozen):
     _, (plain, metrics) = frozen
     _, (after, low) = one_step(configured(), norm="frozen", dtype="bfloat16")
