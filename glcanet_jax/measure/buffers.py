@@ -134,7 +134,9 @@ def part_of(op: str, source: str) -> str:
             where = root or where or method
         elif not module:
             module = re.sub(r"_?\d+$", "", owner)
-    module = module or Path(source.partition(":")[0]).stem  # what functions outside of any module make
+    if not module:  # what functions outside of any module make
+        file = Path(source.partition(":")[0])
+        module = "training" if file.parent.name == "training" else file.stem
     return "/".join(filter(None, (where, module))) or "copies"
 
 
