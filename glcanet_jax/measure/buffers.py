@@ -136,7 +136,7 @@ def part_of(op: str, source: str) -> str:
             module = re.sub(r"_?\d+$", "", owner)
     if not module:  # what functions outside of any module make
         file = Path(source.partition(":")[0])
-        module = "training" if file.parent.name == "training" else file.stem
+        module = "training" if file.stem == "step" else file.stem
     return "/".join(filter(None, (where, module))) or "copies"
 
 
