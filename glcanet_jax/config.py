@@ -174,13 +174,16 @@ def from_dict(values: dict[str, Any], cls: type = Config) -> Any:
     return cls(**given)
 
 
-def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[str]:
-    """Dotted names of the values that differ."""
+def differences(
+    a: dict[str, Any], b: dict[str, Any], prefix: str = "", words: tuple[str, str] | None = None
+) -> list[str]:
+    """Dotted names of the values that differ, ``name: a against b``, or what ``words`` say of each of the two."""
     out = []
     for key in sorted(set(a) | set(b)):
         name = f"{prefix}{key}"
         if isinstance(a.get(key), dict) and isinstance(b.get(key), dict):
-            out += differences(a[key], b[key], name + ".")
+            out += differences(a[key], b[key], name + ".", words)
         elif a.get(key) != b.get(key):
-            out.append(f"{name}: {a.get(key)!r} against {b.get(key)!r}")
+            pair = f"{a.get(key)!r} against {b.get(key)!r}"
+            out.append(f"{name}: {pair if words is None else f'{a.get(key)!r} {words[0]}, {b.get(key)!r} {words[1]}'}")
     return out

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -62,7 +63,12 @@ def build_model(config: Config, num_classes: int) -> Any:
 
 
 def resolve(config: Config, dataset: Any) -> Config:
-    """The configuration with everything that it leaves to the data filled in."""
+    """The configuration with everything that it leaves to the data filled in.
+
+    Raises:
+        UserError: what it says does not fit the data, or the backbone.
+    """
+    _check_numbers(config, dataset)
     normalisation, model, data, views = config.normalisation, config.model, config.data, config.views
     train, loss = config.train, config.loss
     if normalisation.scale is None:
@@ -97,6 +103,27 @@ def resolve(config: Config, dataset: Any) -> Config:
     return dataclasses.replace(
         config, normalisation=normalisation, model=model, data=data, views=views, train=train, loss=loss
     )
+
+
+def _check_numbers(config: Config, dataset: Any) -> None:
+    """Lists that have a number for each class or band, and numbers that are divided by."""
+    weights, count = config.loss.class_weights, len(dataset.classes.names)
+    if weights and (len(weights) != count or not all(0 <= w < math.inf for w in weights)):
+        raise UserError(
+            f"--loss.class-weights has {len(weights)} numbers ({', '.join(f'{w:g}' for w in weights)}); "
+            f"give {count}, one of at least 0 for each of {', '.join(dataset.classes.names)}"
+        )
+    mean, std, scale = config.normalisation.mean, config.normalisation.std, config.normalisation.scale
+    if len(mean) != len(std) or not mean:
+        raise UserError(
+            f"--normalisation.mean has {len(mean)} numbers, --normalisation.std {len(std)}; give as many, one a band"
+        )
+    if not all(math.isfinite(m) for m in mean) or not all(0 < s < math.inf for s in std):
+        raise UserError(
+            "--normalisation.mean must be finite and --normalisation.std above 0, as images are divided by it"
+        )
+    if scale is not None and not 0 < scale < math.inf:
+        raise UserError(f"--normalisation.scale is {scale:g}; it must be a positive number, as 255 or 10000")
 
 
 def _balanced(dataset: Any, split: str, power: float) -> tuple[float, ...]:
@@ -291,6 +318,10 @@ def evaluate_split(
     Raises:
         UserError: the dataset's classes are not those of the weights, or a scene has other bands or no labels.
     """
+    if batch < 1:
+        raise UserError(f"--batch is {batch}; it must be at least 1")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; --out must be a folder")
     scenes = dataset.scenes(split)  # a bad split is told before the network is built
     predictor, config, classes = load_predictor(weights_path, batch, tta=tta)
     check_fit(dataset, scenes, predictor, classes["names"], split)
@@ -367,8 +398,10 @@ def open_run(config: Config) -> Path:
     if (out / "config.json").exists():
         theirs = json.loads((out / "config.json").read_text())
         theirs = configs.to_dict(configs.from_dict(theirs))  # options that are newer than the run have their defaults
-        changed = configs.differences(ours, theirs)
-        if changed:
+        changed = configs.differences(ours, theirs, words=("here", "there"))
+        if changed and not any((out / "checkpoints").glob("*/[0-9]*")) and not (out / "last.safetensors").exists():
+            write_json(out / "config.json", ours)  # it was stopped before its first step was kept: nothing is lost
+        elif changed:
             raise UserError(
                 f"{out} holds a run of another configuration ({'; '.join(changed[:4])}{' ...' if len(changed) > 4 else ''}); "
                 "give another --out, or the same options to go on with it"

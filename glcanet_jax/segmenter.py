@@ -32,7 +32,7 @@ def load(
     weights: str | os.PathLike[str] = "demo",
     *,
     batch: int | None = None,
-    memory_budget: str | None = None,
+    memory_budget: str | int | None = None,
     dtype: Literal["float32", "bfloat16"] | None = None,
     tta: bool = False,
     overlap: int | None = None,
@@ -47,7 +47,7 @@ def load(
     Args:
         weights: ``"demo"`` (bundled), a ``.safetensors`` file, or a run's folder (its best weights, else its last).
         batch: patches computed at once; None: what the memory allows, on CPUs one.
-        memory_budget: as ``"4GB"``: the batch is chosen to stay under it.
+        memory_budget: as ``"4GB"``, or bytes: the batch is chosen to stay under it.
         dtype: of the computation; None: float32 on CPUs, elsewhere the weights' own.
         tta: the mean over the eight views of a square, at eight times the work.
         overlap: least overlap of neighbouring patches, in pixels; None: the weights'.
@@ -58,10 +58,15 @@ def load(
     Raises:
         UserError: the weights cannot be read, or an option does not fit them.
     """
+    if batch is not None and (not isinstance(batch, int) or batch < 1):
+        raise UserError(f"batch is {batch!r}; it must be a whole number of at least 1")
+    memory_budget = None if memory_budget is None else str(memory_budget)
     options = MapOptions(
         scale=scale, tta=tta, overlap=overlap, context_size=context_size, batch=batch, memory_budget=memory_budget,
         dtype=dtype,
     )  # fmt: skip
+    if not isinstance(weights, str | os.PathLike):
+        raise UserError(f"weights is {weights!r}; it must be 'demo', a weights file, or a run's folder")
     path = runs.find_weights(Path(weights))
     if memory_budget is not None:
         mapping.parse_bytes(memory_budget)
@@ -78,6 +83,8 @@ def train(config: Config) -> Path:
     Raises:
         UserError: the data, the weights or the options do not fit, or the loss is not finite.
     """
+    if not isinstance(config, Config):
+        raise UserError(f"config is a {type(config).__name__}; it must be a glcanet_jax.Config")
     from glcanet_jax.training import loop
 
     return loop.train(config)
@@ -300,6 +307,8 @@ class Segmenter:
         Raises:
             UserError: the classes or bands are not those of the weights, or a scene has no labels.
         """
+        if not isinstance(dataset, Dataset):
+            raise UserError(f"dataset is {dataset!r}; it must be one that glcanet_jax.open_dataset opened")
         scenes, predictor, tta = dataset.scenes(split), self._model.predictor, self._options.tta
         runs.check_fit(dataset, scenes, predictor, list(self.classes), split)
         mapping.choose_batch(predictor, self._options, *runs.first_of(scenes, predictor))

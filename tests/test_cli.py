@@ -131,7 +131,7 @@ def test_the_same_folder_with_other_options_is_refused(trained):
         "glcanet_jax", "train", "--data.dataset", "folder", "--data.dir", trained / "data", "--out", trained / "run",
         "--train.steps", "5", *SMALL,
     )  # fmt: skip
-    assert_told(result, "another configuration", "train.steps: 5 against 4")
+    assert_told(result, "another configuration", "train.steps: 5 here, 4 there")
     assert (trained / "run" / "last.safetensors").read_bytes() == before
 
 

@@ -139,6 +139,9 @@ def report(args: Info) -> str:
     if not match:
         raise UserError(f"--scene is {args.scene!r}; it must be HEIGHTxWIDTH in pixels, as in 2448x2448")
     height, width = (int(v) for v in match.groups())
+    for name, value in (("--scene", min(height, width)), ("--classes", args.classes), ("--bands", args.bands)):
+        if value < 1:
+            raise UserError(f"{name} is {value}; it must be at least 1")
     network = args.model.network
     model = models.build(network, args.classes, **configs.model_options(args.model))
     count, cost = parameters(model, args.bands), scene_cost(model, args.views, height, width, args.bands)

@@ -144,7 +144,7 @@ def check_width(network: Any) -> None:
             f"model.feed_forward is {network.feed_forward}; it must be 0, for none, or a multiple of channels"
         )
     channels, heads = network.fpn_channels, network.heads
-    if channels % (4 * heads) or channels % 8:
+    if channels < 8 or heads < 1 or channels % (4 * heads) or channels % 8:
         raise UserError(f"model.fpn_channels is {channels}; it must be a multiple of 8 and of 4 times heads ({heads})")
 
 

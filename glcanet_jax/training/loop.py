@@ -288,7 +288,7 @@ def validate(run: Run, state: TrainState, step: int) -> None:
     run.predictor.variables = state.answering
     scenes = run.work.val_scenes
     if not run.predictor.traces:
-        dtype, context = scenes[0].read_image(0, 0, 1, 1).dtype, scenes[0].height, scenes[0].width
+        dtype, context = scenes[0].read_image(0, 0, 1, 1).dtype, (scenes[0].height, scenes[0].width)
         with run.progress.doing("compiling what validates"), native_kept(run.out / MESSAGES):
             run.predictor.compile(dtype, run.work.config.views.context_extent(*context))
     with run.progress.part(sum(s.height * s.width for s in scenes) / 1e6, "validating", "Mpx") as part:

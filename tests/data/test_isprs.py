@@ -750,7 +750,8 @@ def test_a_run_from_before_an_option_goes_on(tmp_path):
         del stored[section][key]
     (out / "config.json").write_text(json.dumps(stored))
     assert runs.open_run(config) == out
-    with pytest.raises(UserError, match="train.jitter_bands: 3 against None"):
+    (out / "checkpoints" / "last" / "1").mkdir(parents=True)  # a run that has got somewhere
+    with pytest.raises(UserError, match="train.jitter_bands: 3 here, None there"):
         runs.open_run(Config(out=config.out, train=TrainConfig(jitter_bands=3)))
 
 

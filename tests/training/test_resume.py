@@ -237,6 +237,30 @@ def test_the_log_forgets_what_will_be_done_again(tmp_path):
     assert kept == [1, 2, 3, 4, 5, 6]
 
 
+# -------------------------------------------------------------------------------------------------------- validation
+def test_the_best_weights_by_validation_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "build_model", lambda config, classes: Toy(classes))
+    config = configured(tmp_path / "run", schedule="joint", global_steps=None, steps=4, eval_every=2)
+    config = dataclasses.replace(config, data=DataConfig("sample", val_split="test"))
+    out = loop.train(config)
+    scored = [r for r in report.read_log(out / "log.jsonl") if r["kind"] == "eval"]
+    assert [r["step"] for r in scored] == [2, 4] and all(0 < r["miou"] < 1 for r in scored)
+    assert {"best.safetensors", "last.safetensors"} <= {p.name for p in out.iterdir()}
+
+
+# ------------------------------------------------------------------------------------------------------- a folder
+def test_a_run_without_a_step_is_begun_again_with_other_options(tmp_path):
+    """One that was stopped while its first step was compiled leaves nothing that could go on."""
+    first = configured(tmp_path / "run")
+    runs.open_run(first)
+    other = configured(tmp_path / "run", steps=30)
+    assert runs.open_run(other) == tmp_path / "run"
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["train"]["steps"] == 30
+    (tmp_path / "run" / "checkpoints" / "last" / "5").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"steps: 24 here, 30 there"):
+        runs.open_run(first)
+
+
 # ------------------------------------------------------------------------------------------------------- not finite
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, monkeypatch, capsys):
     """With the step and the scenes; what is kept is from before, and nothing is handed out as a result."""
