@@ -19,6 +19,7 @@ from glcanet_jax.data.scenes import ArrayScene, ClassTable, Dataset, Protocol
 from glcanet_jax.errors import UserError
 from glcanet_jax.models import normalise
 from glcanet_jax.models.layers import attention
+from tests.drawn import drawn
 
 SMALL = dict(depth=10, width=8, fpn_channels=16, norm="frozen")
 VIEWS = geometry.Views(context_size=96, global_size=64, patch_size=64, overlap=16)
@@ -29,10 +30,7 @@ PALETTE = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
 def weights_file(tmp_path_factory):
     """A network whose parts that start at zero answer something, saved as a run saves it."""
     config = Config(views=VIEWS, model=model_config(**SMALL), normalisation=NormalisationConfig(scale=255.0))
-    variables = models.init(runs.build_model(config, 3), jax.random.key(0), 3)
-    variables["params"] = jax.tree.map(
-        lambda x: x + 0.02 * jax.random.normal(jax.random.key(x.size), x.shape), variables["params"]
-    )
+    variables = drawn(runs.build_model(config, 3))
     table = ClassTable(("a", "b", "c"), PALETTE)
     scene = ArrayScene("made", np.zeros((64, 64, 3), np.uint8))
     dataset = Dataset("made", table, {"test": (scene,)}, (Protocol("all", (0, 1, 2)),))

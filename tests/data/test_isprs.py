@@ -756,6 +756,7 @@ def test_a_run_from_before_an_option_goes_on(tmp_path):
 
 
 # --------------------------------------------------------------------------------------------------------- whole tiles
+@pytest.mark.slow
 def test_a_made_tile_is_one_of_the_survey_and_is_scored(tmp_path):
     """The benchmark's tiles at a small size: in their places, with both truths, by the real command."""
     root = tmp_path / "potsdam"

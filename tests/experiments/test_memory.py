@@ -107,6 +107,7 @@ def test_a_failing_process_is_a_row(monkeypatch):
     assert told["figures"] == {} and told["failed"]
 
 
+@pytest.mark.slow
 def test_the_command_runs_on_a_cpu(tmp_path: Path):
     """What is printed, the JSON with all that it was measured with, traces, and no picture where nobody knows the parts."""
     out, picture, trace = tmp_path / "here" / "memory.json", tmp_path / "memory.png", tmp_path / "trace"

@@ -9,6 +9,7 @@ from glcanet_jax import geometry, models
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference.attention_maps import attention_map, mask_map
 from glcanet_jax.inference.predictor import Predictor
+from tests.drawn import drawn
 from tests.inference.test_evaluation import NORMALISATION, SMALL, scene_of
 
 VIEWS = geometry.Views(context_size=320, global_size=160, patch_size=96, overlap=16)
@@ -16,12 +17,7 @@ VIEWS = geometry.Views(context_size=320, global_size=160, patch_size=96, overlap
 
 def predictor(**options):
     model = models.build("glcanet", 3, **SMALL | options)
-    variables = models.init(model, jax.random.key(0), 3)
-    rng = np.random.default_rng(0)
-    variables["params"] = jax.tree.map(
-        lambda x: x + 0.04 * rng.standard_normal(x.shape, np.float32), variables["params"]
-    )
-    return Predictor(model, variables, VIEWS, NORMALISATION, bands=3)
+    return Predictor(model, drawn(model), VIEWS, NORMALISATION, bands=3)
 
 
 slow = pytest.mark.slow
@@ -93,6 +89,6 @@ def test_bad_requests_are_told():
     with pytest.raises(UserError, match="level is 3; this network's cross-attention is at 5, 4"):
         mask_map(predictor(), scene, (0, 0), level=3)
     model = models.build("unet", 3, width=4, padding="same")
-    other = Predictor(model, models.init(model, jax.random.key(0), 3), VIEWS, NORMALISATION, bands=3)
+    other = Predictor(model, drawn(model), VIEWS, NORMALISATION, bands=3)
     with pytest.raises(UserError, match="only a GLCANet with cross-attention"):
         attention_map(other, scene, (0, 0))

@@ -14,6 +14,7 @@ from glcanet_jax.data.views import global_view
 from glcanet_jax.inference import evaluation, walk
 from glcanet_jax.inference.predictor import Predictor
 from glcanet_jax.models.layers.sampling import logits_to_pixels
+from tests.drawn import drawn
 
 CLASSES = 3
 SMALL = dict(depth=10, fast_conv=False, width=8, fpn_channels=16, norm="frozen")
@@ -22,11 +23,7 @@ NORMALISATION = {"mean": NormalisationConfig().mean, "std": NormalisationConfig(
 
 def make_predictor(views, batch=3):
     model = models.build("glcanet", CLASSES, **SMALL)
-    variables = models.init(model, jax.random.key(0), 3)
-    # heads that start near zero would make every answer alike
-    variables["params"] = jax.tree.map(
-        lambda x: x + 0.02 * jax.random.normal(jax.random.key(x.size), x.shape), variables["params"]
-    )
+    variables = drawn(model)  # heads that start near zero would make every answer alike
     return Predictor(model, variables, views, NORMALISATION, bands=3, batch=batch), model, variables
 
 

@@ -170,6 +170,7 @@ def test_an_area_of_interest(tmp_path, weights, image):
     assert report["patches"] < len(geometry.walk_scene(230, 310, VIEWS)) / 2 and report["blocks"]["skipped"] > 0
 
 
+@pytest.mark.slow
 def test_a_budget_chooses_the_batch(tmp_path, weights, image):
     scene = write(tmp_path / "scene.tif", image)
     (report,) = mapping.map_scenes([scene], weights, tmp_path / "out", MapOptions(memory_budget="8GB"))

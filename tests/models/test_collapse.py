@@ -7,6 +7,7 @@ import pytest
 
 from glcanet_jax import models
 from glcanet_jax.models.layers import collapse, convolution
+from tests.drawn import drawn
 
 SMALL = dict(depth=10, width=8, fpn_channels=16, fast_conv=False)
 
@@ -40,16 +41,13 @@ def test_one_convolution_is_three_of_them(layers, size):
     np.testing.assert_allclose(got, logits, atol=1e-11)
 
 
-def moved(variables):
-    """Nothing is zero or one, so that every part has a say."""
-    key = lambda x: jax.random.key(x.size)  # noqa: E731
-    return jax.tree.map(lambda x: x + 0.1 * jnp.abs(jax.random.normal(key(x), x.shape)), variables)
-
-
-@pytest.mark.parametrize("name, options", [("glcanet", {}), ("glcanet", {"attn_levels": (3, 2)}), ("branch", {})])
+@pytest.mark.parametrize(
+    "name, options",
+    [("glcanet", {}), pytest.param("glcanet", {"attn_levels": (3, 2)}, marks=pytest.mark.slow), ("branch", {})],
+)
 def test_a_network_answers_the_same(name, options):
     model = models.build(name, 3, **SMALL, **options)
-    variables = moved(models.init(model, jax.random.key(0), 3))
+    variables = drawn(model)
     rng = np.random.default_rng(0)
     image, patches = (rng.standard_normal(shape).astype(np.float32) for shape in ((1, 70, 94, 3), (1, 2, 94, 70, 3)))
     boxes = jnp.array([[[0.0, 0.1, 0.5, 0.6], [0.3, 0.2, 0.9, 0.7]]])
@@ -65,7 +63,7 @@ def test_a_network_answers_the_same(name, options):
 def test_what_is_not_affine_is_left_alone():
     for options in ({"head": "nonlinear"}, {"sharing": "glnet"}):
         model = models.build("glcanet", 3, **SMALL, **options)
-        variables = models.init(model, jax.random.key(0), 3)
+        variables = drawn(model)
         assert "collapsed" not in models.for_inference(model, 3).prepare(variables)
 
 

@@ -340,6 +340,7 @@ def test_the_grid_of_the_last_stage(grid):
     assert reach(plain.clone(multi_grid=(grid,))) - reach(plain) == 8 * 2 * 4 * (grid - 1)
 
 
+@pytest.mark.slow
 def test_remat_changes_nothing():
     x = jax.random.normal(jax.random.key(1), (2, 33, 33, 2))
     plain = ResNet(depth=10, width=4, output_stride=8, multi_grid=(2,))

@@ -16,6 +16,7 @@ from glcanet_jax.measure import info
 from glcanet_jax.models.layers import fpn, resnet, sampling
 from glcanet_jax.training import optim, phases
 from glcanet_jax.training.step import loss_terms
+from tests.drawn import drawn
 
 SMALL = dict(depth=10, width=8, fpn_channels=16, fast_conv=False)  # what compiles fast
 SIZE, PATCH = 100, 68
@@ -150,20 +151,9 @@ def test_patches_do_not_influence_each_other(key, head):
     assert np.abs(changed[:, 0] - together[:, 0]).max() > 1e-3
 
 
-def trained_like(variables, seed=0):
-    """Parameters off their zero starts, so that attention counts."""
-    rng = np.random.default_rng(seed)
-    return {
-        **variables,
-        "params": jax.tree.map(
-            lambda x: x + 0.05 * rng.standard_normal(x.shape).astype(np.float32), variables["params"]
-        ),
-    }
-
-
 def test_a_gradient_reaches_both_views_and_the_mask_hides(key):
     model = small(mask_margin=0.0, attn_levels=(5, 4))
-    variables = trained_like(models.init(model, key, 3))
+    variables = drawn(model)
     image, patches, boxes = inputs(key, b=1, n=1)
     fns = models.functions(model)
     gradients = jax.jit(jax.grad(lambda i, p: fns.apply(variables, i, p, boxes)[0].sum(), argnums=(0, 1)))(
@@ -184,7 +174,7 @@ def test_a_gradient_reaches_both_views_and_the_mask_hides(key):
 
 def test_changes_of_the_global_map_are_zero_where_nothing_is_visible(key):
     model = small(mask_margin=0.0)
-    variables = trained_like(models.init(model, key, 3))
+    variables = drawn(model)
     _, out = jitted(model).apply(variables, *inputs(key))
     centre = geometry.cell_centres(7, 16, SIZE)
     inside = (centre >= 0.0) & (centre <= 0.4)
@@ -233,7 +223,7 @@ def joint_effect(model, variables, image, patches, boxes):
 def test_what_the_head_can_say_of_both_views_together(key, head):
     """Without attention, an affine head answers with a sum of two views' answers; the other does not."""
     model = small(head=head, attn_levels=(), self_attention=False)
-    effect = joint_effect(model, trained_like(models.init(model, key, 3)), *inputs(key, n=1))
+    effect = joint_effect(model, drawn(model), *inputs(key, n=1))
     assert (effect < 1e-3) == (head == "affine") and (effect > 0.05) == (head == "nonlinear")
 
 

@@ -21,6 +21,7 @@ from glcanet_jax.training import loop, optim, phases
 from glcanet_jax.training import step as training
 from glcanet_jax.weights import load_weights
 from glcanet_jax.weights.backbones import torchvision_name
+from tests.drawn import drawn
 from tests.inference.test_evaluation import NORMALISATION, VIEWS, blended, dense_reference, scene_of
 from tests.models.test_vgg_networks import torchvision_arrays, write
 from tests.training.test_step import CLASSES, make_batch, moved
@@ -66,14 +67,6 @@ def small(name, classes=CLASSES, **options):
     return models.build(name, classes, **SMALL[name] | options)
 
 
-def awake(variables, seed=0):
-    """Variables without the zeros that heads begin with: they would make all answers alike."""
-    leaves, tree = jax.tree.flatten(variables["params"])
-    rng = np.random.default_rng(seed)
-    leaves = [x + 0.02 * rng.standard_normal(x.shape, np.float32) for x in leaves]
-    return variables | {"params": jax.tree.unflatten(tree, leaves)}
-
-
 def inputs(n=2):
     rng = np.random.default_rng(1)
     image, patches = rng.standard_normal((2, 64, 64, 3)), rng.standard_normal((2, n, 49, 49, 3))
@@ -102,7 +95,7 @@ def test_no_network_lacks_a_count():
 def test_a_branch_alone_is_glcanets_local_one(head):
     """With its variables, its answer is that of the local auxiliary head when nothing is asked of the global branch."""
     whole, alone = small("glcanet", attn_levels=(), position=None, head=head), small("branch", position=None, head=head)
-    variables = awake(models.init(whole, jax.random.key(0), 3))
+    variables = drawn(whole)
     own = {part: {"local": {"branch": tree["local"]}} for part, tree in variables.items()}
     args = inputs()
     _, out = jax.jit(models.functions(whole).apply)(variables, *args)
@@ -114,7 +107,7 @@ def test_a_branch_alone_is_glcanets_local_one(head):
 def test_the_functions_compose(name, view):
     """Also: patches do not see each other, and of the composed network's stages the three functions keep the answers."""
     model = small(name, **({"view": view} if name in SINGLE else {}))
-    variables = awake(models.init(model, jax.random.key(0), 3))
+    variables = drawn(model)
     fns, (image, patches, boxes) = models.functions(model), inputs()
 
     @jax.jit
@@ -139,7 +132,7 @@ def test_a_training_step(name, view):
     config = dataclasses.replace(TINY, optimiser=OptimiserConfig(1e-3, 1e-3, 1e-3, schedule="constant"))
     (phase,) = phases.plan("joint", 10, None, models.stages(model))
     tx = optim.optimiser(config.optimiser, (phase,))
-    variables = models.init(model, jax.random.key(0), 3)
+    variables = drawn(model)
     state = training.create_state(variables, tx, jax.random.key(1))
     before = jax.tree.map(np.array, variables)
     step = training.make_train_step(model, tx, config, 255.0, phase)
@@ -164,7 +157,7 @@ def test_auxiliary_losses_have_the_networks_weights():
     for weight in (0.4, 0.8):
         model = small("pspnet", aux_weight=weight)
         assert models.auxiliary(model) == {"aux": weight}
-        variables = awake(models.init(model, jax.random.key(0), 3))
+        variables = drawn(model)
         image, patches = (batch[k].astype(np.float32) / 255 for k in ("global_image", "patches"))
 
         @jax.jit
@@ -223,7 +216,7 @@ def test_the_global_view_answers_for_the_scene_it_was_shrunk_from(stride):
 def test_a_streamed_scene_is_the_whole_scene_reference(name, options):
     """Logits at every pixel, at stride 4, and of two views; blocks of context, blended."""
     model = small(name, 3, **options)
-    variables = awake(models.init(model, jax.random.key(0), 3))
+    variables = drawn(model)
     scene = scene_of(150, 121)
     expected = dense_reference(model, variables, scene, VIEWS)
     got = blended(Predictor(model, variables, VIEWS, NORMALISATION, bands=3, batch=3), scene)
