@@ -191,7 +191,7 @@ class OneBranch(nn.Module):
         own, params = self.get_variable("collapsed", "branch"), self.get_variable("params", "branch")
         kernel, smoothing = params["head"]["kernel"], params["smoothing"]
         mixed = {i: [y] for i, y in collapse.mix_levels(pyramid, own, smoothing).items()} | {min(LEVELS): []}
-        mixed = add_levels(mixed, {i: y.shape[1:3] for i, y in pyramid.items()})
+        mixed = add_levels(mixed, pyramid)
         logits = convolution.shift(mixed, kernel.shape, ((1, 1), (1, 1)))
         return (
             logits + collapse.finest_logits(pyramid, own, smoothing, kernel) + params["head"]["bias"][None, None, None]

@@ -194,7 +194,7 @@ class GLCANet(nn.Module):
         stages = {"size": size} | {f"p{i}": y for i, y in pyramid.items()} | smooth | {"x": x, "logits": own.head(x)}
         if self.has_variable("collapsed", "global"):
             mixed = {i: [y] for i, y in self._mix("global", pyramid).items()}
-            stages["mixed"] = add_levels(mixed, {i: y.shape[1:3] for i, y in pyramid.items()})
+            stages["mixed"] = add_levels(mixed, pyramid)
         else:
             stages["mixed"] = self.fusion.aggregate.mix(x, 2 * self.fpn_channels)
         if self.sharing == "glnet":
@@ -278,7 +278,7 @@ class GLCANet(nn.Module):
         if collapsed:
             for i, y in self._mix("local", pyramid).items():
                 mixed[i].append(y)
-        mixed = add_levels(mixed, {i: y.shape[1:3] for i, y in pyramid.items()})
+        mixed = add_levels(mixed, pyramid)
         logits = self.fusion.aggregate(mixed + at_boxes(context["mixed"], 2))
         logits = patched(logits + self._finest(pyramid) if collapsed else logits)
 

@@ -13,8 +13,8 @@ from jaxtyping import Array
 
 from glcanet_jax.errors import UserError
 from glcanet_jax.models import functions, second_pass
+from glcanet_jax.models.contract import ROOTS
 
-ROOTS = ("global", "local", "fusion", "feedback")  # of the parameter tree; networks have some of them
 Batch = dict[str, Array]
 Variables = dict[str, Any]
 Pass = tuple[tuple[Array | None, dict[str, Array]], dict[str, Any]]  # (logits, out), new batch statistics

@@ -70,13 +70,13 @@ class Smooth(nn.Module):
 
 
 def add_levels(
-    maps: Mapping[int, list[Float[Array, "b _ _ m"]]], sizes: Mapping[int, tuple[int, int]]
+    maps: Mapping[int, list[Float[Array, "b _ _ m"]]], pyramid: Mapping[int, Float[Array, "b _ _ c"]]
 ) -> Float[Array, "b h w m"]:
-    """The sum of maps of all levels at the finest grid, resized from each level to the next on the way."""
+    """The sum of maps on the grids of a pyramid at its finest one, resized from each level to the next on the way."""
     total = None
     for i in reversed(LEVELS):
         if total is not None:
-            total = upsample(total, sizes[i])
+            total = upsample(total, pyramid[i].shape[1:3])
         for y in maps[i]:
             total = y if total is None else total + y
     return total
