@@ -101,9 +101,9 @@ def test_pytorchs_process_is_without_jax(glnet_torch):
     """Its memory is measured."""
     code = f"""if True:
         import sys
-        from experiments import speed_cases, worker  # as in its own process
-        sizes = speed_cases.{TINY}
-        for build in (speed_cases.CONTENDERS[case]["pytorch"] for case in ("scene", "step")):
+        from experiments.speed import cases, worker  # as in its own process
+        sizes = cases.{TINY}
+        for build in (cases.CONTENDERS[case]["pytorch"] for case in ("scene", "step")):
             build(sizes, "float32", 2).turn()
         sys.exit("jax" in sys.modules)
     """
