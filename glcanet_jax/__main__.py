@@ -19,7 +19,7 @@ class Labelled(Source):
     """The scenes with their labels."""
 
     bands: str | None = (
-        None  # ISPRS: irrg, rgb, irrgb, each also with +dsm; None: those that the weights were trained on
+        None  # ISPRS: irrg, rgb, irrgb, each also with +dsm; a folder: numbers, as 4,1,2; None: those trained on
     )
 
 
@@ -49,8 +49,19 @@ class Export:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Chosen(Source):
+    """The scenes, and which of their bands."""
+
+    bands: str | None = None  # of a folder's images, by number from 1, as 4,1,2; None: all but alpha
+
+
+@dataclass(frozen=True, kw_only=True)
 class Check:
-    data: Source
+    data: Chosen
+    normalisation: Path | None = (
+        None  # a file to write, for `train --normalisation.file`, where images are not of 8 bits
+    )
+    patch_size: int = 500  # pixels; scenes smaller than a patch are told
 
 
 def train(argv: Sequence[str], page: tuple[str, str]) -> None:
@@ -70,7 +81,7 @@ def evaluate(argv: Sequence[str], page: tuple[str, str]) -> None:
     runs.enable_compilation_cache()
     path, bands = runs.find_weights(args.weights), args.data.bands
     if bands is None and "bands" in OPTIONS.get(args.data.dataset, ()):
-        bands = runs.trained_bands(path)
+        bands = runs.trained_bands(path, args.data.dataset)
     dataset = open_dataset(args.data.dataset, args.data.dir, **({} if bands is None else {"bands": bands}))
     result = runs.evaluate_split(path, dataset, args.split, args.out, args.batch, tta=args.tta)
     for name, scores in result["protocols"].items():
@@ -109,7 +120,7 @@ def check(argv: Sequence[str], page: tuple[str, str]) -> int:
     args = cli.parse(Check, argv, *page)
     from glcanet_jax.data import check as checks
 
-    return checks.main(args.data.dataset, args.data.dir)
+    return checks.main(args.data.dataset, args.data.dir, args.data.bands, args.normalisation, args.patch_size)
 
 
 class Command(NamedTuple):

@@ -16,7 +16,8 @@ from glcanet_jax import config as configs
 from glcanet_jax import metrics, models, report, weights
 from glcanet_jax.config import Config
 from glcanet_jax.data import open_dataset
-from glcanet_jax.data.scenes import class_counts
+from glcanet_jax.data.folder import parse_choice
+from glcanet_jax.data.scenes import class_counts, filled, mean_values
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference.evaluation import countable, evaluate
 from glcanet_jax.inference.predictor import Predictor
@@ -68,6 +69,8 @@ def resolve(config: Config, dataset: Any) -> Config:
     Raises:
         UserError: what it says does not fit the data, or the backbone.
     """
+    if config.normalisation.file is not None:
+        config = dataclasses.replace(config, normalisation=_from_file(Path(config.normalisation.file)))
     _check_numbers(config, dataset)
     normalisation, model, data, views = config.normalisation, config.model, config.data, config.views
     train, loss = config.train, config.loss
@@ -103,6 +106,23 @@ def resolve(config: Config, dataset: Any) -> Config:
     return dataclasses.replace(
         config, normalisation=normalisation, model=model, data=data, views=views, train=train, loss=loss
     )
+
+
+def _from_file(path: Path) -> configs.NormalisationConfig:
+    """The numbers that ``check --normalisation FILE`` wrote."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return configs.NormalisationConfig(tuple(values["mean"]), tuple(values["std"]), float(values["scale"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"--normalisation.file {path} does not hold a scale, a mean and a std ({error}); write it with `check --normalisation FILE`"
+        ) from error
+
+
+def filled_as_trained(config: Config, dataset: Any) -> Any:
+    """The dataset whose pixels without data hold the mean that the configuration normalises by."""
+    bands = _bands_of(dataset, config.data.train_split)
+    return dataset if bands is None else dataset.filled(mean_values(dataclasses.asdict(config.normalisation), bands))
 
 
 def _check_numbers(config: Config, dataset: Any) -> None:
@@ -243,9 +263,15 @@ def _beside(path: Path) -> list[str]:
     return [*there, *(["demo"] if path.parent == Path(".") else [])]
 
 
-def trained_bands(path: Path) -> str | None:
-    """The choice of bands that weights were trained on; None where the data had none."""
-    return weights.load_weights(path).config["data"].get("bands")
+def trained_bands(path: Path, dataset: str) -> str | None:
+    """The choice of bands that weights were trained on; None where there was none, or another dataset's are no choice here."""
+    data = weights.load_weights(path).config["data"]
+    return data.get("bands") if (data.get("dataset") == "folder") == (dataset == "folder") else None
+
+
+def chosen_bands(config: Config) -> tuple[int, ...] | None:
+    """The bands that a folder's images were trained on, if they were named by number."""
+    return parse_choice(config.data.bands) if config.data.dataset == "folder" else None
 
 
 def load_predictor(
@@ -325,6 +351,7 @@ def evaluate_split(
     scenes = dataset.scenes(split)  # a bad split is told before the network is built
     predictor, config, classes = load_predictor(weights_path, batch, tta=tta)
     check_fit(dataset, scenes, predictor, classes["names"], split)
+    scenes = tuple(filled(scene, mean_values(predictor.normalisation, scene.bands)) for scene in scenes)
     asked = {"split": split, "weights": str(weights_path), "evaluated": dataset.name, "tta": tta}
     result, pictures = score_scenes(predictor, scenes, dataset, config, asked, pictures=True)
     write_scores(out, result, pictures, dataset)

@@ -17,7 +17,7 @@ from glcanet_jax.config import Config
 from glcanet_jax.data import Dataset
 from glcanet_jax.data.arrays import ArraySource
 from glcanet_jax.data.raster import RasterSource
-from glcanet_jax.data.scenes import IGNORE, ClassTable
+from glcanet_jax.data.scenes import IGNORE, ClassTable, mean_values
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference import walk
 from glcanet_jax.inference.forward import PROBABILITY_STEPS
@@ -284,7 +284,7 @@ class Segmenter:
             source = mapping.open_scene(scene, self._model, options)
             stack.callback(source.close)
             return source
-        bands, fill = mapping.parse_bands(options.bands), mapping.fill_of(predictor)
+        bands, fill = mapping.parse_bands(options.bands), mean_values(predictor.normalisation, predictor.bands)
         array = ArraySource(scene, predictor.bands, bands=bands, valid=valid, fill=fill)
         mapping.check_scale("the array", array.dtype, predictor, options)
         return array

@@ -1,4 +1,4 @@
-"""Datasets by name. Plain files are read with Pillow; rasterio is needed for TIFFs alone, tfds for prepared builds alone."""
+"""Datasets by name. Images and masks are read with rasterio; tfds is needed for prepared builds alone."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,12 @@ DATASETS = {
     "folder": open_folder,
     "sample": open_sample,
 }
-OPTIONS = {"mbrsc": ("train", "val"), "vaihingen": ("bands",), "potsdam": ("bands", "drop_faulty")}
+OPTIONS = {
+    "mbrsc": ("train", "val"),
+    "vaihingen": ("bands",),
+    "potsdam": ("bands", "drop_faulty"),
+    "folder": ("bands",),
+}
 
 
 def names() -> tuple[str, ...]:
@@ -35,7 +40,8 @@ def check_options(name: str, options: dict[str, Any]) -> None:
     if refused:
         takers = {option: [other for other, taken in OPTIONS.items() if option in taken] for option in refused}
         listed = "; ".join(
-            f"{o} is for {' and '.join(t)} alone" if t else f"nothing takes {o}" for o, t in takers.items()
+            f"{o} is for {', '.join(t[:-1])}{' and ' * (len(t) > 1)}{t[-1]} alone" if t else f"nothing takes {o}"
+            for o, t in takers.items()
         )
         raise UserError(f"{name} takes no {', '.join(refused)}: {listed}")
 
@@ -43,7 +49,8 @@ def check_options(name: str, options: dict[str, Any]) -> None:
 def open_dataset(name: str, data_dir: str | Path | None = None, **options: Any) -> Dataset:
     """A dataset by name, with those of :data:`OPTIONS` that it takes.
 
-    ``train=`` and ``val=`` scene names change MBRSC's splits; ``bands=`` and ``drop_faulty=`` are ISPRS's.
+    ``train=`` and ``val=`` scene names change MBRSC's splits; ``drop_faulty=`` is Potsdam's; ``bands=`` chooses
+    ISPRS's bands by name, and by number those of a folder's images.
 
     Raises:
         UserError: no such dataset, or an option that it does not take.

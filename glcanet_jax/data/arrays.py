@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from glcanet_jax.data.bands import TYPES
 from glcanet_jax.data.georeference import Georeference
+from glcanet_jax.data.raster import fitting
 from glcanet_jax.data.scenes import window
 from glcanet_jax.errors import UserError
 
@@ -32,7 +34,8 @@ class ArraySource:
     ):
         """
         Args:
-            image: an array, a masked array, or an ``xarray.DataArray`` with one dimension beside its rows and columns; uint8 or uint16.
+            image: an array, a masked array, or an ``xarray.DataArray`` with one dimension beside its rows and columns; of a type
+                that files are read of (:data:`glcanet_jax.data.bands.TYPES`).
             wanted: how many bands there must be.
             bands: which ones, from 1; None: all.
             valid: bool ``[h, w]``, False where there is no data; None: where the image is not masked, or not its nodata value.
@@ -51,16 +54,18 @@ class ArraySource:
         if bands is not None and image.ndim == 3:
             image = image[..., [band - 1 for band in _checked(bands, image.shape[2])]]
         _check(image, wanted)
-        self.image = image.astype(image.dtype.newbyteorder("="), copy=False)
+        self.image = image.astype(TYPES[image.dtype.name], copy=False)
         self.height, self.width, self.bands = image.shape
         self.dtype = self.image.dtype.type
         self.georeference = georeference or Georeference()
+        if self.image.dtype.kind == "f":
+            finite = np.isfinite(self.image).all(axis=-1)
+            valid = finite if valid is None else finite & np.asarray(valid, bool)
         self._valid = None if valid is None else np.asarray(valid, bool)
         if self._valid is not None and self._valid.shape != image.shape[:2]:
             raise UserError(f"valid is {list(self._valid.shape)}; it must be {list(image.shape[:2])}, as the image")
         self.all_valid = self._valid is None or bool(self._valid.all())
-        top = np.iinfo(self.dtype).max
-        self._fill = None if fill is None else np.clip(np.rint(fill), 0, top).astype(self.dtype)
+        self._fill = None if fill is None else fitting(fill, self.dtype)
 
     def read_image(
         self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
@@ -96,9 +101,9 @@ def _check(image: np.ndarray, wanted: int) -> None:
         elif image.ndim == 3 and wanted < image.shape[2] <= 32:
             mend = f"; choose bands, as bands={tuple(range(1, wanted + 1))}"
         raise UserError(f"the array is {list(image.shape)}; it must be [height, width, {wanted}]{mend}")
-    if image.dtype.kind != "u" or image.dtype.itemsize > 2:
+    if image.dtype.name not in TYPES:
         raise UserError(
-            f"the array is of {image.dtype}; it must be of uint8 or uint16, the values as a file holds them"
+            f"the array is of {image.dtype}; it must be of {', '.join(TYPES)}, the values as a file holds them"
         )
 
 

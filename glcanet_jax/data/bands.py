@@ -1,13 +1,21 @@
 """Which bands of a raster are read, how their values become a scene's, and what says that a pixel is not valid."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from glcanet_jax.errors import UserError
+
+# what a file may hold, and what a scene then holds
+TYPES = {"uint8": np.uint8, "uint16": np.uint16, "int16": np.int16, "float32": np.float32, "float64": np.float32}
+
+# class maps and masks come as any of these, too
+NUMBERS = TYPES | {"int8": np.int16, "int32": np.int32, "uint32": np.int64, "int64": np.int64, "uint64": np.int64}
+
+PICTURES = ("PNG", "WEBP", "GIF", "AVIF", "HEIF")  # formats in which alpha is what it says
 
 
 class Bands(NamedTuple):
@@ -31,19 +39,29 @@ class Bands(NamedTuple):
 
 
 class Masks(NamedTuple):
-    """What says that a pixel is not valid: an alpha band, a mask, nodata, transparent colours; several may."""
+    """What says that a pixel is not valid: an alpha band, a mask, nodata, transparent colours, no number; several may."""
 
     alpha: int | None = None  # the band
     dataset: bool = False  # a mask of the whole file
     nodata: tuple[int, ...] = ()  # bands; a pixel is valid when any of them is
     transparent: bool = False  # colours of the palette
+    finite: bool = False  # only finite values in every band are data
 
 
 NO_MASKS = Masks()
 
 
-def choose_bands(file: Any, path: str | Path, bands: Sequence[int] | None, wanted: int) -> Bands:
-    """Those that are asked for, or red, green and blue, or the first ones.
+def choose_bands(
+    file: Any,
+    path: str | Path,
+    bands: Sequence[int] | None,
+    wanted: int | None,
+    types: Mapping[str, type] = TYPES,
+    heed_alpha: bool = True,
+) -> Bands:
+    """Those that are asked for; else all but alpha, of which red, green and blue or the first ones where fewer are wanted.
+
+    The only band of a palette becomes red, green and blue, unless one band is wanted.
 
     Raises:
         UserError: the file has not got them, or values that no scene has.
@@ -51,26 +69,41 @@ def choose_bands(file: Any, path: str | Path, bands: Sequence[int] | None, wante
     from rasterio.enums import ColorInterp
 
     kinds = list(file.colorinterp)
+    if ColorInterp.cyan in kinds:
+        raise UserError(f"{path} holds cyan, magenta, yellow and black; convert it to red, green and blue")
     images = [i + 1 for i, kind in enumerate(kinds) if kind != ColorInterp.alpha]
     alpha = next((i + 1 for i, kind in enumerate(kinds) if kind == ColorInterp.alpha), None)
-    if bands is not None and alpha in bands:
+    if not heed_alpha or (bands is not None and alpha in bands):
         alpha = None  # who names it wants its values: 4-band files often call the 4th alpha
-    if bands is None and len(images) == 1 and wanted == 3 and kinds[images[0] - 1] == ColorInterp.palette:
+    if bands is None and len(images) == 1 and wanted in (3, None) and kinds[images[0] - 1] == ColorInterp.palette:
         stored = np.dtype(file.dtypes[images[0] - 1])
-        return Bands(images, stored, np.uint8, [0, 1, 2], alpha, _palette(file.colormap(images[0])))
+        return Bands(images, stored, np.uint8, [0, 1, 2], alpha, palette_of(file, images[0]))
     note = ""
-    if bands is not None:
+    if bands is not None and wanted is None:
+        wanted = len(bands)
+    if bands is None and wanted is None:
+        indexes = images
+        if not images:
+            raise UserError(f"{_has(file, path)}, alpha alone; give an image")
+    elif bands is not None:
         indexes = _named(file, path, bands, wanted)
     else:
         indexes, note = _default(file, path, images, wanted)
     looking = [indexes.index(band) for band in _colours(kinds) if band in indexes]
     if len(looking) < 3:
-        looking = [0, 1, 2] if wanted >= 3 else [0, 0, 0]
-    dtype = _common_type(file, path, indexes)
+        looking = [0, 1, 2] if len(indexes) >= 3 else [0, 0, 0]
+    dtype = _common_type(file, path, indexes, types)
+    if alpha is not None and file.driver not in PICTURES:
+        note = (
+            f"{note}; " * bool(note)
+            + f"band {alpha} is marked as alpha and says where there is data; name it to read it"
+        )
     return Bands(indexes, np.dtype(dtype), dtype, looking, alpha, note=note)
 
 
-def _palette(table: dict[int, tuple[int, ...]]) -> np.ndarray:
+def palette_of(file: Any, band: int) -> np.ndarray:
+    """Colours ``[n, 4]`` of the ids of a band that has a palette."""
+    table = file.colormap(band)
     palette = np.zeros((max(table) + 1, 4), np.uint8)
     palette[list(table)] = list(table.values())
     return palette
@@ -114,17 +147,17 @@ def _colours(kinds: Sequence[Any]) -> list[int]:
     return [kinds.index(c) + 1 for c in (ColorInterp.red, ColorInterp.green, ColorInterp.blue) if c in kinds]
 
 
-def _common_type(file: Any, path: str | Path, indexes: list[int]) -> type:
+def _common_type(file: Any, path: str | Path, indexes: list[int], types: Mapping[str, type]) -> type:
     dtypes = {file.dtypes[band - 1] for band in indexes}
     if len(dtypes) > 1:
         raise UserError(f"{path} has bands of {' and '.join(sorted(dtypes))}; choose bands of one type by --bands")
     (dtype,) = dtypes
-    if dtype not in ("uint8", "uint16"):
+    if dtype not in types:
         raise UserError(
-            f"{path} holds {dtype}, uint8 or uint16 is wanted; convert it with "
-            f"`gdal_translate -ot UInt16 -scale <lowest> <highest> 0 65535 {Path(path).name} converted.tif`"
+            f"{path} holds {dtype}, {', '.join(TYPES)} are read; convert it with "
+            f"`gdal_translate -ot Float32 {Path(path).name} converted.tif`"
         )
-    return {"uint8": np.uint8, "uint16": np.uint16}[dtype]
+    return types[dtype]
 
 
 def find_masks(file: Any, bands: Bands) -> Masks:
@@ -132,12 +165,13 @@ def find_masks(file: Any, bands: Bands) -> Masks:
     from rasterio.enums import MaskFlags
 
     flags = {band: file.mask_flag_enums[band - 1] for band in bands.indexes}
-    top = np.iinfo(bands.stored).max
+    floating = np.issubdtype(bands.stored, np.floating)
+    low, high = (-math.inf, math.inf) if floating else (np.iinfo(bands.stored).min, np.iinfo(bands.stored).max)
     nodata = {band: file.nodatavals[band - 1] for band in flags}
     # GDAL calls a pixel valid when any of its bands is
-    within = [value is not None and math.isfinite(value) and 0 <= value <= top for value in nodata.values()]
+    within = [value is not None and low <= value <= high for value in nodata.values()]
     all_nodata = all(within) and all(MaskFlags.nodata in f for f in flags.values())
     first = flags[bands.indexes[0]]
     masked = MaskFlags.per_dataset in first and MaskFlags.alpha not in first
     transparent = bands.palette is not None and bool((bands.palette[:, 3] == 0).any())
-    return Masks(bands.alpha, masked, tuple(sorted(flags)) if all_nodata else (), transparent)
+    return Masks(bands.alpha, masked, tuple(sorted(flags)) if all_nodata else (), transparent, floating)

@@ -17,23 +17,13 @@ import tensorflow_datasets as tfds
 
 from glcanet_jax.data import OPTIONS, check_options
 from glcanet_jax.data.deepglobe import open_deepglobe
+from glcanet_jax.data.files import CACHE, FileScene, open_image
 from glcanet_jax.data.folder import open_folder
 from glcanet_jax.data.isprs import SURVEYS, TileScene, open_potsdam, open_vaihingen
 from glcanet_jax.data.mbrsc import CALLED, FOLD, as_test, assign, open_mbrsc
 from glcanet_jax.data.moments import ExtraBand, Moments
-from glcanet_jax.data.scenes import (
-    CACHE,
-    IGNORE,
-    ClassTable,
-    Dataset,
-    FileScene,
-    GridScene,
-    Protocol,
-    WindowScene,
-    has_truth,
-    open_image,
-    window,
-)
+from glcanet_jax.data.raster import fitting, in_memory
+from glcanet_jax.data.scenes import IGNORE, ClassTable, Dataset, GridScene, Protocol, WindowScene, has_truth, window
 from glcanet_jax.errors import UserError
 
 PART = 2448  # pixels a side, at most, of the parts that scenes without parts of their own are cut into
@@ -47,6 +37,7 @@ class PartsConfig(tfds.core.BuilderConfig):
     bands: int = 3
     dtype: str = "uint8"
     truths: tuple[str, ...] = ()  # besides the labels
+    valid: bool = False  # where there is data is stored, too
     options: tuple[tuple[str, Any], ...] = ()  # that the dataset is opened with
 
     @property
@@ -86,6 +77,8 @@ class PartsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             "left": tfds.features.Scalar(np.int64),
         }
         features |= {truth: tfds.features.Image(shape=(None, None, 1)) for truth in config.truths}
+        if config.valid:
+            features["valid"] = tfds.features.Image(shape=(None, None, 1))  # 255 where there is data
         return tfds.core.DatasetInfo(
             builder=self,
             features=tfds.features.FeaturesDict(features),
@@ -119,6 +112,8 @@ class PartsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         placed = ((scene, *place) for scene in scenes for place in _parts(scene))
         for key, (scene, part, top, left) in enumerate(placed):
             labels = {truth: _truth(part, truth) for truth in ("labels", *config.truths)}
+            if config.valid:
+                labels["valid"] = Image.fromarray(part.read_valid().astype(np.uint8) * 255)
             image = _stored_file(part, config.bands) if config.picture else part.read_image()
             if image is None:
                 image = part.read_image()
@@ -197,11 +192,12 @@ def _truth(part: Any, truth: str) -> Any:
 
 
 def _stored_file(part: Any, bands: int) -> Path | None:
-    """The part's file, if its bytes can be stored as they are: a JPEG or PNG that decodes to what we would read."""
-    if not isinstance(part, FileScene) or part.image.suffix.lower() not in (".jpg", ".jpeg", ".png"):
+    """The part's file, if its bytes can be stored as they are: a plain JPEG or PNG, all of whose bands are read."""
+    if not isinstance(part, FileScene) or part.choice is not None:
         return None
-    with open_image(part.image) as image:
-        return part.image if {"L": 1, "RGB": 3, "RGBA": 4}.get(image.mode) == bands else None
+    source = open_image(part.image)
+    plain = source.driver in ("JPEG", "PNG") and source.all_valid and source.plain and source.bands == bands
+    return part.image if plain else None
 
 
 def _describe(scene: Any) -> dict[str, Any]:
@@ -253,14 +249,34 @@ class RecordScene:
     bands: int
     labelled: bool
     truths: tuple[str, ...] = ()  # besides the labels
+    fill: tuple[float, ...] | None = None  # a value per band where there is no data
 
     def _record(self, what: str) -> np.ndarray:
-        return CACHE.get((self.key, self.index, what), lambda: np.asarray(self.sources[what][self.index][what]))
+        def decoded() -> np.ndarray:
+            value = self.sources[what][self.index][what]
+            return in_memory(value) if isinstance(value, bytes) else np.asarray(value)
+
+        return CACHE.get((self.key, self.index, what), decoded)
+
+    @property
+    def all_valid(self) -> bool:
+        return "valid" not in self.sources
 
     def read_image(
         self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
     ) -> np.ndarray:
-        return self._record("image")[window(self, top, left, height, width)]
+        image = self._record("image")[window(self, top, left, height, width)]
+        if self.fill is None or self.all_valid:
+            return image
+        return np.where(self.read_valid(top, left, height, width)[..., None], image, fitting(self.fill, image.dtype))
+
+    def read_valid(
+        self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
+    ) -> np.ndarray:
+        at = window(self, top, left, height, width)
+        if self.all_valid:
+            return np.ones([side.stop - side.start for side in at], bool)
+        return self._record("valid")[..., 0][at] > 0
 
     def read_labels(
         self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
@@ -274,7 +290,7 @@ class RecordScene:
 
 
 def _config_for(name: str, dataset: Dataset, options: dict[str, Any]) -> PartsConfig | None:
-    if dataset.bands is not None:
+    if dataset.bands is not None and name != "folder":
         scenes = [scene for members in dataset.splits.values() for scene in members]
         truths = tuple(sorted({truth for scene in scenes for truth in scene.truths}))
         dtype = "uint8" if dataset.extra is None else "float32"
@@ -288,11 +304,23 @@ def _config_for(name: str, dataset: Dataset, options: dict[str, Any]) -> PartsCo
     if name != "folder":
         return None
     scene = next(scene for members in dataset.splits.values() for scene in members)
-    bands, dtype = scene.bands, scene.read_image(0, 0, 1, 1).dtype.name
+    bands, dtype = scene.bands, scene.dtype
+    valid = not all(scene.all_valid for members in dataset.splits.values() for scene in members)
     other = {s.name: s.bands for members in dataset.splits.values() for s in members if s.bands != bands}
     if other:
         raise UserError(f"scenes of {dataset.root} differ in bands ({bands} and {other}); a build holds one kind")
-    return PartsConfig(name=f"{bands}x{dtype}", bands=bands, dtype=dtype)
+    return PartsConfig(
+        name=f"{bands}x{dtype}{_chosen(options)}",
+        bands=bands,
+        dtype=dtype,
+        valid=valid,
+        options=tuple(options.items()),
+    )
+
+
+def _chosen(options: dict[str, Any]) -> str:
+    """Of a folder's build whose bands were chosen by number."""
+    return "_bands_" + options["bands"].replace(",", "_") if options.get("bands") else ""
 
 
 def _config_name(bands: str, options: dict[str, Any]) -> str:
@@ -303,6 +331,8 @@ def _config_name(bands: str, options: dict[str, Any]) -> str:
 def _made(cls: type[PartsBuilder], root: Path, options: dict[str, Any]) -> list[Path]:
     """The builds under ``root`` that these options ask for; where bands are left open, those of any."""
     made = sorted((root / cls.name).glob(f"**/{cls.VERSION}/dataset_info.json"))
+    if cls.name == Folder.name:
+        return [path for path in made if path.parents[1].name.partition("_")[2] == _chosen(options)[1:]]
     if "bands" not in OPTIONS.get(cls.name, ()):
         return made
     wanted = [options["bands"]] if options.get("bands") else SURVEYS[cls.name].choices
@@ -395,12 +425,16 @@ def _extra_band(stored: dict[str, Any] | None) -> ExtraBand | None:
 
 
 def _sources(builder: tfds.core.DatasetBuilder, split: str) -> dict[str, Any]:
-    """A data source for the images of a split and one for each of its truths, so that no read decodes the others."""
+    """A data source for the images of a split and one for each of its truths, so that no read decodes the others.
+
+    Pictures come as the bytes that they are: the reader of plain files decodes them, to the same values.
+    """
     skip = tfds.decode.SkipDecoding()
     pictures = [name for name in builder.info.features if name not in ("scene", "top", "left")]
+    ours = ["image"] * isinstance(builder.info.features["image"], tfds.features.Image)
     return {
         what: builder.as_data_source(
-            split=_stored_name(split), decoders={other: skip for other in pictures if other != what}
+            split=_stored_name(split), decoders={other: skip for other in pictures if other != what or what in ours}
         )
         for what in pictures
     }

@@ -1,5 +1,6 @@
 """Reads a whole dataset and lists everything that is wrong with it, at once."""
 
+import contextlib
 import filecmp
 import functools
 import itertools
@@ -11,67 +12,94 @@ from typing import Any
 import numpy as np
 
 from glcanet_jax.data import deepglobe, folder, isprs, open_dataset
+from glcanet_jax.data.files import problems_of_pair
+from glcanet_jax.data.findings import Images, Labels, kind_of, write_normalisation
+from glcanet_jax.data.gdal import steps
+from glcanet_jax.data.masks import MaskSource
 from glcanet_jax.data.mbrsc import SAMPLE, as_test, assign, class_table, entries_of, lacking, read_json, splits_of
-from glcanet_jax.data.scenes import (
-    ClassTable,
-    DatasetMissing,
-    decode,
-    describe_colours,
-    image_shape,
-    read_window,
-)
+from glcanet_jax.data.raster import RasterSource
+from glcanet_jax.data.scenes import IGNORE, ClassTable, DatasetMissing, describe_colours
 from glcanet_jax.errors import UserError
 
 ROWS = 512  # of a TIFF at a time
 
 
-def check_mask(
-    path: Path, shape: tuple[int, int] | None, table: ClassTable, ids_expected: bool = False
-) -> Iterator[str]:
-    """Problems of a mask file: unreadable, of another size than its image, colours or ids that are no class."""
-    unknown: dict[tuple[int, int, int], tuple[int, tuple[int, int]]] = {}
-    wrong: dict[int | float, tuple[int, tuple[int, int]]] = {}  # ids: how many pixels, and the first (row, column)
-    height = 0
-    try:
-        for raw in _row_bands(path):
-            if raw.shape[-1] >= 3 and raw.dtype != np.uint8:
-                yield f"{path}: a mask of colours is {raw.dtype}; it must be uint8"
-                return
-            if raw.shape[-1] >= 3:
-                _merge(unknown, table.unknown_colours(raw[..., :3]), height)
-            else:
-                _merge(wrong, _unknown_ids(raw[..., 0], table), height)
-            height += raw.shape[0]
-    except UserError as error:
-        yield str(error)
-        return
-    if shape is not None and (height, raw.shape[1]) != shape:
-        yield f"{path}: {height} x {raw.shape[1]} pixels, its image {shape[0]} x {shape[1]}; they must agree"
-    if raw.shape[-1] >= 3:
-        if ids_expected:
+class Survey:
+    """One going through a dataset: what is wrong with a file is told, and what it holds is kept."""
+
+    def __init__(self, choice: tuple[int, ...] | None = None):
+        """``choice``: bands of every image, from 1."""
+        self.choice, self.images, self.labels = choice, Images(), None
+
+    def image(self, path: Path, kinds: dict[str, list[str]]) -> tuple[tuple[int, int] | None, list[str]]:
+        """Height and width of an image that can be decoded whole, and what is wrong with it; ``kinds`` gets its kind."""
+        try:
+            with contextlib.closing(RasterSource(path, self.choice)) as source:
+                kind = self.images.begin(source, path.name)
+                for rows in steps(source.height, ROWS):
+                    self.images.add(kind, *source.read(rows.start, 0, rows.stop - rows.start))
+                kinds.setdefault(kind_of(source), []).append(path.name)
+                return (source.height, source.width), []
+        except UserError as error:
+            return None, [str(error)]
+
+    def mask(
+        self,
+        path: Path,
+        shape: tuple[int, int] | None,
+        table: ClassTable,
+        ids_expected: bool = False,
+        image: Path | None = None,
+    ) -> Iterator[str]:
+        """Problems of a mask file: unreadable, of another size or place than its image, colours or ids that are no class."""
+        if self.labels is None:
+            self.labels = Labels(table)
+        unknown: dict[Any, tuple[int, tuple[int, int]]] = {}  # how many pixels, and the first (row, column)
+        try:
+            with contextlib.closing(MaskSource(path, table)) as source:
+                yield from self._pair(source, shape, image)
+                coloured = self._unknown(path, source, unknown)
+        except UserError as error:
+            yield str(error)
+            return
+        if coloured and ids_expected:
             fits = (
                 "its colours are those of the classes and are converted"
                 if not unknown
                 else "and its colours are no classes either"
             )
             yield f"{path}: an RGB mask where class ids are expected; {fits}"
-        if unknown:
-            yield f"{path}: {describe_colours(unknown)}"
-        return
-    if wrong:
-        listed = ", ".join(f"{value} on {wrong[value][0]} pixels" for value in sorted(wrong)[:3])
-        row, column = min(first for _, first in wrong.values())
-        yield f"{path}: ids that are no class: {listed}, first at row {row} column {column}; ids are 0 to {len(table.names) - 1}"
+        if unknown and coloured:
+            hint = "; its palette's indices are no ids either" if source.palette is not None else ""
+            yield f"{path}: {describe_colours(unknown)}{hint}"
+        elif unknown:
+            listed = ", ".join(f"{value:.6g} on {unknown[value][0]} pixels" for value in sorted(unknown)[:3])
+            row, column = min(first for _, first in unknown.values())
+            yield f"{path}: ids that are no class: {listed}, first at row {row} column {column}; {table.numbers_told}"
 
+    def _pair(self, mask: MaskSource, shape: tuple[int, int] | None, image: Path | None) -> Iterator[str]:
+        if image is not None and shape is not None:
+            with contextlib.closing(RasterSource(image, self.choice)) as source:
+                yield from problems_of_pair(source, mask)
+        elif shape is not None and (mask.height, mask.width) != shape:
+            yield f"{mask.path}: {mask.height} x {mask.width} pixels, its image {shape[0]} x {shape[1]}; they must agree"
 
-def _row_bands(path: Path) -> Iterator[np.ndarray]:
-    """A file from top to bottom, ``[h, w, c]``: TIFFs by bands of rows, others whole."""
-    if path.suffix.lower() not in (".tif", ".tiff"):
-        yield decode(path)
-        return
-    height, width, _ = image_shape(path)
-    for top in range(0, height, ROWS):
-        yield read_window(path, slice(top, min(top + ROWS, height)), slice(0, width))
+    def _unknown(self, path: Path, source: MaskSource, unknown: dict[Any, tuple[int, tuple[int, int]]]) -> bool:
+        """Goes through a mask; adds what is no class to ``unknown``; returns whether it holds colours."""
+        for rows in steps(source.height, ROWS):
+            raw = source.read_raw(rows.start, 0, rows.stop - rows.start)
+            if raw.ndim == 3:
+                found = source.classes.unknown_colours(raw)
+            else:
+                nothing = source.nothing(raw)
+                raw = raw if nothing is None else np.where(nothing, source.classes.numbers[0], raw)
+                found = _unknown_ids(raw, source.classes)
+            _merge(unknown, found, rows.start)
+            if not found:
+                ids = source.classes.encode(raw) if raw.ndim == 3 else source.classes.encode_ids(raw)
+                nothing = None if raw.ndim == 3 else nothing
+                self.labels.add(path.name, ids if nothing is None else np.where(nothing, np.uint8(IGNORE), ids))
+        return raw.ndim == 3
 
 
 def _unknown_ids(ids: np.ndarray, table: ClassTable) -> dict[int | float, tuple[int, tuple[int, int]]]:
@@ -92,19 +120,6 @@ def _merge(seen: dict[Any, Any], found: dict[Any, Any], top: int) -> None:
         seen[key] = before + count, first
 
 
-def check_image(path: Path, kinds: dict[str, list[str]]) -> tuple[tuple[int, int] | None, list[str]]:
-    """Height and width of an image that can be decoded whole, and what is wrong with it; ``kinds`` gets its kind."""
-    height = 0
-    try:
-        for array in _row_bands(path):
-            height += array.shape[0]
-    except UserError as error:
-        return None, [str(error)]
-    width = array.shape[1]
-    kinds.setdefault(f"{array.shape[2]} bands of {array.dtype}", []).append(path.name)
-    return (height, width), []
-
-
 def check_kinds(where: str, kinds: dict[str, list[str]]) -> Iterator[str]:
     """Images that belong together must have the same bands and type."""
     if len(kinds) > 1:
@@ -114,7 +129,7 @@ def check_kinds(where: str, kinds: dict[str, list[str]]) -> Iterator[str]:
         yield f"{where} mixes kinds of images: {listed}; convert them to one"
 
 
-def _deepglobe(root: Path) -> Iterator[str]:
+def _deepglobe(root: Path, seen: Survey) -> Iterator[str]:
     found = deepglobe.find(root)
     if not found:
         open_dataset("deepglobe", root)  # raises, with the layout
@@ -131,10 +146,10 @@ def _deepglobe(root: Path) -> Iterator[str]:
     for identifier, (image, mask) in found.items():
         if mask is None and identifier in known:
             yield f"{image}: its mask {identifier}_mask.png is missing"
-        shape, problems = check_image(image, {})
+        shape, problems = seen.image(image, {})
         yield from problems
         if mask is not None:
-            yield from check_mask(mask, shape, deepglobe.CLASSES, ids_expected=image.parent.name == "Sat")
+            yield from seen.mask(mask, shape, deepglobe.CLASSES, image.parent.name == "Sat", image)
     for place in {image.parent for image, _ in found.values()}:
         masks = place.parent / "Label" if place.name == "Sat" else place
         for mask in sorted(masks.glob("*_mask.png")):
@@ -159,7 +174,7 @@ def _layout(name: str, entry: dict[str, Any]) -> Iterator[str]:
         yield f"eval_crop_xyxy of scene {name} is {crop}; it must be left, top, right, bottom inside the scene"
 
 
-def _parts(root: Path) -> Iterator[str]:
+def _parts(root: Path, seen: Survey) -> Iterator[str]:
     path = root / "scenes.json"
     if not path.is_file():
         open_dataset("mbrsc", root)  # raises, with the layout
@@ -175,12 +190,12 @@ def _parts(root: Path) -> Iterator[str]:
             named |= set(files.values())
             shape = None
             if "image" in files:
-                shape, problems = check_image(files["image"], kinds)
+                shape, problems = seen.image(files["image"], kinds)
                 yield from problems
             if shape is not None and shape != (part.get("h"), part.get("w")):
                 yield f"{files['image']}: {shape[0]} x {shape[1]} pixels, {path.name} says {part.get('h')} x {part.get('w')}"
             if "mask" in files:
-                yield from check_mask(files["mask"], shape, table)
+                yield from seen.mask(files["mask"], shape, table, image=files.get("image"))
         yield from check_kinds(f"{path}: scene {name}", kinds)
     try:
         assign(as_test(splits_of(entries)), (), (), path)
@@ -191,13 +206,13 @@ def _parts(root: Path) -> Iterator[str]:
             yield f"{file}: no scene of {path.name} names it"
 
 
-def _folder(root: Path) -> Iterator[str]:
+def _folder(root: Path, seen: Survey) -> Iterator[str]:
     if not (root / "classes.json").is_file():
         open_dataset("folder", root)  # raises, with the layout
-    table = class_table(read_json(root / "classes.json"), root / "classes.json")
     places = [root] if (root / "images").is_dir() else [p for p in sorted(root.iterdir()) if (p / "images").is_dir()]
     if not places:
         open_dataset("folder", root)
+    table = folder.classes_of(root, [mask for p in places for mask in folder.listing(p / "masks").values()])
     found: dict[str, Path] = {}
     kinds: dict[str, list[str]] = {}
     for place in places:
@@ -210,10 +225,10 @@ def _folder(root: Path) -> Iterator[str]:
             if stem in found and filecmp.cmp(image, found[stem], shallow=False):
                 yield f"{image}: the same image is in {found[stem].parent.parent.name} too; a scene belongs to one split"
             found[stem] = image
-            shape, problems = check_image(image, kinds)
+            shape, problems = seen.image(image, kinds)
             yield from problems
             if stem in masks:
-                yield from check_mask(masks[stem], shape, table)
+                yield from seen.mask(masks[stem], shape, table, image=image)
             else:
                 yield f"{image}: its mask is missing"
         for stem in sorted(set(masks) - set(images)):
@@ -238,7 +253,7 @@ def _folder(root: Path) -> Iterator[str]:
 _KINDS = {"labels": "labels", "eroded": "eroded labels", "dsm": "DSM"}
 
 
-def _isprs(root: Path, survey: isprs.Survey) -> Iterator[str]:
+def _isprs(root: Path, seen: Survey, survey: isprs.Survey) -> Iterator[str]:
     found = survey.find(root)
     images = survey.images(found)
     if not any(images.values()):
@@ -262,16 +277,16 @@ def _isprs(root: Path, survey: isprs.Survey) -> Iterator[str]:
     for kind, members in images.items():
         kinds: dict[str, list[str]] = {}
         for tile, path in members.items():
-            shape, problems = check_image(path, kinds)
+            shape, problems = seen.image(path, kinds)
             yield from problems
             if shape is not None and shapes.setdefault(tile, shape) != shape:
                 yield f"{path}: {shape[0]} x {shape[1]} pixels, another image of the tile {shapes[tile][0]} x {shapes[tile][1]}; they must agree"
         yield from check_kinds(f"{root}: {kind}", kinds)
     for path, tile in ((path, tile) for kind in ("labels", "eroded") for tile, path in found[kind].items()):
-        yield from check_mask(path, shapes.get(tile), isprs.CLASSES)
+        yield from seen.mask(path, shapes.get(tile), isprs.CLASSES)
     heights: dict[str, list[str]] = {}
     for tile, path in found["dsm"].items():
-        shape, problems = check_image(path, heights)
+        shape, problems = Survey().image(path, heights)
         yield from problems
         if shape is not None and tile in shapes:
             try:
@@ -294,31 +309,71 @@ CHECKS = {
 }
 
 
-def check_dataset(name: str, data_dir: str | Path | None) -> list[str]:
-    """Every problem of a dataset, a line each.
+def check_dataset(name: str, data_dir: str | Path | None, seen: Survey | None = None) -> list[str]:
+    """Every problem of a dataset, a line each; ``seen`` keeps what it holds.
 
     Raises:
         UserError: there is no such dataset, or nothing of it in the folder.
     """
+    seen = Survey() if seen is None else seen
     if name == "sample":
-        return list(_parts(SAMPLE))
+        return list(_parts(SAMPLE, seen))
     if name not in CHECKS:
         open_dataset(name)  # raises, with the names
-    return list(CHECKS[name](Path(data_dir or f"data/{name}")))
+    return list(CHECKS[name](Path(data_dir or f"data/{name}"), seen))
 
 
-def main(name: str, data_dir: str | Path | None) -> int:
-    """The ``check`` command: problems and a summary; 1 if there are any."""
-    problems = check_dataset(name, data_dir)
+def main(
+    name: str,
+    data_dir: str | Path | None,
+    bands: str | None = None,
+    normalisation: Path | None = None,
+    patch: int = 500,
+) -> int:
+    """The ``check`` command: problems, what the dataset holds, and a summary; 1 if there are any problems.
+
+    Args:
+        bands: of a folder's images, as ``4,1,2``; ISPRS's are all looked at.
+        normalisation: a file to write what values that are not of 8 bits should be normalised by.
+        patch: pixels a side; smaller scenes are told.
+    """
+    seen = Survey(folder.parse_choice(bands) if name == "folder" else None)
+    problems = check_dataset(name, data_dir, seen)
+    dataset = None
+    if not problems:
+        try:
+            dataset = open_dataset(name, data_dir, **({} if bands is None else {"bands": bands}))
+            for split in dataset.splits:
+                dataset.scenes(split)
+        except UserError as error:
+            problems = [str(error)]
+    for line in (*seen.images.lines(patch), *(seen.labels.lines() if seen.labels is not None else ())):
+        print(line)
+    _suggest(seen, name, normalisation)
     for problem in problems:
         print(problem)
     if problems:
         print(f"{len(problems)} problems in {name}")
         return 1
-    dataset = open_dataset(name, data_dir)
     counted = ", ".join(f"{split} {len(scenes)}" for split, scenes in dataset.splits.items())
     print(f"{name}: no problems; scenes: {counted}")
     return 0
 
 
-__all__ = ["DatasetMissing", "check_dataset", "main"]
+def _suggest(seen: Survey, name: str, path: Path | None) -> None:
+    kinds = list(seen.images.names)
+    values = seen.images.normalisation(folder.full_scale(kinds[0].rpartition(" ")[2])) if len(kinds) == 1 else None
+    if values is None:
+        if path is not None:
+            raise UserError(
+                f"{name} has no images of one kind other than 8 bits, so {path} is not written; leave it out"
+            )
+        return
+    shown = " ".join(f"--normalisation.{key} {' '.join(map(str, np.atleast_1d(v)))}" for key, v in values.items())
+    print(f"  they are not of 8 bits; train with: {shown}")
+    if path is not None:
+        write_normalisation(path, values)
+        print(f"  or with: --normalisation.file {path}")
+
+
+__all__ = ["DatasetMissing", "Survey", "check_dataset", "main"]

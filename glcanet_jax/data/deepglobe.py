@@ -4,7 +4,8 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from glcanet_jax.data.scenes import ClassTable, Dataset, DatasetMissing, FileScene, Protocol
+from glcanet_jax.data.files import FileScene
+from glcanet_jax.data.scenes import ClassTable, Dataset, DatasetMissing, Protocol
 
 TREE = """
 DIR/                               the archive of the challenge:

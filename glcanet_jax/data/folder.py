@@ -1,28 +1,51 @@
 """The user's own scenes: images, masks of colours or ids, and a ``classes.json``."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from glcanet_jax.data.files import FileScene
+from glcanet_jax.data.masks import meant_as_colours
 from glcanet_jax.data.mbrsc import class_table, protocols, read_json
-from glcanet_jax.data.scenes import Dataset, DatasetMissing, FileScene
+from glcanet_jax.data.scenes import ClassTable, Dataset, DatasetMissing
 from glcanet_jax.errors import UserError
 
 TREE = """
 DIR/
   classes.json             {"classes": [{"id": 0, "name": "roof", "rgb": "#ff0000"}, ...], "ignore": {"rgb": ["#000000"]}}
-  images/scene1.tif        GeoTIFF, JPEG or PNG; 8 or 16 bits; any number of bands
+  images/scene1.tif        GeoTIFF, VRT, JPEG 2000, JPEG, PNG ...; 8 or 16 bits or float32; any number of bands
   masks/scene1.png         the same stem; colours or class ids
   splits.json              optional: {"train": ["scene1", ...], "val": [...], "test": [...]}
 or train/images, train/masks, val/images, val/masks ... instead of splits.json
 """
 HOW = "put your own scenes there"
-SUFFIXES = (".tif", ".tiff", ".jpg", ".jpeg", ".png")
+SUFFIXES = (".tif", ".tiff", ".vrt", ".jp2", ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".img")
 
 
 def listing(folder: Path) -> dict[str, Path]:
-    """Images of a folder by stem."""
-    return {p.stem: p for p in sorted(folder.iterdir()) if p.suffix.lower() in SUFFIXES} if folder.is_dir() else {}
+    """Images of a folder by stem, hidden files left out."""
+    if not folder.is_dir():
+        return {}
+    files = (p for p in sorted(folder.iterdir()) if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    return {p.stem: p for p in files}
+
+
+def parse_choice(text: str | None) -> tuple[int, ...] | None:
+    """Bands as they are named on the command line, ``4,1,2``, counted from 1; None: all.
+
+    Raises:
+        UserError: anything else.
+    """
+    if text is None:
+        return None
+    try:
+        chosen = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        chosen = (0,)
+    if min(chosen) < 1:
+        raise UserError(f"bands are given as {text!r}; they must be numbers from 1, as 4,1,2")
+    return chosen
 
 
 def split_lists(path: Path) -> dict[str, list[str]]:
@@ -73,27 +96,42 @@ def pairs(root: Path) -> dict[str, dict[str, tuple[Path, Path | None]]]:
     return {split: {stem: everything[stem] for stem in stems} for split, stems in lists.items()}
 
 
-def open_folder(data_dir: str | Path | None) -> Dataset:
+def classes_of(root: Path, masks: list[Path]) -> ClassTable:
+    """The classes of a folder's ``classes.json``, and how its masks stand for them."""
+    table = class_table(read_json(root / "classes.json"), root / "classes.json")
+    return replace(table, values=table.greys) if meant_as_colours(masks, table) else table
+
+
+def open_folder(data_dir: str | Path | None, bands: str | None = None) -> Dataset:
     """A folder of the user's own; ``val``, if there is one, chooses checkpoints.
+
+    Args:
+        bands: the bands of every image, as ``4,1,2``; None: all but alpha.
 
     Raises:
         DatasetMissing: there is no ``classes.json`` or no image.
+        UserError: an image cannot be read, or they are of several types.
     """
-    root = Path(data_dir or "data/folder")
+    root, choice = Path(data_dir or "data/folder"), parse_choice(bands)
     if not (root / "classes.json").is_file():
         raise DatasetMissing("folder", root, TREE, HOW)
-    table = class_table(read_json(root / "classes.json"), root / "classes.json")
     found = pairs(root)
+    table = classes_of(root, [mask for scenes in found.values() for _, mask in scenes.values() if mask is not None])
     splits = {
-        split: tuple(FileScene(stem, *files, table) for stem, files in scenes.items())
+        split: tuple(FileScene(stem, *files, table, choice) for stem, files in scenes.items())
         for split, scenes in found.items()
     }
     scenes = [scene for members in splits.values() for scene in members]
     if not scenes:
         raise DatasetMissing("folder", root, TREE, HOW)
-    kinds = {scene.read_image(0, 0, 1, 1).dtype for scene in scenes}
+    kinds = {scene.dtype for scene in scenes}
     if len(kinds) > 1:
-        raise UserError(f"{root} mixes images of {', '.join(sorted(map(str, kinds)))}; convert them to one")
-    dtype = kinds.pop()
-    scale = float(np.iinfo(dtype).max) if np.issubdtype(dtype, np.integer) else 1.0
-    return Dataset("folder", table, splits, protocols(table), root, "val" if splits.get("val") else None, scale)
+        raise UserError(f"{root} mixes images of {', '.join(sorted(kinds))}; convert them to one")
+    validation = "val" if splits.get("val") else None
+    scale = full_scale(kinds.pop())
+    return Dataset("folder", table, splits, protocols(table), root, validation, scale, bands)
+
+
+def full_scale(dtype: str) -> float:
+    """What values of a type are divided by: their largest, where they are integers."""
+    return float(np.iinfo(dtype).max) if np.issubdtype(dtype, np.integer) else 1.0

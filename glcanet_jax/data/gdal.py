@@ -31,6 +31,7 @@ def environment(cache_bytes: int = CACHE_BYTES) -> Iterator[None]:
         "GDAL_ERROR_ON_LIBJPEG_WARNING": True,
         "GDAL_PAM_ENABLED": False,
         "GDAL_DISABLE_READDIR_ON_OPEN": True,  # side files are still found, by name
+        "GDAL_PNG_WHOLE_IMAGE_OPTIM": False,  # the faster way is silent about files that are cut short
     }
     with rasterio.Env(**options):
         with _cap_lock:

@@ -14,18 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
+from glcanet_jax.data.files import FileScene, open_image, read_image
 from glcanet_jax.data.moments import ExtraBand, Moments, total
-from glcanet_jax.data.scenes import (
-    ClassTable,
-    Dataset,
-    DatasetMissing,
-    FileScene,
-    Protocol,
-    image_nodata,
-    image_shape,
-    read_window,
-    window,
-)
+from glcanet_jax.data.raster import fitting
+from glcanet_jax.data.scenes import IGNORE, ClassTable, Dataset, DatasetMissing, Protocol, window
 from glcanet_jax.errors import UserError
 
 CLASSES = ClassTable(
@@ -41,7 +33,7 @@ LOWEST = -1000.0  # metres: what is lower is no height but a file's word for "no
 ROWS = 256  # at a time, where a whole tile is gone through
 DSM = "+dsm"
 
-Source = tuple[tuple[str, tuple[int, ...]], ...]  # kinds of files, and which of their bands, from 0
+Source = tuple[tuple[str, tuple[int, ...]], ...]  # kinds of files, and which of their bands, from 1
 Places = tuple[tuple[str, str], ...]  # folders (a glob) and the names of files in them, the tile in groups
 
 
@@ -111,7 +103,7 @@ DIR/
         "eroded": (("gts*", _AREA + "_noBoundary"), ("*ground_truth*", _AREA + "_noBoundary")),
         "dsm": (("dsm", r"dsm_09cm_matching_area(\d+)"),),
     },
-    {"irrg": ((("IRRG", (0, 1, 2)),),)},
+    {"irrg": ((("IRRG", (1, 2, 3)),),)},
 )
 POTSDAM = Survey(
     "potsdam",
@@ -140,9 +132,9 @@ DIR/
         ),
     },
     {
-        "rgb": ((("RGB", (0, 1, 2)),), (("RGBIR", (0, 1, 2)),)),
-        "irrg": ((("IRRG", (0, 1, 2)),), (("RGBIR", (3, 0, 1)),)),
-        "irrgb": ((("RGBIR", (3, 0, 1, 2)),), (("IRRG", (0, 1, 2)), ("RGB", (2,)))),
+        "rgb": ((("RGB", (1, 2, 3)),), (("RGBIR", (1, 2, 3)),)),
+        "irrg": ((("IRRG", (1, 2, 3)),), (("RGBIR", (4, 1, 2)),)),
+        "irrgb": ((("RGBIR", (4, 1, 2, 3)),), (("IRRG", (1, 2, 3)), ("RGB", (3,)))),
     },
 )
 SURVEYS = {survey.name: survey for survey in (VAIHINGEN, POTSDAM)}
@@ -159,7 +151,8 @@ class Heights:
     shape: tuple[int, int] = field(init=False)  # of the file
 
     def __post_init__(self):
-        object.__setattr__(self, "shape", image_shape(self.path)[:2])
+        source = open_image(self.path, (1,))
+        object.__setattr__(self, "shape", (source.height, source.width))
         if max(abs(a - b) for a, b in zip(self.shape, (self.height, self.width), strict=True)) > SLACK:
             raise UserError(
                 f"{self.path} has {self.shape[0]} x {self.shape[1]} pixels, its image {self.height} x {self.width}; "
@@ -171,12 +164,10 @@ class Heights:
         there = [
             slice(min(at.start, n - 1), min(at.stop, n)) for at, n in zip((rows, columns), self.shape, strict=True)
         ]
-        values = read_window(self.path, *there)[..., 0].astype(np.float32)
-        nothing = ~np.isfinite(values) | (values < LOWEST)
-        nodata = image_nodata(self.path)
-        if nodata is not None:
-            nothing |= values == np.float32(nodata)
-        values[nothing] = np.nan
+        image, valid = read_image(self.path, (1,), *there)
+        values = image[..., 0].astype(np.float32)
+        nothing = values < LOWEST
+        values[nothing if valid is None else nothing | ~valid] = np.nan
         lacking = [
             (0, (at.stop - at.start) - (got.stop - got.start)) for at, got in zip((rows, columns), there, strict=True)
         ]
@@ -203,21 +194,22 @@ class TileScene:
     """Colours from one or two files, heights behind them where they are wanted (then all is float32), and the truths."""
 
     name: str
-    colours: tuple[tuple[Path, tuple[int, ...]], ...]  # files, and which of their bands, from 0
+    colours: tuple[tuple[Path, tuple[int, ...]], ...]  # files, and which of their bands, from 1
     truth: FileScene  # the first file and the labels
     eroded: FileScene | None = None
     heights: Heights | None = None
+    fill: tuple[float, ...] | None = None  # a value per band where there is no data
 
     def __post_init__(self):
         for path, picked in self.colours:
-            *shape, bands = image_shape(path)
-            if tuple(shape) != (self.height, self.width):
+            source = open_image(path, picked, False)
+            if (source.height, source.width) != (self.height, self.width):
                 raise UserError(
-                    f"{path} has {shape[0]} x {shape[1]} pixels, {self.truth.image.name} {self.height} x {self.width}; "
-                    "they must agree: get the files of one release"
+                    f"{path} has {source.height} x {source.width} pixels, {self.truth.image.name} {self.height} x "
+                    f"{self.width}; they must agree: get the files of one release"
                 )
-            if bands <= max(picked):
-                raise UserError(f"{path} has {bands} bands, {max(picked) + 1} are needed; replace the file")
+            if source.dtype != np.uint8:
+                raise UserError(f"{path} holds {np.dtype(source.dtype)}; colours must be uint8: replace the file")
 
     @property
     def height(self) -> int:
@@ -247,33 +239,58 @@ class TileScene:
         found += [scene.mask for scene in (self.truth, self.eroded) if scene is not None and scene.mask is not None]
         return (*found, self.heights.path) if self.heights is not None else tuple(found)
 
+    @property
+    def dtype(self) -> str:
+        return "uint8" if self.heights is None else "float32"
+
+    @property
+    def all_valid(self) -> bool:
+        return all(open_image(path, picked, False).all_valid for path, picked in self.colours)
+
+    def verify(self) -> None:
+        """Raises UserError if a truth cannot be that of the image."""
+        for truth in (self.truth, self.eroded):
+            if truth is not None:
+                truth.verify()
+
     def read_image(
         self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
     ) -> np.ndarray:
         at = window(self, top, left, height, width)
-        bands = [np.take(_bytes(path, *at), picked, axis=-1) for path, picked in self.colours]
+        bands = [read_image(path, picked, *at, heed_alpha=False)[0] for path, picked in self.colours]
         if self.heights is not None:
             bands = [b.astype(np.float32) for b in bands] + [self.heights.filled(*at)[..., None]]
-        return bands[0] if len(bands) == 1 else np.concatenate(bands, axis=-1)
+        image = bands[0] if len(bands) == 1 else np.concatenate(bands, axis=-1)
+        if self.fill is None or self.all_valid:
+            return image
+        return np.where(self.read_valid(top, left, height, width)[..., None], image, fitting(self.fill, image.dtype))
+
+    def read_valid(
+        self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
+    ) -> np.ndarray:
+        """bool ``[h, w]``: False where a file of colours has no data."""
+        at = window(self, top, left, height, width)
+        valid = np.ones([side.stop - side.start for side in at], bool)
+        for path, picked in self.colours:
+            there = read_image(path, picked, *at, heed_alpha=False)[1]
+            valid &= True if there is None else there
+        return valid
 
     def read_labels(
         self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
     ) -> np.ndarray:
-        return self.truth.read_labels(top, left, height, width)
+        return self._known(self.truth, top, left, height, width)
 
     def read_eroded(
         self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
     ) -> np.ndarray:
         if self.eroded is None:
             raise UserError(f"tile {self.name} has no eroded labels; get them, or score against the full ones")
-        return self.eroded.read_labels(top, left, height, width)
+        return self._known(self.eroded, top, left, height, width)
 
-
-def _bytes(path: Path, rows: slice, columns: slice) -> np.ndarray:
-    values = read_window(path, rows, columns)
-    if values.dtype != np.uint8:
-        raise UserError(f"{path} holds {values.dtype}; colours must be uint8: replace the file")
-    return values
+    def _known(self, truth: FileScene, *at: int | None) -> np.ndarray:
+        labels = truth.read_labels(*at)
+        return labels if self.all_valid else np.where(self.read_valid(*at), labels, np.uint8(IGNORE))
 
 
 # ------------------------------------------------------------------------------------------------------------- datasets
@@ -334,7 +351,10 @@ def _open(survey: Survey, data_dir: str | Path | None, bands: str | None, drop_f
 
     def scene(tile: str) -> TileScene:
         picked = tuple((found[kind][tile], of) for kind, of in survey.source(found, tile, colours))
-        truth, eroded = (FileScene(tile, picked[0][0], found[kind].get(tile), CLASSES) for kind in ("labels", "eroded"))
+        truth, eroded = (
+            FileScene(tile, picked[0][0], found[kind].get(tile), CLASSES, picked[0][1], heed_alpha=False)
+            for kind in ("labels", "eroded")
+        )
         heights = Heights(found["dsm"][tile], truth.height, truth.width) if with_heights else None
         return TileScene(tile, picked, truth, eroded if eroded.labelled else None, heights)
 

@@ -5,7 +5,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from glcanet_jax.data.scenes import ClassTable, Dataset, DatasetMissing, FileScene, GridScene, Protocol, WindowScene
+from glcanet_jax.data.files import FileScene
+from glcanet_jax.data.scenes import ClassTable, Dataset, DatasetMissing, GridScene, Protocol, WindowScene
 from glcanet_jax.errors import UserError
 
 TREE = """

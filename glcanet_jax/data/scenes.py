@@ -2,8 +2,8 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from typing import Protocol as TypingProtocol
@@ -36,6 +36,12 @@ class ClassTable:
     palette: tuple[tuple[int, int, int], ...]
     ignore_colours: tuple[tuple[int, int, int], ...] = ()
     threshold: bool = False  # masks hold values slightly off 0 and 255: each channel is cut at 128
+    values: tuple[int, ...] | None = None  # numbers that stand for the classes in masks of one band; None: their ids
+
+    @property
+    def greys(self) -> tuple[int, ...] | None:
+        """The classes' colours as greys, if all are."""
+        return tuple(c[0] for c in self.palette) if all(len(set(c)) == 1 for c in self.palette) else None
 
     def _table(self) -> np.ndarray:
         """Id of every 24-bit colour, 254 for those that are no class."""
@@ -74,9 +80,36 @@ class ClassTable:
             )
         return ids
 
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """What stands for the classes in masks of one band."""
+        return tuple(range(len(self.names))) if self.values is None else self.values
+
     def unknown_ids(self, ids: np.ndarray) -> np.ndarray:
-        """Where a mask of ids has neither a class nor 255."""
-        return ~np.isin(ids, [*range(len(self.names)), IGNORE])
+        """Where a mask of one band has neither a class nor 255."""
+        return ~np.isin(ids, [*self.numbers, IGNORE])
+
+    def encode_ids(self, ids: np.ndarray) -> np.ndarray:
+        """Class ids ``[h, w]`` of a mask of one band, 255 where ignored.
+
+        Raises:
+            UserError: a number is no class.
+        """
+        if (unknown := self.unknown_ids(ids)).any():
+            raise UserError(f"a mask has ids {np.unique(ids[unknown])[:5].tolist()}; {self.numbers_told}")
+        if self.values is None:
+            return ids.astype(np.uint8)
+        table = np.full(max(*self.values, IGNORE) + 1, IGNORE, np.uint8)
+        table[list(self.values)] = np.arange(len(self.values))
+        return table[ids.astype(np.int64)]
+
+    @property
+    def numbers_told(self) -> str:
+        """What a mask of one band may hold, in words."""
+        if self.values is None:
+            return f"ids must be 0 to {len(self.names) - 1}, or 255 to ignore"
+        listed = ", ".join(map(str, self.values))
+        return f"they must be {listed}" + ", or 255 to ignore" * (IGNORE not in self.values)
 
     def decode(self, ids: np.ndarray) -> np.ndarray:
         """Colours ``[h, w, 3]`` of ids, grey where ignored."""
@@ -117,11 +150,18 @@ class Scene(TypingProtocol):
     width: int
     bands: int
     labelled: bool
+    dtype: str  # of the image: uint8, uint16, int16 or float32
+    all_valid: bool  # no pixel is without data, as far as is known
 
     def read_image(
         self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
     ) -> np.ndarray:
-        """``[h, w, bands]``, uint8, uint16 or float32."""
+        """``[h, w, bands]``."""
+
+    def read_valid(
+        self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
+    ) -> np.ndarray:
+        """bool ``[h, w]``, False where there is no data: no such pixel is labelled."""
 
     def read_labels(
         self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
@@ -155,11 +195,11 @@ class Cache:
 
     def __init__(self, limit: int = 256 * 2**20):
         self._limit, self._size = limit, 0
-        self._items: OrderedDict[Any, np.ndarray] = OrderedDict()
+        self._items: OrderedDict[Any, Any] = OrderedDict()  # each with its nbytes
         self._lock = threading.Lock()
         self._busy: dict[Any, threading.Lock] = {}
 
-    def get(self, key: Any, make: Callable[[], np.ndarray]) -> np.ndarray:
+    def get(self, key: Any, make: Callable[[], Any]) -> Any:
         with self._lock:
             if key in self._items:
                 self._items.move_to_end(key)
@@ -177,167 +217,6 @@ class Cache:
                     self._size -= self._items.popitem(last=False)[1].nbytes
                 self._busy.pop(key, None)
             return value
-
-
-CACHE = Cache()
-
-
-def open_image(path: Path) -> Any:
-    """Pillow's image of a file, not yet decoded, without Pillow's limit on size.
-
-    Raises:
-        UserError: the file is missing or no image.
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    Image.MAX_IMAGE_PIXELS = None
-    try:
-        return Image.open(path)
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist; restore the file or correct the list that names it") from error
-    except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"{path} cannot be read as an image ({error}); replace the file") from error
-
-
-def _is_tiff(path: Path) -> bool:
-    return Path(path).suffix.lower() in (".tif", ".tiff")
-
-
-def image_shape(path: Path) -> tuple[int, int, int]:
-    """Height, width and bands of a file, from its header."""
-    if _is_tiff(path):
-        import rasterio
-
-        with _rasterio_open(rasterio, path) as source:
-            return source.height, source.width, source.count
-    with open_image(path) as image:
-        mode = "RGB" if image.mode == "P" else image.mode
-        return (
-            image.height,
-            image.width,
-            {"L": 1, "1": 1, "LA": 2, "RGB": 3, "RGBA": 4}.get(mode, 1 if mode.startswith("I") else 3),
-        )
-
-
-def image_nodata(path: Path) -> float | None:
-    """The value that stands for "nothing here" in a file, if its header names one."""
-    if not _is_tiff(path):
-        return None
-    import rasterio
-
-    with _rasterio_open(rasterio, path) as source:
-        return None if source.nodata is None else float(source.nodata)
-
-
-def _rasterio_open(rasterio: Any, path: Path) -> Any:
-    import warnings
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-            return rasterio.open(path)
-    except rasterio.errors.RasterioIOError as error:
-        raise UserError(f"{path} cannot be read as an image ({error}); replace the file") from error
-
-
-def decode(path: Path, mask: bool = False) -> np.ndarray:
-    """A whole file ``[h, w, c]``; a palette becomes RGB."""
-    with open_image(path) as image:
-        try:
-            if image.mode in ("P", "CMYK", "YCbCr"):
-                image = image.convert("RGB")
-            array = np.asarray(image)
-        except (OSError, SyntaxError, ValueError) as error:
-            raise UserError(f"{path} cannot be decoded ({error}); replace the file") from error
-    if array.dtype == bool:
-        array = array.astype(np.uint8)
-    if array.dtype == np.int32:  # Pillow's 16 bits
-        array = array.astype(np.uint16)
-    return array[..., None] if array.ndim == 2 else array
-
-
-def read_window(path: Path, rows: slice, columns: slice) -> np.ndarray:
-    """A window ``[h, w, c]`` of a file: TIFFs by window, others decoded once and kept for a while."""
-    if _is_tiff(path):
-        import rasterio
-        from rasterio.windows import Window
-
-        with _rasterio_open(rasterio, path) as source:
-            at = Window(columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start)
-            try:
-                return np.ascontiguousarray(np.moveaxis(source.read(window=at), 0, -1))
-            except rasterio.errors.RasterioIOError as error:
-                raise UserError(f"{path} cannot be decoded ({error}); replace the file") from error
-    return CACHE.get(str(path), lambda: decode(path))[rows, columns]
-
-
-def to_ids(raw: np.ndarray, classes: ClassTable, path: Path) -> np.ndarray:
-    """Ids of a mask that holds colours or ids.
-
-    Raises:
-        UserError: neither; the message names the file.
-    """
-    try:
-        if raw.shape[-1] >= 3:
-            if raw.dtype != np.uint8:
-                raise UserError(f"a mask of colours is {raw.dtype}; it must be uint8")
-            return classes.encode(raw[..., :3])
-        ids = raw[..., 0]
-        bad = np.unique(ids[classes.unknown_ids(ids)])
-        if bad.size:
-            raise UserError(
-                f"a mask has ids {bad[:5].tolist()}; ids must be 0 to {len(classes.names) - 1}, or 255 to ignore"
-            )
-        return ids.astype(np.uint8)
-    except UserError as error:
-        raise UserError(f"{path}: {error}; run `python -m glcanet_jax check` to list every such file") from error
-
-
-@dataclass(frozen=True)
-class FileScene:
-    """One image file and, when labelled, one mask file of colours or ids."""
-
-    name: str
-    image: Path
-    mask: Path | None
-    classes: ClassTable
-    height: int = field(init=False)
-    width: int = field(init=False)
-    bands: int = field(init=False)
-
-    def __post_init__(self):
-        for key, value in zip(("height", "width", "bands"), image_shape(self.image), strict=True):
-            object.__setattr__(self, key, value)
-
-    @property
-    def labelled(self) -> bool:
-        return self.mask is not None
-
-    def read_image(
-        self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
-    ) -> np.ndarray:
-        return read_window(self.image, *window(self, top, left, height, width))
-
-    def read_labels(
-        self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
-    ) -> np.ndarray:
-        if self.mask is None:
-            raise UserError(
-                f"{self.image} has no mask; add one, or leave the scene out of what is trained or scored on"
-            )
-        at = window(self, top, left, height, width)
-        if _is_tiff(self.mask):
-            self._same_size(image_shape(self.mask)[:2])
-            return to_ids(read_window(self.mask, *at), self.classes, self.mask)
-        ids = CACHE.get((str(self.mask), self.classes), lambda: to_ids(decode(self.mask), self.classes, self.mask))
-        self._same_size(ids.shape)
-        return ids[at]
-
-    def _same_size(self, shape: tuple[int, int]) -> None:
-        if shape != (self.height, self.width):
-            raise UserError(
-                f"{self.mask} has {shape[0]} x {shape[1]} pixels, its image {self.height} x {self.width}; they must agree"
-            )
 
 
 @dataclass(frozen=True)
@@ -358,6 +237,19 @@ class GridScene:
     @property
     def labelled(self) -> bool:
         return all(part.labelled for part, _, _ in self.parts)
+
+    @property
+    def all_valid(self) -> bool:
+        return all(part.all_valid for part, _, _ in self.parts)
+
+    def verify(self) -> None:
+        """Raises UserError if a part's mask cannot be that of its image."""
+        for part, _, _ in self.parts:
+            getattr(part, "verify", lambda: None)()
+
+    def filled(self, fill: tuple[float, ...]) -> "GridScene":
+        """The scene with a value per band where there is no data."""
+        return replace(self, parts=tuple((filled(part, fill), top, left) for part, top, left in self.parts))
 
     @property
     def truths(self) -> tuple[str, ...]:
@@ -385,6 +277,14 @@ class GridScene:
         rows, columns = window(self, top, left, height, width)
         shape = (rows.stop - rows.start, columns.stop - columns.start, self.bands)
         return self._assemble(np.zeros(shape, self.dtype), rows, columns, "read_image")
+
+    def read_valid(
+        self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
+    ) -> np.ndarray:
+        rows, columns = window(self, top, left, height, width)
+        return self._assemble(
+            np.ones((rows.stop - rows.start, columns.stop - columns.start), bool), rows, columns, "read_valid"
+        )
 
     def read_labels(
         self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
@@ -423,8 +323,24 @@ class WindowScene:
         return self.scene.bands
 
     @property
+    def dtype(self) -> str:
+        return self.scene.dtype
+
+    @property
     def labelled(self) -> bool:
         return self.scene.labelled
+
+    @property
+    def all_valid(self) -> bool:
+        return self.scene.all_valid
+
+    def verify(self) -> None:
+        """Raises UserError if the mask cannot be that of the image."""
+        getattr(self.scene, "verify", lambda: None)()
+
+    def filled(self, fill: tuple[float, ...]) -> "WindowScene":
+        """The scene with a value per band where there is no data."""
+        return replace(self, scene=filled(self.scene, fill))
 
     @property
     def truths(self) -> tuple[str, ...]:
@@ -439,6 +355,11 @@ class WindowScene:
         self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
     ) -> np.ndarray:
         return self._read("read_image", top, left, height, width)
+
+    def read_valid(
+        self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
+    ) -> np.ndarray:
+        return self._read("read_valid", top, left, height, width)
 
     def read_labels(
         self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
@@ -472,8 +393,16 @@ class ArrayScene:
         return self.image.shape[2]
 
     @property
+    def dtype(self) -> str:
+        return self.image.dtype.name
+
+    @property
     def labelled(self) -> bool:
         return self.labels is not None
+
+    @property
+    def all_valid(self) -> bool:
+        return True
 
     def read_image(
         self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
@@ -484,6 +413,24 @@ class ArrayScene:
         self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
     ) -> np.ndarray:
         return self.labels[window(self, top, left, height, width)]
+
+    def read_valid(
+        self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
+    ) -> np.ndarray:
+        return np.ones(self.image[window(self, top, left, height, width)].shape[:2], bool)
+
+
+def mean_values(normalisation: Mapping[str, Any], bands: int) -> tuple[float, ...]:
+    """The mean of each band in a scene's units, which normalisation makes zero: what stands where there is no data."""
+    mean = np.resize(np.asarray(normalisation["mean"], np.float64), bands)
+    return tuple((mean * normalisation["scale"]).tolist())
+
+
+def filled(scene: Any, fill: Sequence[float]) -> Any:
+    """A scene whose pixels without data hold ``fill``, a value per band in its units; in training and mapping alike."""
+    if hasattr(scene, "filled"):
+        return scene.filled(tuple(fill))
+    return replace(scene, fill=tuple(fill)) if hasattr(scene, "fill") else scene
 
 
 @dataclass(frozen=True)
@@ -516,7 +463,13 @@ class Dataset:
         if split not in self.splits:
             near = perhaps(split, list(self.splits))
             raise UserError(f"{self.name} has no split {split!r}{near}; it has {', '.join(self.splits)}")
+        for scene in self.splits[split]:
+            getattr(scene, "verify", lambda: None)()
         return self.splits[split]
+
+    def filled(self, fill: Sequence[float]) -> "Dataset":
+        """The dataset with a value per band, in the images' units, where there is no data."""
+        return replace(self, splits={k: tuple(filled(scene, fill) for scene in v) for k, v in self.splits.items()})
 
 
 class DatasetMissing(UserError):

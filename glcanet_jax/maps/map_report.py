@@ -19,10 +19,10 @@ def count_areas(class_map: Path, georeference: Georeference, count: int) -> tupl
 
     The areas are those of the CRS's plane, or on its ellipsoid where it is geographic; None where the scene has none.
     """
-    from glcanet_jax.data import raster
+    from glcanet_jax.data import overview
 
     pixels, areas, alike = np.zeros(count + 1, np.int64), np.zeros(count), None
-    for top, ids in raster.read_rows(class_map):
+    for top, ids in overview.read_rows(class_map):
         ids = np.where(ids == IGNORE, count, ids)
         found = np.bincount(ids.ravel(), minlength=count + 1)
         pixels += found

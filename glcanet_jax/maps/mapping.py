@@ -26,6 +26,8 @@ from glcanet_jax import config as configs
 from glcanet_jax import models, report, runs
 from glcanet_jax.data import raster
 from glcanet_jax.data.arrays import ArraySource
+from glcanet_jax.data.overview import overview
+from glcanet_jax.data.scenes import mean_values
 from glcanet_jax.data.tiles import check_disk
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference import walk
@@ -245,31 +247,34 @@ class _Plan:
         )
 
 
-def fill_of(predictor: Predictor) -> np.ndarray:
-    """What stands where a scene holds no data: its mean, by band, in the scene's units."""
-    mean, scale = (predictor.normalisation[k] for k in ("mean", "scale"))
-    return np.resize(np.asarray(mean, np.float32), predictor.bands) * scale
+INTEGERS = (255.0, 65535.0, 32767.0)  # full scales that integers alone are divided by
 
 
 def check_scale(what: str, dtype: Any, predictor: Predictor, options: MapOptions) -> None:
     """Raises UserError if values of this type cannot be those that the weights were trained on."""
     scale = predictor.normalisation["scale"]
-    if (np.iinfo(dtype).max > 255) != (scale > 255) and options.scale is None:
+    if options.scale is not None:
+        return
+    if np.issubdtype(dtype, np.floating):
+        fits = scale not in INTEGERS
+    else:
+        fits = scale != 1 and (np.iinfo(dtype).max > 255) == (scale > 255)
+    if not fits:
         raise UserError(
             f"{what} holds {np.dtype(dtype)} values, the weights were trained on values up to {scale:g}; "
-            "say what the scene's full scale is with --scale (as 255, 10000 or 65535)"
+            "say what the scene's full scale is with --scale (as 1, 255, 10000 or 65535)"
         )
 
 
 def open_scene(path: str | Path, model: Model, options: MapOptions) -> raster.RasterSource:
-    """A scene's file as the network reads it.
+    """A scene's file as the network reads it: the bands named, or those that its training named by number.
 
     Raises:
         UserError: it cannot be read, or does not fit the network.
     """
     predictor = model.predictor
-    fill = fill_of(predictor).tolist()
-    source = raster.RasterSource(path, parse_bands(options.bands), predictor.bands, fill)
+    bands = parse_bands(options.bands) or runs.chosen_bands(model.config)
+    source = raster.RasterSource(path, bands, predictor.bands, mean_values(predictor.normalisation, predictor.bands))
     try:
         check_scale(str(path), source.dtype, predictor, options)
     except UserError:
@@ -380,9 +385,9 @@ def _drawn(class_map: Path, source: Any, folder: Path, model: Model, options: Ma
         polygons.write_polygons(class_map, made["polygons"], kind, place, model.names, options.min_area, folder)
     if options.overlay:
         made["overlay"] = folder / "overlay.png"
-        picture = raster.overview(source, report.MAP_SIDE)
+        picture = overview(source, report.MAP_SIDE)
         image = np.where(picture[..., 3:] > 0, picture[..., :3], np.uint8(report.BLANK))
-        ids = raster.overview(class_map, report.MAP_SIDE)
+        ids = overview(class_map, report.MAP_SIDE)
         report.save_map(made["overlay"], image, ids, model.palette, model.names)
     return made
 

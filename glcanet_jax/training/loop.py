@@ -113,6 +113,7 @@ def prepare(config: Config) -> Work:
     """
     dataset = runs.open_data(config.data)
     config = runs.resolve(config, dataset)
+    dataset = runs.filled_as_trained(config, dataset)
     scenes = dataset.scenes(config.data.train_split)
     val_scenes = dataset.scenes(config.data.val_split) if config.data.val_split else ()
     bands = _common_bands(scenes, val_scenes, config.data.train_split)

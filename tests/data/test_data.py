@@ -7,11 +7,13 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -19,7 +21,7 @@ from PIL import Image
 from glcanet_jax.data import ClassTable, DatasetMissing, check, deepglobe, mbrsc, names, open_dataset
 from glcanet_jax.data.check import check_dataset
 from glcanet_jax.data.mbrsc import SAMPLE
-from glcanet_jax.data.scenes import ArrayScene, Cache, GridScene, WindowScene, to_ids
+from glcanet_jax.data.scenes import ArrayScene, Cache, GridScene, WindowScene
 from glcanet_jax.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -32,12 +34,11 @@ def save(array, path):
 
 
 def save_tiff(array, path):
-    rasterio = pytest.importorskip("rasterio")
     path.parent.mkdir(parents=True, exist_ok=True)
     bands = np.moveaxis(array[..., None] if array.ndim == 2 else array, -1, 0)
     options = {"count": len(bands), "height": bands.shape[1], "width": bands.shape[2], "dtype": array.dtype.name}
     at = rasterio.Affine(0.5, 0, 3, 0, -0.5, 7)
-    with rasterio.open(path, "w", driver="GTiff", transform=at, **options) as file:
+    with rasterio.open(path, "w", driver="GTiff", transform=at, photometric="minisblack", **options) as file:
         file.write(bands)
 
 
@@ -120,12 +121,12 @@ def test_check_of_deepglobe_lists_everything(tmp_path):
     expected = [
         (f"{train[0]}_mask.png", "an RGB mask where class ids are expected", "those of the classes and are converted"),
         (f"{train[1]}_sat.jpg", "is missing"),
-        (f"{train[2]}_sat.jpg", "cannot be decoded"),
+        (f"{train[2]}_sat.jpg", "cannot be read"),
         (f"{train[3]}_mask.png", "24 x 35 pixels, its image 24 x 36"),
         (f"{val[0]}_mask.png", "9 on 864 pixels", "row 0 column 0"),
         (f"{val[1]}_mask.png", "an RGB mask where class ids are expected", "its colours are no classes either"),
         (f"{val[1]}_mask.png", "(250, 3, 4) on 864 pixels"),
-        (f"{val[2]}_mask.png", "cannot be read as an image"),
+        (f"{val[2]}_mask.png", "cannot be read as a raster"),
         ("450 of the 454 scenes of split train are missing", train[4]),
         ("203 of the 207 scenes of split val are missing", val[4]),
         ("138 of the 142 scenes of split test are missing",),
@@ -149,6 +150,13 @@ def test_images_of_the_archive_without_masks_are_no_problem(tmp_path, monkeypatc
 
 
 # ---------------------------------------------------------------------------------------------------------------- MBRSC
+def read_whole(path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        with rasterio.open(path) as file:
+            return np.moveaxis(file.read(), 0, -1)
+
+
 def test_a_window_across_parts_is_pasted_from_them(shared):
     root = shared / "data" / "mbrsc"
     scene = open_dataset("mbrsc", root).scenes("test")[0]
@@ -157,7 +165,7 @@ def test_a_window_across_parts_is_pasted_from_them(shared):
     colours = np.zeros_like(whole)
     for part in entry["parts"]:
         at = slice(part["y"], part["y"] + part["h"]), slice(part["x"], part["x"] + part["w"])
-        whole[at] = np.asarray(Image.open(root / part["image"]).convert("RGB"))
+        whole[at] = read_whole(root / part["image"])
         colours[at] = np.asarray(Image.open(root / part["mask"]).convert("RGB"))
     middle = entry["height"] // 3 - 100, entry["width"] // 3 - 80, 300, 260
     top, left, height, width = middle
@@ -259,11 +267,11 @@ def test_check_of_parts_lists_everything(tmp_path):
     expected = [
         ("the parts of scene tile2 cover", f"pixels of {entry['width'] * entry['height']}"),
         (parts[0]["image"], "scenes.json says 544 x 508"),
-        (parts[1]["image"], "cannot be decoded"),
-        (parts[2]["mask"], "does not exist"),
+        (parts[1]["image"], "cannot be read"),
+        (parts[2]["mask"], "cannot be opened"),
         (parts[3]["mask"], "(1, 2, 3) on 3 pixels from row 5 column 7"),
         ("stray.png", "no scene of scenes.json names it"),
-        ("scene tile2 mixes kinds of images", "1 bands of uint8 in", "3 bands of uint8 in"),
+        ("scene tile2 mixes kinds of images", "1 band of uint8 in", "3 bands of uint8 in"),
         (parts[5]["mask"], "543 x 509 pixels, its image 544 x 509"),
         ("eval_crop_xyxy of scene tile2 is [0, 0, 1529, 10]",),
         ("the parts of scene tile4 cover",),
@@ -443,12 +451,12 @@ def write_broken_folder(root):
     return [
         ("a.png: its mask is missing",),
         ("masks/b.png: its image is missing",),
-        ("c.png cannot be decoded",),
-        ("masks/d.png cannot be read as an image",),
-        ("e.png: 5 x 6 pixels, its image 20 x 30",),
+        ("c.png cannot be read",),
+        ("masks/d.png cannot be read as a raster",),
+        ("e.png has 5 x 6 pixels, its image 20 x 30",),
         ("f.png: 2 colours that are no class: (1, 2, 3) on 5 pixels from row 3 column 4, (9, 9, 9) on 1 pixels",),
-        ("g.png: ids that are no class: 2 on 1 pixels, 7 on 2 pixels, first at row 2 column 5; ids are 0 to 1",),
-        ("mixes kinds of images", "1 bands of uint16 in h.png", "3 bands of uint8 in a.png, d.png, e.png ..."),
+        ("g.png: ids that are no class: 2 on 1 pixels, 7 on 2 pixels, first at row 2 column 5; ids must be 0 to 1",),
+        ("mixes kinds of images", "1 band of uint16 in h.png", "3 bands of uint8 in a.png, d.png, e.png ..."),
         ("i.jpg: not read, for i.png has the same name",),
         ("'nowhere' is listed but has no image",),
         ("'e' is listed 2 times",),
@@ -465,20 +473,24 @@ def test_check_of_own_scenes_lists_everything_in_one_run(tmp_path):
         command, capture_output=True, text=True, timeout=100, env=env, cwd=Path(__file__).parents[2]
     )
     assert result.returncode == 1 and "Traceback" not in result.stderr
-    *problems, summary = result.stdout.splitlines()
-    assert_listed(problems, expected)
+    *told, summary = result.stdout.splitlines()
+    assert told[0].startswith("images: 9, 20 x 30 px")
+    assert_listed(told[-len(expected) :], expected)
     assert summary == f"{len(expected)} problems in folder"
 
 
 def test_check_of_a_clean_folder(tmp_path, capsys):
     write_folder(tmp_path)
     assert check.main("folder", tmp_path) == 0
-    assert capsys.readouterr().out == "folder: no problems; scenes: all 2\n"
+    *found, summary = capsys.readouterr().out.splitlines()
+    assert summary == "folder: no problems; scenes: all 2"
+    for words in ("images: 2, 20 x 30 px", "3 bands of uint8; values by band: 0 to", "ground resolution: unknown", "labels: roof"):
+        assert any(words in line for line in found), found
     truncate(tmp_path / "masks" / "a.png")
     assert check.main("folder", tmp_path) == 1
     (tmp_path / "splits.json").write_text("[]")
     assert_listed(
-        check_dataset("folder", tmp_path), [("a.png cannot be decoded",), ("must hold lists of names by split",)]
+        check_dataset("folder", tmp_path), [("a.png cannot be read",), ("must hold lists of names by split",)]
     )
 
 
@@ -537,7 +549,7 @@ def test_a_bad_mask_is_told(tmp_path, file, mask, message):
     (tmp_path / "masks" / "a.png").unlink()
     if mask is not None:
         (save if file == "a.png" else save_tiff)(mask, tmp_path / "masks" / file)
-    scene = open_dataset("folder", tmp_path).scenes("all")[0]
+    (scene,) = open_dataset("folder", tmp_path).splits["all"]
     with pytest.raises(UserError, match=message) as told:
         scene.read_labels(1, 2, 9, 9)
     assert file in str(told.value) and "\n" not in str(told.value)
@@ -552,8 +564,8 @@ def test_a_bad_image_is_told(tmp_path, suffix, damage):
     (tmp_path / "images" / "a.png").unlink()
     (save_tiff if suffix == ".tif" else save)(RNG.integers(0, 256, (200, 300, 3), np.uint8), path)
     damage(path)
-    with pytest.raises(UserError, match=f"a{suffix} cannot be .*; replace the file") as told:
-        open_dataset("folder", tmp_path).scenes("all")[0].read_image(150, 0, 50, 300)
+    with pytest.raises(UserError, match=f"a{suffix} cannot be .*; (restore or )?replace the file") as told:
+        open_dataset("folder", tmp_path).splits["all"][0].read_image(150, 0, 50, 300)
     assert "\n" not in str(told.value)
     assert_listed(check_dataset("folder", tmp_path), [(f"a{suffix} cannot be",)])
 
@@ -598,8 +610,8 @@ def test_colours_that_are_no_class():
     mask = np.zeros((4, 5, 3), np.uint8) + np.array([255, 0, 0], np.uint8)
     mask[1, 1:4], mask[3, 4], mask[0, 0] = (1, 2, 3), (4, 5, 6), (9, 9, 9)
     assert table.unknown_colours(mask) == {(1, 2, 3): (3, (1, 1)), (4, 5, 6): (1, (3, 4))}
-    with pytest.raises(UserError, match=r"m.png: a mask has 2 colours that are no class: \(1, 2, 3\) on 3 pixels"):
-        to_ids(mask, table, SAMPLE / "m.png")
+    with pytest.raises(UserError, match=r"a mask has 2 colours that are no class: \(1, 2, 3\) on 3 pixels"):
+        table.encode(mask)
     mask[mask.sum(-1) < 27] = (0, 255, 0)
     ids = table.encode(mask)
     assert ids[0, 0] == 255 and ids[1, 1] == 1 and ids[2, 2] == 0

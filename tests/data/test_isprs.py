@@ -23,6 +23,7 @@ from glcanet_jax.data import DatasetMissing, check, isprs, open_dataset
 from glcanet_jax.data.check import check_dataset
 from glcanet_jax.data.loader import LoaderConfig, TrainLoader, make_example
 from glcanet_jax.data.moments import Moments
+from glcanet_jax.data.raster import RasterSource
 from glcanet_jax.data.scenes import ArrayScene
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference import evaluation, walk
@@ -221,7 +222,7 @@ def test_bands_from_what_is_there(tmp_path, kinds, choices, default):
         ("potsdam", {"bands": "rgb+dms"}, "(perhaps you meant 'rgb+dsm'); choose from rgb, irrg, irrgb, rgb+dsm"),
         ("vaihingen", {"drop_faulty": False}, "vaihingen takes no drop_faulty: drop_faulty is for potsdam alone"),
         ("potsdam", {"train": ("2_11",)}, "potsdam takes no train: train is for mbrsc alone"),
-        ("deepglobe", {"bands": "rgb"}, "deepglobe takes no bands: bands is for vaihingen and potsdam alone"),
+        ("deepglobe", {"bands": "rgb"}, "deepglobe takes no bands: bands is for vaihingen, potsdam and folder alone"),
         ("folder", {"drop_faulty": False}, "folder takes no drop_faulty"),
     ],
 )
@@ -591,12 +592,12 @@ def test_check_lists_everything(tmp_path, monkeypatch):
         "top_potsdam_3_10_IRRG.tif: 70 x 88 pixels, another image of the tile 70 x 90",
         "top_potsdam_3_11_label.tif: 60 x 90 pixels, its image 70 x 90",
         "top_potsdam_2_10_label_noBoundary.tif: 1 colours that are no class: (255, 0, 255) on 3 pixels from row 3 column 4",
-        "top_potsdam_2_13_label_noBoundary.tif cannot be read as an image",
+        "top_potsdam_2_13_label_noBoundary.tif cannot be read as a raster",
         "dsm_potsdam_02_12_normalized_lastools.jpg has 70 x 80 pixels, its image 70 x 90",
     ]
     read = []
-    window = check.read_window
-    monkeypatch.setattr(check, "read_window", lambda path, *at: (read.append(at[0]), window(path, *at))[1])
+    window = RasterSource._read
+    monkeypatch.setattr(RasterSource, "_read", lambda *args, **more: (read.append(args[3]), window(*args, **more))[1])
     for rows in (512, 32):  # at once, TIFFs never whole
         monkeypatch.setattr(check, "ROWS", rows)
         problems = check_dataset("potsdam", tmp_path)
@@ -626,15 +627,15 @@ def test_a_complete_set_is_clean(vaihingen, tmp_path, monkeypatch):
             np.zeros((70, 88, 3), np.uint8),
             "IRRG.tif 70 x 88; they must agree",
         ),
-        ("3_Ortho_IRRG/top_potsdam_2_11_IRRG.tif", np.zeros((*SIZE, 2), np.uint8), "has 2 bands, 3 are needed"),
+        ("3_Ortho_IRRG/top_potsdam_2_11_IRRG.tif", np.zeros((*SIZE, 2), np.uint8), "has 2 bands, --bands names 3"),
         ("3_Ortho_IRRG/top_potsdam_2_11_IRRG.tif", np.zeros((*SIZE, 3), np.uint16), "uint16; colours must be uint8"),
-        ("3_Ortho_IRRG/top_potsdam_2_11_IRRG.tif", None, "cannot be read as an image"),
+        ("3_Ortho_IRRG/top_potsdam_2_11_IRRG.tif", None, "cannot be read as a raster"),
         (
             "5_Labels_all/top_potsdam_2_11_label.tif",
             np.zeros((60, 90, 3), np.uint8),
             "60 x 90 pixels, its image 70 x 90",
         ),
-        ("5_Labels_all/top_potsdam_2_11_label.tif", None, "cannot be read as an image"),
+        ("5_Labels_all/top_potsdam_2_11_label.tif", None, "cannot be read as a raster"),
     ],
 )
 def test_a_bad_file_is_told(potsdam, tmp_path, file, content, message):

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from glcanet_jax.data import deepglobe, open_dataset
-from glcanet_jax.data import scenes as data_scenes
 from glcanet_jax.data import views as data_views
 from glcanet_jax.data.loader import LoaderConfig, TrainLoader, make_example
+from glcanet_jax.data.raster import RasterSource
 from glcanet_jax.data.scenes import ArrayScene
 from glcanet_jax.errors import UserError
 from glcanet_jax.geometry import Views
@@ -243,13 +243,13 @@ def test_a_context_is_read_once_for_its_patches(n):
 
 def test_a_file_is_decoded_once(tmp_path, monkeypatch):
     """For all its patches and contexts, whatever the threads, while it is remembered."""
-    decoded = Counter()
+    decoded, read = Counter(), RasterSource.read
 
-    def counting(path, decode=data_scenes.decode):
-        decoded[path.name] += 1
-        return decode(path)
+    def counting(source, *at):
+        decoded[source.path.name] += 1
+        return read(source, *at)
 
-    monkeypatch.setattr(data_scenes, "decode", counting)
+    monkeypatch.setattr(RasterSource, "read", counting)
     ids = deepglobe.split_ids("train")[:3]
     for seed, identifier in enumerate(ids):
         scene = noise_scene(180, 200, seed)

@@ -17,10 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from glcanet_jax.data import overview as overviews
 from glcanet_jax.data import raster
 from glcanet_jax.data.gdal import environment, open_raster, steps
 from glcanet_jax.data.georeference import Georeference
-from glcanet_jax.data.raster import RasterSource, overview
+from glcanet_jax.data.overview import overview, read_rows
+from glcanet_jax.data.raster import RasterSource
 from glcanet_jax.data.tiles import check_disk
 from glcanet_jax.errors import UserError
 from glcanet_jax.maps.writer import MapWriter, required_bytes
@@ -184,7 +186,8 @@ def test_default_bands(tmp_path):
     r, g, b, a, u = (ColorInterp[c] for c in ("red", "green", "blue", "alpha", "undefined"))
     rgb = save(tmp_path / "rgba.tif", image[..., :4], colours=[r, g, b, a])
     with opened(rgb) as source:
-        assert source.note == "" and source.identity()["bands"] == [1, 2, 3]
+        assert source.identity()["bands"] == [1, 2, 3]
+        assert source.note == "band 4 is marked as alpha and says where there is data; name it to read it"
     bgr = save(tmp_path / "bgr.tif", image, colours=[b, g, r, u, u])
     with opened(bgr) as source:
         assert source.note == "bands 3,2,1 (red, green, blue) of 5"
@@ -215,10 +218,15 @@ def test_bands_that_are_refused(tmp_path):
     refused("fill has 1 values, 3 bands", one, [1, 1, 1], 3, [1.0])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "int16", "uint32"])
+@pytest.mark.parametrize("dtype", ["int8", "int32", "uint32", "complex64"])
 def test_types_that_are_refused(tmp_path, dtype):
     path = save(tmp_path / "a.tif", np.zeros((8, 8, 3), dtype))
-    refused(f"holds {dtype}, uint8 or uint16 is wanted; convert it with `gdal_translate -ot UInt16", path, None, 3)
+    refused(
+        f"holds {dtype}, uint8, uint16, int16, float32, float64 are read; convert it with `gdal_translate -ot Float32",
+        path,
+        None,
+        3,
+    )
 
 
 def test_files_that_are_refused(tmp_path):
@@ -812,13 +820,13 @@ def test_overview_of_classes(tmp_path, monkeypatch, resampling):
 
 def test_the_mode_passes_over_nodata():
     ids = np.array([[255, 255, 1, 1], [255, 2, 0, 0], [255, 255, 3, 3]], np.uint8)
-    np.testing.assert_array_equal(raster._mode(ids, 2), [[2, 0], [255, 3]])
+    np.testing.assert_array_equal(overviews._mode(ids, 2), [[2, 0], [255, 3]])
 
 
 @settings(max_examples=50)
 @given(st.integers(1, 300000), st.integers(1, 3000))
 def test_the_factor_of_a_picture(side, max_side):
-    factor = raster._factor(side / max_side)
+    factor = overviews._factor(side / max_side)
     assert -(-side // factor) <= max_side and (factor == 1 or factor < 1.5 * side / max_side or factor == 2)
     while factor % 2 == 0:
         factor //= 2
@@ -837,8 +845,8 @@ def test_a_map_and_its_image_have_pictures_of_one_size(tmp_path):
 
 
 def test_rows_of_a_map(tmp_path, monkeypatch):
-    monkeypatch.setattr(raster, "TILE", 32)
+    monkeypatch.setattr(overviews, "TILE", 32)
     ids = random(100, 70, 1)
-    parts = list(raster.read_rows(save(tmp_path / "a.tif", ids)))
+    parts = list(read_rows(save(tmp_path / "a.tif", ids)))
     assert [top for top, _ in parts] == [0, 32, 64, 96]
     np.testing.assert_array_equal(np.concatenate([part for _, part in parts]), ids[..., 0])

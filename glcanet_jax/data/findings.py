@@ -1,0 +1,151 @@
+"""What a dataset holds, gathered while its files are gone through: sizes, bands, values, ground resolution, classes."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from glcanet_jax.data.moments import Moments
+from glcanet_jax.data.raster import RasterSource
+from glcanet_jax.data.scenes import ClassTable
+
+LISTED = 5  # names in a line
+
+
+@dataclass
+class Images:
+    """Of the images: everything per kind (bands and type), in the order in which kinds were seen."""
+
+    names: dict[str, list[str]] = field(default_factory=dict)  # by kind
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    ranges: dict[str, np.ndarray] = field(default_factory=dict)  # by kind, [2, bands], of valid pixels
+    moments: dict[str, list[Moments]] = field(default_factory=dict)  # by kind, a band each; none of 8 bits
+    resolutions: set[str] = field(default_factory=set)
+    notes: Counter[str] = field(default_factory=Counter)
+    pixels: int = 0
+    without_data: int = 0
+
+    def begin(self, source: RasterSource, name: str) -> str:
+        """Takes what the header says; returns the kind."""
+        kind = kind_of(source)
+        self.names.setdefault(kind, []).append(name)
+        self.sizes.append((source.height, source.width))
+        self.resolutions.add(resolution_of(source))
+        if source.note:
+            self.notes[source.note] += 1
+        return kind
+
+    def add(self, kind: str, image: np.ndarray, valid: np.ndarray | None) -> None:
+        """Takes a window ``[h, w, bands]``."""
+        pixels = image.reshape(-1, image.shape[-1]) if valid is None else image[valid]
+        self.pixels += image.shape[0] * image.shape[1]
+        self.without_data += image.shape[0] * image.shape[1] - len(pixels)
+        if not len(pixels):
+            return
+        seen = np.stack([pixels.min(axis=0), pixels.max(axis=0)]).astype(np.float64)
+        before = self.ranges.get(kind, seen)
+        self.ranges[kind] = np.stack([np.minimum(before[0], seen[0]), np.maximum(before[1], seen[1])])
+        if image.dtype != np.uint8:
+            own = [Moments.of(band) for band in pixels.T]
+            kept = self.moments.get(kind, [Moments()] * len(own))
+            self.moments[kind] = [a + b for a, b in zip(kept, own, strict=True)]
+
+    def lines(self, patch: int) -> Iterator[str]:
+        if not self.sizes:
+            return
+        yield f"images: {len(self.sizes)}, {_extent(self.sizes)}"
+        for kind, names in self.names.items():
+            values = self.ranges.get(kind)
+            shown = "; ".join(f"{low:.6g} to {high:.6g}" for low, high in values.T) if values is not None else "no data"
+            yield f"  {kind}{_of(names, len(self.sizes))}; values by band: {shown}"
+        yield f"  ground resolution: {', '.join(sorted(self.resolutions))}"
+        if self.without_data:
+            yield f"  without data: {100 * self.without_data / self.pixels:.3g} % of the pixels; they are neither trained on nor scored"
+        for note, count in self.notes.items():
+            yield f"  note, of {count}: {note}"
+        small = sum(min(size) < patch for size in self.sizes)
+        if small:
+            yield f"  {small} are smaller than a patch of {patch} px and would be padded; give a smaller --views.patch-size"
+
+    def normalisation(self, scale: float) -> dict[str, Any] | None:
+        """What values that are not of 8 bits should be normalised by; None for 8 bits, or several kinds."""
+        if len(self.moments) != 1 or len(self.names) != 1:
+            return None
+        (bands,) = self.moments.values()
+        return {
+            "scale": scale,
+            "mean": [float(f"{band.mean / scale:.6g}") for band in bands],
+            "std": [float(f"{(band.std or 1.0) / scale:.6g}") for band in bands],
+        }
+
+
+@dataclass
+class Labels:
+    """Of the masks: how many pixels of each class."""
+
+    table: ClassTable
+    counts: dict[str, np.ndarray] = field(default_factory=dict)  # by mask
+    lacking: list[str] = field(default_factory=list)  # images without a mask
+
+    def add(self, name: str, ids: np.ndarray) -> None:
+        """Takes ids of a mask ``[h, w]``."""
+        count = len(self.table.names)
+        own = np.bincount(ids[ids < count].ravel(), minlength=count)
+        self.counts[name] = self.counts.get(name, np.zeros(count, np.int64)) + own
+
+    def lines(self) -> Iterator[str]:
+        total = sum(self.counts.values(), np.zeros(len(self.table.names), np.int64))
+        if not self.counts:
+            return
+        shares = ", ".join(
+            f"{n} {100 * c / max(total.sum(), 1):.3g} %" for n, c in zip(self.table.names, total, strict=True)
+        )
+        yield f"labels: {shares}"
+        absent = [name for name, count in zip(self.table.names, total, strict=True) if not count]
+        if absent:
+            yield f"  classes without a pixel: {', '.join(absent)}"
+        if self.table.values is not None:
+            pairs = ", ".join(f"{v} is {n}" for n, v in zip(self.table.names, self.table.values, strict=True))
+            yield f"  numbers in masks of one band: {pairs}"
+        empty = [name for name, count in self.counts.items() if not count.any()]
+        if empty:
+            yield f"  masks without a labelled pixel: {_listed(empty)}"
+
+
+def kind_of(source: RasterSource) -> str:
+    """Bands and type, in words; images that belong together have the same."""
+    return f"{source.bands} band{'s' * (source.bands != 1)} of {np.dtype(source.dtype)}"
+
+
+def resolution_of(source: RasterSource) -> str:
+    """The size of a pixel on the ground, in words."""
+    place = source.georeference
+    if not place.on_ground:
+        return "unknown"
+    area = place.pixel_areas(source.height // 2, source.width // 2, 1, 1)
+    side = math.sqrt(float(area.ravel()[0]))
+    return f"{side:.3g} m" if math.isfinite(side) else "unknown"
+
+
+def _extent(sizes: list[tuple[int, int]]) -> str:
+    heights, widths = zip(*sizes, strict=True)
+    low, high = (min(heights), min(widths)), (max(heights), max(widths))
+    return f"{low[0]} x {low[1]} px" + (f" to {high[0]} x {high[1]} px" if low != high else "")
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:LISTED]) + " ..." * (len(names) > LISTED)
+
+
+def _of(names: list[str], count: int) -> str:
+    return "" if len(names) == count else f" in {len(names)} ({_listed(names)})"
+
+
+def write_normalisation(path: Path, values: dict[str, Any]) -> None:
+    """As ``--normalisation.file`` reads it."""
+    path.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
