@@ -59,7 +59,7 @@ class Chosen(Source):
 class Check:
     data: Chosen
     normalisation: Path | None = (
-        None  # a file to write, for `train --normalisation.file`, where images are not of 8 bits
+        None  # a file to write, for `train --data.normalisation`, where images are not of 8 bits
     )
     patch_size: int = 500  # pixels; scenes smaller than a patch are told
 

@@ -64,6 +64,7 @@ class DataConfig:
     train_scenes: tuple[str, ...] = ()  # MBRSC: scenes to train on instead of the split's
     val_scenes: tuple[str, ...] = ()  # MBRSC: scenes that choose the best checkpoint
     bands: str | None = None  # ISPRS: irrg, for Potsdam rgb and irrgb, each also with +dsm; a folder: numbers, as 4,1,2
+    normalisation: str | None = None  # a file of `check --normalisation FILE`, whose numbers replace --normalisation.*
     drop_faulty: bool = True  # Potsdam: leave out tile 7_10, whose labels are wrong
     tfds_dir: str | None = None  # read a prepared tfds build from here (made at first use) instead of the plain files
 
@@ -127,7 +128,6 @@ class NormalisationConfig:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of the bands, as shares of the full scale
     std: tuple[float, ...] = (0.229, 0.224, 0.225)  # likewise, their deviation
     scale: float | None = None  # full scale of the values; None: the dataset's (255 for 8 bits, 65535 for 16)
-    file: str | None = None  # whose numbers replace these, as `check --normalisation FILE` writes it
 
 
 @dataclass(frozen=True)

@@ -69,8 +69,8 @@ def resolve(config: Config, dataset: Any) -> Config:
     Raises:
         UserError: what it says does not fit the data, or the backbone.
     """
-    if config.normalisation.file is not None:
-        config = dataclasses.replace(config, normalisation=_from_file(Path(config.normalisation.file)))
+    if config.data.normalisation is not None:
+        config = dataclasses.replace(config, normalisation=_from_file(Path(config.data.normalisation)))
     _check_numbers(config, dataset)
     normalisation, model, data, views = config.normalisation, config.model, config.data, config.views
     train, loss = config.train, config.loss
@@ -115,7 +115,7 @@ def _from_file(path: Path) -> configs.NormalisationConfig:
         return configs.NormalisationConfig(tuple(values["mean"]), tuple(values["std"]), float(values["scale"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"--normalisation.file {path} does not hold a scale, a mean and a std ({error}); write it with `check --normalisation FILE`"
+            f"--data.normalisation {path} does not hold a scale, a mean and a std ({error}); write it with `check --normalisation FILE`"
         ) from error
 
 

@@ -373,7 +373,7 @@ def _suggest(seen: Survey, name: str, path: Path | None) -> None:
     print(f"  they are not of 8 bits; train with: {shown}")
     if path is not None:
         write_normalisation(path, values)
-        print(f"  or with: --normalisation.file {path}")
+        print(f"  or with: --data.normalisation {path}")
 
 
 __all__ = ["DatasetMissing", "Survey", "check_dataset", "main"]

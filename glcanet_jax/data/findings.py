@@ -147,5 +147,5 @@ def _of(names: list[str], count: int) -> str:
 
 
 def write_normalisation(path: Path, values: dict[str, Any]) -> None:
-    """As ``--normalisation.file`` reads it."""
+    """As ``--data.normalisation`` reads it."""
     path.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
