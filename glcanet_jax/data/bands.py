@@ -69,15 +69,14 @@ def choose_bands(
     from rasterio.enums import ColorInterp
 
     kinds = list(file.colorinterp)
-    if ColorInterp.cyan in kinds:
-        raise UserError(f"{path} holds cyan, magenta, yellow and black; convert it to red, green and blue")
     images = [i + 1 for i, kind in enumerate(kinds) if kind != ColorInterp.alpha]
     alpha = next((i + 1 for i, kind in enumerate(kinds) if kind == ColorInterp.alpha), None)
     if not heed_alpha or (bands is not None and alpha in bands):
         alpha = None  # who names it wants its values: 4-band files often call the 4th alpha
     if bands is None and len(images) == 1 and wanted in (3, None) and kinds[images[0] - 1] == ColorInterp.palette:
-        stored = np.dtype(file.dtypes[images[0] - 1])
-        return Bands(images, stored, np.uint8, [0, 1, 2], alpha, palette_of(file, images[0]))
+        palette = palette_of(file, images[0])
+        if (palette[:, :3] != np.arange(len(palette))[:, None]).any():  # else it is grey, as in many BMPs
+            return Bands(images, np.dtype(file.dtypes[images[0] - 1]), np.uint8, [0, 1, 2], alpha, palette)
     note = ""
     if bands is not None and wanted is None:
         wanted = len(bands)

@@ -62,7 +62,7 @@ class MaskSource:
         """Where numbers ``[h, w]`` are nodata that is no class, or no number; None where nothing can be."""
         nodata = self._raster.nodata
         lacking = ~np.isfinite(raw) if raw.dtype.kind == "f" else None
-        if nodata is None or not np.isfinite(nodata) or not self.classes.unknown_ids(np.array(nodata)):
+        if nodata is None or not np.isfinite(nodata) or not self.classes.unknown_ids(np.array([nodata])).all():
             return lacking
         return (raw == nodata) if lacking is None else (raw == nodata) | lacking
 

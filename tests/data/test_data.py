@@ -484,7 +484,12 @@ def test_check_of_a_clean_folder(tmp_path, capsys):
     assert check.main("folder", tmp_path) == 0
     *found, summary = capsys.readouterr().out.splitlines()
     assert summary == "folder: no problems; scenes: all 2"
-    for words in ("images: 2, 20 x 30 px", "3 bands of uint8; values by band: 0 to", "ground resolution: unknown", "labels: roof"):
+    for words in (
+        "images: 2, 20 x 30 px",
+        "3 bands of uint8; values by band: 0 to",
+        "ground resolution: unknown",
+        "labels: roof",
+    ):
         assert any(words in line for line in found), found
     truncate(tmp_path / "masks" / "a.png")
     assert check.main("folder", tmp_path) == 1
