@@ -280,7 +280,7 @@ class Entry:
         found |= {"seconds": round(time.time() - began, 1), "compile_seconds": self.compile_seconds}
         for group, scenes in field.tests.items():
             found[group] = told(sum(np.asarray(self.confusion(state.average, *s), np.float64) for s in scenes))
-        with (field.out / "runs.jsonl").open("a") as file:
+        with (field.out / "runs.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(found) + "\n")
         print(json.dumps(found), flush=True)
         if seed == 0:

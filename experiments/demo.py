@@ -6,7 +6,6 @@ training and chooses nothing.
 """
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -38,8 +37,7 @@ def publish(config: Config, run: Path, path: Path = runs.DEMO) -> dict[str, Any]
     if path.stat().st_size > LIMIT:
         raise ValueError(f"{path} has {path.stat().st_size} bytes; it must stay under {LIMIT}")
     result = runs.evaluate_split(path, dataset, "test", run / "eval-demo", config.eval_batch)
-    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    training = [record for record in log if record["kind"] == "train"]
+    training = [record for record in report.read_log(run / "log.jsonl") if record["kind"] == "train"]
     minutes = sum(record["seconds_per_step"] for record in training) * config.train.log_every / 60
     report.write_text(path.with_name("README.md"), card(published, result, path.stat().st_size, minutes))
     return result

@@ -17,7 +17,7 @@ from typing import Literal
 import jax
 import numpy as np
 
-from glcanet_jax import cli, geometry, models, runs
+from glcanet_jax import border, cli, geometry, models, runs
 from glcanet_jax import config as configs
 from glcanet_jax.data import open_dataset
 from glcanet_jax.profiling import machine
@@ -102,7 +102,7 @@ def measure(scene: Path, weights: Path, out: Path, batch: int) -> dict:
     """Predict in a fresh process; its report."""
     command = [sys.executable, "-m", "glcanet_jax", "predict", str(scene), "--weights", str(weights), "--out", str(out)]
     subprocess.run([*command, "--batch", str(batch), "--overwrite", "--no-resume"], check=True)
-    return json.loads((out / f"{scene.stem}.report.json").read_text())
+    return border.read_json(out / f"{scene.stem}.report.json")
 
 
 def main() -> None:
@@ -148,7 +148,7 @@ def main() -> None:
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         if options.out.exists():
-            kept = json.loads(options.out.read_text())["rows"]
+            kept = border.read_object(options.out, rows=list)["rows"]
             new = {(r["network"], r["size"], r["batch"]) for r in rows}
             result["rows"] = [r for r in kept if (r["network"], r["size"], r["batch"]) not in new] + rows
         runs.write_json(options.out, result)

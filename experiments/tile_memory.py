@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from experiments.scene_memory import NETWORKS
-from glcanet_jax import cli, models, runs
+from glcanet_jax import border, cli, models, runs
 from glcanet_jax import config as configs
 from glcanet_jax.data import isprs, open_dataset
 from glcanet_jax.errors import UserError
@@ -113,14 +113,16 @@ def measure(root: Path, survey: str, network: str, batch: int) -> dict[str, Any]
     ]
     command += ["--weights", str(root / "weights.safetensors"), "--out", str(root / "scores"), "--batch", str(batch)]
     began = time.perf_counter()
-    with (root / "log").open("w") as log:
+    with (root / "log").open("w", encoding="utf-8") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        last = (root / "log").read_text().strip().splitlines()[-1:] or ["it said nothing"]
+        last = (root / "log").read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:] or [
+            "it said nothing"
+        ]
         raise UserError(f"evaluating {survey} failed: {re.sub('^error: ', '', last[0])}")
-    scores = json.loads((root / "scores" / "metrics.json").read_text())
+    scores = border.read_json(root / "scores" / "metrics.json")
     (height, width) = (dataset.scenes("test")[0].height, dataset.scenes("test")[0].width)
     return {
         "survey": survey,

@@ -4,12 +4,13 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 from tyro.conf import OmitArgPrefixes, Positional
 
 from glcanet_jax import cli
 from glcanet_jax.errors import UserError
+from glcanet_jax.limits import Range, check_fields
 from glcanet_jax.maps.options import DEFAULTS, MapOptions
 from glcanet_jax.options import Source
 
@@ -29,8 +30,11 @@ class Eval:
     weights: Path  # a weights file, a run's folder, or demo
     out: Path  # folder to write to
     split: str = "test"  # the dataset's: train, val, test ...
-    batch: int = 6  # patches at once
+    batch: Annotated[int, Range(1, 2**12)] = 6  # patches at once
     tta: bool = False  # mean over the eight views of a square: eight times the work
+
+    def __post_init__(self):
+        check_fields(self, "--")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,11 +4,15 @@ import dataclasses
 import functools
 import json
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from glcanet_jax import models
+from glcanet_jax import border, models
 from glcanet_jax.data.loader import LoaderConfig
+from glcanet_jax.errors import UserError
 from glcanet_jax.geometry import Views
+from glcanet_jax.limits import COUNT, DECAY, MOST, SEED, WEIGHT, Range, check_fields
+
+RATE = Range(0, 1000)  # of learning
 
 
 @dataclass(frozen=True)
@@ -16,6 +20,9 @@ class ModelConfig:
     """Name of the network; each has a subclass with its options, under their own names: `--model.mask window`."""
 
     network: str  # glcanet, glnet, fcn8s, unet, segnet, pspnet, deeplabv3plus, icnet or branch
+
+    def __post_init__(self):
+        check_fields(self, "model.")
 
 
 @functools.cache
@@ -68,57 +75,75 @@ class DataConfig:
     drop_faulty: bool = True  # Potsdam: leave out tile 7_10, whose labels are wrong
     tfds_dir: str | None = None  # read a prepared tfds build from here (made at first use) instead of the plain files
 
+    def __post_init__(self):
+        check_fields(self, "data.")
+
 
 @dataclass(frozen=True)
 class LossConfig:
     """Weights and shape of the loss (docs/design.md)."""
 
-    gamma: float = 6.0  # of the focal loss; 0: cross-entropy
-    fused: float = 1.0  # of the logits that answer; a network's own auxiliary ones have its own weights
-    local: float = 1.0  # of the local branch's auxiliary logits
-    glob: float = 1.0  # of the global branch's
-    regulariser: float = 0.15  # of the difference between the two branches' maps
-    class_weights: tuple[float, ...] = ()  # one per class; none: all alike, or as balance says
-    balance: float = 0.0  # without class_weights: they are the classes' shares of the pixels to the power of -balance
-    smoothing: float = 0.0  # of the labels: the share that is spread over all classes
-    dice: float = 0.0  # of soft Dice, beside every focal term
-    lovasz: float = 0.0  # of Lovasz-softmax, beside every focal term
+    gamma: Annotated[float, Range(0, 100)] = 6.0  # of the focal loss; 0: cross-entropy
+    # of the logits that answer; a network's own auxiliary ones have its own weights
+    fused: Annotated[float, WEIGHT] = 1.0
+    local: Annotated[float, WEIGHT] = 1.0  # of the local branch's auxiliary logits
+    glob: Annotated[float, WEIGHT] = 1.0  # of the global branch's
+    regulariser: Annotated[float, WEIGHT] = 0.15  # of the difference between the two branches' maps
+    class_weights: Annotated[tuple[float, ...], WEIGHT] = ()  # one per class; none: all alike, or as balance says
+    # without class_weights: they are the classes' shares of the pixels to the power of -balance
+    balance: Annotated[float, Range(0, 10)] = 0.0
+    smoothing: Annotated[float, DECAY] = 0.0  # of the labels: the share that is spread over all classes
+    dice: Annotated[float, WEIGHT] = 0.0  # of soft Dice, beside every focal term
+    lovasz: Annotated[float, WEIGHT] = 0.0  # of Lovasz-softmax, beside every focal term
+
+    def __post_init__(self):
+        check_fields(self, "loss.")
 
 
 @dataclass(frozen=True)
 class OptimiserConfig:
     """Adam with a rate per branch."""
 
-    global_rate: float = 1e-4  # of the global branch, at the start
-    local_rate: float = 2e-5  # of the local branch, and of a network of one view
-    fusion_rate: float = 2e-5  # of what joins them
-    b1: float = 0.9  # decay a step of the mean of the gradients
-    b2: float = 0.999  # and of their squares
-    weight_decay: float = 0.0  # coupled L2, as GLNet's Adam
-    clip: float | None = None  # largest norm of a root's gradient
+    global_rate: Annotated[float, RATE] = 1e-4  # of the global branch, at the start
+    local_rate: Annotated[float, RATE] = 2e-5  # of the local branch, and of a network of one view
+    fusion_rate: Annotated[float, RATE] = 2e-5  # of what joins them
+    b1: Annotated[float, DECAY] = 0.9  # decay a step of the mean of the gradients
+    b2: Annotated[float, DECAY] = 0.999  # and of their squares
+    weight_decay: Annotated[float, WEIGHT] = 0.0  # coupled L2, as GLNet's Adam
+    clip: Annotated[float | None, Range(0, open="low")] = None  # largest norm of a root's gradient
     schedule: Literal["poly", "cosine", "constant"] = "poly"  # how the rates fall
-    power: float = 0.9  # of poly
-    warmup_steps: int = 0  # linear, from zero
+    power: Annotated[float, Range(0, 100)] = 0.9  # of poly
+    warmup_steps: Annotated[int, Range(0, MOST)] = 0  # linear, from zero
+
+    def __post_init__(self):
+        check_fields(self, "optimiser.")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """How long, in what order, and what is written when."""
 
-    steps: int | None = None  # batches trained on; None: by epochs
-    epochs: int = 120  # where no steps are given; the paper names none, these are GLNet's
+    steps: Annotated[int | None, COUNT] = None  # batches trained on; None: by epochs
+    epochs: Annotated[int, COUNT] = 120  # where no steps are given; the paper names none, these are GLNet's
     schedule: Literal["joint", "staged"] = "joint"  # both branches at once, or the global one first
-    global_steps: int | None = None  # global branch alone first; None: 0 when joint, 120/170 of the steps when staged
-    accumulation: int = 1  # parts of a batch whose gradients are added
-    ema: float = 0.0  # decay a step of the moving average of the weights, which is what is scored and saved; 0: none
-    colour_jitter: float = 0.0  # largest relative change of brightness, contrast and colour; both views alike
-    jitter_bands: int | None = None  # the first ones, that are colours; None: as many as the dataset says, else all
-    devices: int | None = None  # that share a batch; None: as many as divide the batch
-    seed: int = 0  # of the fresh weights
-    log_every: int = 10  # steps from line to line of log.jsonl
-    eval_every: int | None = None  # steps from validation to validation; None: an epoch
-    checkpoint_every: int | None = None  # steps from checkpoint to checkpoint; None: an epoch
+    # global branch alone first; None: 0 when joint, 120/170 of the steps when staged
+    global_steps: Annotated[int | None, Range(0, MOST)] = None
+    accumulation: Annotated[int, Range(1, 2**16)] = 1  # parts of a batch whose gradients are added
+    # decay a step of the moving average of the weights, which is what is scored and saved; 0: none
+    ema: Annotated[float, DECAY] = 0.0
+    # largest relative change of brightness, contrast and colour; both views alike
+    colour_jitter: Annotated[float, Range(0, 1)] = 0.0
+    # the first ones, that are colours; None: as many as the dataset says, else all
+    jitter_bands: Annotated[int | None, Range(0, 2**16)] = None
+    devices: Annotated[int | None, Range(1, 2**20)] = None  # that share a batch; None: as many as divide the batch
+    seed: Annotated[int, SEED] = 0  # of the fresh weights
+    log_every: Annotated[int, COUNT] = 10  # steps from line to line of log.jsonl
+    eval_every: Annotated[int | None, COUNT] = None  # steps from validation to validation; None: an epoch
+    checkpoint_every: Annotated[int | None, COUNT] = None  # steps from checkpoint to checkpoint; None: an epoch
     tensorboard: bool = True  # a log for it, too, if it is installed
+
+    def __post_init__(self):
+        check_fields(self, "train.")
 
 
 @dataclass(frozen=True)
@@ -126,8 +151,12 @@ class NormalisationConfig:
     """``(x / scale - mean) / std`` per band; ImageNet's by default, repeated for further bands."""
 
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of the bands, as shares of the full scale
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)  # likewise, their deviation
-    scale: float | None = None  # full scale of the values; None: the dataset's (255 for 8 bits, 65535 for 16)
+    std: Annotated[tuple[float, ...], Range(0, open="low")] = (0.229, 0.224, 0.225)  # likewise, their deviation
+    # full scale of the values; None: the dataset's (255 for 8 bits, 65535 for 16)
+    scale: Annotated[float | None, Range(0, open="low")] = None
+
+    def __post_init__(self):
+        check_fields(self, "normalisation.")
 
 
 @dataclass(frozen=True)
@@ -148,9 +177,12 @@ class Config:
     freeze: tuple[
         str, ...
     ] = ()  # what is not trained: backbone, or patterns of parameters' paths, as local/resnet/stage1*
-    eval_batch: int = 6  # patches at once in evaluation
+    eval_batch: Annotated[int, Range(1, 2**12)] = 6  # patches at once in evaluation
     eval_tta: bool = False  # the mean over the eight views of a square in the last evaluation
     out: str = "runs/run"  # where everything is written
+
+    def __post_init__(self):
+        check_fields(self, "")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -158,21 +190,23 @@ def to_dict(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def from_dict(values: dict[str, Any], cls: type = Config) -> Any:
-    """The inverse of :func:`to_dict`; fields that a file lacks take their defaults."""
-    if cls is ModelConfig:
-        cls = _model_class(values.get("network", "glcanet"))
-    given = {}
-    for f in dataclasses.fields(cls):
-        if f.name not in values:
-            continue
-        value = values[f.name]
-        if dataclasses.is_dataclass(f.type):
-            value = from_dict(value, f.type)
-        elif isinstance(value, list):
-            value = tuple(value)
-        given[f.name] = value
-    return cls(**given)
+def from_dict(values: Any, source: Any = "the configuration") -> Config:
+    """The inverse of :func:`to_dict`; fields that a file lacks take their defaults.
+
+    Raises:
+        UserError: something is no option or no value of one; all is told, behind ``source``, where it was read.
+    """
+    model = values.get("model") if isinstance(values, dict) else None
+    network = model.get("network", "glcanet") if isinstance(model, dict) else "glcanet"
+    try:
+        own = _model_class(network if isinstance(network, str) else repr(network))
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+    if isinstance(model, dict):
+        values = values | {"model": {"network": network} | model}
+    return border.check(
+        values, Config, source, {ModelConfig: own}, "mend it, or update this program if it is of a later version"
+    )
 
 
 def differences(

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 from jax import export as jax_export
 
+from glcanet_jax import border
 from glcanet_jax.errors import UserError
 
 FORMAT = "glcanet_jax export"
@@ -30,6 +31,14 @@ OUTPUTS = {"encode_global": ("context",), "encode_local": ("features",), "fuse":
 ANSWERS = ("local/logits",)  # of what the network says beside its logits, where it does
 TOLERANCE = {"float32": 1e-5, "bfloat16": 3e-2}  # largest error relative to the largest value
 CHECKED = ((2, 3), (1, 1))  # contexts, patches of each
+MUST_SAY = {
+    "jax": str,
+    "calling_convention": int,
+    "geometry": dict,
+    "functions": dict,
+    "classes": dict,
+    "normalisation": dict,
+}
 COMPATIBILITY = "read by JAX releases of about six months after the one named here; later, export the weights again"
 
 
@@ -120,16 +129,19 @@ def load(path: str | Path) -> Exported:
 
 
 def _read_manifest(path: Path, archive: zipfile.ZipFile) -> dict[str, Any]:
-    try:
-        manifest = json.loads(archive.read("manifest.json")) if "manifest.json" in archive.namelist() else None
-    except ValueError:
-        manifest = None
+    manifest = None
+    if "manifest.json" in archive.namelist():
+        inside = f"{path} (manifest.json)"
+        manifest = border.parse_json(border.decode(archive.read("manifest.json"), inside), inside)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise UserError(f"{path} is a zip but no exported network of glcanet_jax; give a file that `export` wrote")
     if manifest.get("version") != VERSION:
         raise UserError(
             f"{path} is of version {manifest.get('version')}, this program reads {VERSION}; export it again"
         )
+    wrong = [key for key, kind in MUST_SAY.items() if type(manifest.get(key)) is not kind]
+    if wrong:
+        raise UserError(f"{path} (manifest.json) does not say {', '.join(wrong)} as it must; export it again")
     oldest = jax_export.minimum_supported_calling_convention_version
     newest = jax_export.maximum_supported_calling_convention_version
     if not oldest <= manifest["calling_convention"] <= newest:
@@ -233,15 +245,14 @@ def _stride(programs: dict[str, jax_export.Exported], views: Any) -> int:
 
 def rebuild(path: str | Path) -> tuple[Any, dict[str, Any], Any, Any]:
     """The network of a weights file or a run with plain convolutions, its variables, its configuration and the rest."""
-    from glcanet_jax import config as configs
-    from glcanet_jax import runs, weights
+    from glcanet_jax import runs
 
-    stored = weights.load_weights(runs.find_weights(path))
-    config = configs.from_dict(stored.config)
+    path = runs.find_weights(path)
+    config, stored = runs.read_weights(path)
     # the convolution made for training on CPUs would be lowered for CUDA, too
     plain = {name: False for name in ("fast_conv", "remat") if hasattr(config.model, name)}
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, **plain))
-    return runs.build_model(config, len(stored.classes["names"])), stored.variables, config, stored
+    return runs.rebuild(path, config, stored), stored.variables, config, stored
 
 
 def _flatten(variables: dict[str, Any]) -> dict[str, np.ndarray]:

@@ -7,34 +7,41 @@ function here follows that one convention (docs/design.md, "Geometry").
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 
 from glcanet_jax.errors import UserError
+from glcanet_jax.limits import Range, check_fields
+
+SIDE = Range(1, 2**20)  # of contexts, pixels
+WHOLE = Range(32, 2**14)  # of what a network looks at whole, pixels a side
+LEAST_STEP = 8  # patches overlap so that one begins at least every eighth of a side: fewer steps would never end
 
 
 @dataclass(frozen=True)
 class Views:
     """How a scene is cut into contexts and patches; the same for training, evaluation and prediction, saved with the weights."""
 
-    context_size: int | None = 2448  # scene pixels a side; None: the whole scene is one context
-    global_size: int = 500  # pixels a side of the shrunk context
-    patch_size: int = 500  # pixels a side of a patch
-    overlap: int = 50  # least overlap of neighbouring patches, pixels
-    scene_size: int | None = None  # with context_size None: the longest side trained on, scene pixels
+    context_size: Annotated[int | None, SIDE] = 2448  # scene pixels a side; None: the whole scene is one context
+    global_size: Annotated[int, WHOLE] = 500  # pixels a side of the shrunk context
+    patch_size: Annotated[int, WHOLE] = 500  # pixels a side of a patch
+    overlap: Annotated[int, Range(0, 2**14)] = 50  # least overlap of neighbouring patches, pixels
+    scene_size: Annotated[int | None, Range(1, 2**31)] = (
+        None  # with context_size None: the longest side trained on, scene pixels
+    )
 
     def __post_init__(self):
-        if not 0 <= self.overlap < self.patch_size:
+        check_fields(self, "views.")
+        most = self.patch_size - self.patch_size // LEAST_STEP
+        if self.overlap > most:
             raise UserError(
-                f"overlap is {self.overlap} px; it must be at least 0 and under the patch size, {self.patch_size} px"
+                f"overlap is {self.overlap} px; it must be at most {most} px, as a patch has {self.patch_size} px a side"
             )
         if self.context_size is not None and self.context_size < self.patch_size:
             raise UserError(
                 f"context_size is {self.context_size} px; it must be at least the patch size, {self.patch_size} px, or None"
             )
-        if min(self.patch_size, self.global_size) < 32:
-            raise UserError(f"patch_size {self.patch_size} and global_size {self.global_size} must be at least 32 px")
 
     def context_length(self, length: int) -> int:
         """Pixels of a context along an axis of a scene of ``length`` pixels.

@@ -12,13 +12,13 @@ import io
 import itertools
 import textwrap
 import tokenize
-import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from glcanet_jax.errors import UserError
+from glcanet_jax.limits import FINITE, Range, fields_of, unmarked
 
 MISSING = dataclasses.MISSING  # the default of what must be given
 SHORT = {
@@ -55,6 +55,7 @@ class Option:
     words: str
     choices: tuple[Any, ...] = ()
     positional: bool = False
+    span: Range = FINITE
 
     @property
     def group(self) -> str:
@@ -82,33 +83,19 @@ def options_of(kind: type, default: Any = MISSING, prefix: str = "") -> Iterator
     """The options of a dataclass, and of those in its fields by dotted names; with the values of an instance as defaults."""
     from tyro.conf import OmitArgPrefixes, Positional
 
-    hints, words = typing.get_type_hints(kind, include_extras=True), comments(kind)
+    own, words = fields_of(kind), comments(kind)
     for f in dataclasses.fields(kind):
         value = getattr(default, f.name) if default is not MISSING else f.default
         if value is MISSING and f.default_factory is not MISSING:
             value = f.default_factory()
-        hint, marks = hints[f.name], ()
-        if typing.get_origin(hint) is typing.Annotated:
-            hint, *marks = typing.get_args(hint)
+        hint, span, choices, marks = own[f.name]
         if dataclasses.is_dataclass(hint):
             inner = prefix if OmitArgPrefixes in marks else f"{prefix}{f.name}."
             yield from options_of(hint if value is MISSING else type(value), value, inner)
             continue
         name = f"{prefix}{f.name}".replace("_", "-")
         told = f.metadata.get("words", words.get(f.name, ""))
-        choices = f.metadata.get("choices", _literals(hint))
-        yield Option(name, hint, value, told, choices, Positional in marks)
-
-
-def _literals(hint: Any) -> tuple[Any, ...]:
-    """The values of a Literal, of one that may be None, or of a tuple of them."""
-    if typing.get_origin(hint) is Literal:
-        return typing.get_args(hint)
-    if typing.get_origin(hint) in (typing.Union, types.UnionType, tuple):
-        inner = [_literals(part) for part in typing.get_args(hint) if part not in (type(None), Ellipsis)]
-        if any(inner):
-            return (*inner[0], *((None,) if type(None) in typing.get_args(hint) else ()))
-    return ()
+        yield Option(name, hint, value, told, choices, Positional in marks, span)
 
 
 def comments(kind: type) -> dict[str, str]:
@@ -204,35 +191,35 @@ def _check_values(name: str, given: Sequence[str], option: Option) -> None:
         if choices and word not in choices:
             near = perhaps(word, choices)
             raise UserError(f"--{name} is {word!r}{near}; it must be one of {', '.join(choices)}")
-        wanted = {} if option.flag else dict(_wanted(option.type))
+        wanted = {} if option.flag else dict(_wanted(option.type, option.span))
         if wanted and not any(fits(word) for fits in wanted.values()):
             raise UserError(f"--{name} is {word!r}; it must be {' or '.join(wanted)}")
 
 
-def _wanted(hint: Any) -> Iterator[tuple[str, Callable[[str], bool]]]:
+def _wanted(hint: Any, span: Range) -> Iterator[tuple[str, Callable[[str], bool]]]:
     """What a word must be, and whether it is, by the types that it may have."""
     told = {
-        int: ("a whole number", _converts(int)),
-        float: ("a number", _converts(float)),
+        int: (f"a whole number {span}".rstrip(), _converts(int, span)),
+        float: (f"a number {span}".rstrip(), _converts(float, span)),
         bool: ("True or False", ("True", "False").__contains__),
         type(None): ("None", "None".__eq__),
     }
+    hint, _ = unmarked(hint)
     arguments = [part for part in typing.get_args(hint) if part is not Ellipsis]
     if hint in told:
         yield told[hint]
     elif arguments:
-        parts = [tuple(_wanted(part)) for part in arguments if not (part is int and float in arguments)]
+        parts = [tuple(_wanted(part, span)) for part in arguments if not (part is int and float in arguments)]
         if all(parts):  # else one of them takes any word
             yield from itertools.chain(*parts)
 
 
-def _converts(kind: type) -> Callable[[str], bool]:
+def _converts(kind: type, span: Range) -> Callable[[str], bool]:
     def fits(word: str) -> bool:
         try:
-            kind(word)
+            return kind(word) in span
         except ValueError:
             return False
-        return True
 
     return fits
 

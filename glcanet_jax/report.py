@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from glcanet_jax import border
 from glcanet_jax.data.scenes import IGNORE
 
 GREY = 128
@@ -23,7 +24,7 @@ def _atomic(path: Path) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    _atomic(path).write_text(text)
+    _atomic(path).write_text(text, encoding="utf-8")
     os.replace(_atomic(path), path)
 
 
@@ -170,7 +171,7 @@ def save_confusion(path: Path, csv_path: Path, confusion: np.ndarray, class_name
     from matplotlib.figure import Figure
 
     csv_path = Path(csv_path)
-    with _atomic(csv_path).open("w", newline="") as file:
+    with _atomic(csv_path).open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["truth \\ prediction", *class_names])
         writer.writerows([name, *row] for name, row in zip(class_names, confusion.tolist(), strict=True))
@@ -199,14 +200,24 @@ def save_confusion(path: Path, csv_path: Path, confusion: np.ndarray, class_name
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Records of a run's ``log.jsonl``; a last line cut short is left out."""
-    records = []
-    for line in Path(path).read_text().splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records
+    """Records of a run's ``log.jsonl``; lines that are damaged, or cut short by a kill, are left out.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    lines = border.read_bytes(path).decode("utf-8", errors="replace").splitlines()
+    return [record for line in lines if (record := log_record(line)) is not None]
+
+
+def log_record(line: str) -> dict[str, Any] | None:
+    """A line of a run's log: its ``kind``, the ``step`` and finite numbers; None of one that is not whole."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or not isinstance(record.get("kind"), str) or type(record.get("step")) is not int:
+        return None
+    return record
 
 
 def _smooth(values: np.ndarray, window: int) -> np.ndarray:

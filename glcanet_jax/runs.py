@@ -12,8 +12,8 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from glcanet_jax import border, metrics, models, report, weights
 from glcanet_jax import config as configs
-from glcanet_jax import metrics, models, report, weights
 from glcanet_jax.config import Config
 from glcanet_jax.data import open_dataset
 from glcanet_jax.data.folder import parse_choice
@@ -265,13 +265,34 @@ def _beside(path: Path) -> list[str]:
 
 def trained_bands(path: Path, dataset: str) -> str | None:
     """The choice of bands that weights were trained on; None where there was none, or another dataset's are no choice here."""
-    data = weights.load_weights(path).config["data"]
-    return data.get("bands") if (data.get("dataset") == "folder") == (dataset == "folder") else None
+    data = read_weights(path)[0].data
+    return data.bands if (data.dataset == "folder") == (dataset == "folder") else None
 
 
 def chosen_bands(config: Config) -> tuple[int, ...] | None:
     """The bands that a folder's images were trained on, if they were named by number."""
     return parse_choice(config.data.bands) if config.data.dataset == "folder" else None
+
+
+def read_weights(path: Path) -> tuple[Config, weights.WeightsFile]:
+    """The configuration of a weights file, and what else it holds.
+
+    Raises:
+        UserError: it cannot be read, or a part of it is not what it must be.
+    """
+    stored = weights.load_weights(path)
+    return configs.from_dict(stored.config, f"{path} (config)"), stored
+
+
+def rebuild(path: Path, config: Config, stored: weights.WeightsFile) -> Any:
+    """The network of a weights file.
+
+    Raises:
+        UserError: the file's arrays are not those of the network.
+    """
+    model = build_model(config, len(stored.classes["names"]))
+    weights.check_variables(path, stored.variables, models.shapes(model, stored.bands))
+    return model
 
 
 def load_predictor(
@@ -289,12 +310,12 @@ def load_predictor(
     ``dtype`` and ``views`` (fields of :class:`glcanet_jax.geometry.Views`) and ``scale`` (the images' full scale) replace what the file says; ``stage`` as
     :class:`Predictor` has it.
     """
-    stored = weights.load_weights(find_weights(path))
-    config = configs.from_dict(stored.config)
+    path = find_weights(path)
+    config, stored = read_weights(path)
     config = dataclasses.replace(config, views=dataclasses.replace(config.views, **(views or {})))
     if dtype is not None:
         config = computing_in(config, dtype)
-    model = build_model(config, len(stored.classes["names"]))
+    model = rebuild(path, config, stored)
     normalisation = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.normalisation.items()}
     if scale is not None:
         normalisation["scale"] = scale
@@ -344,8 +365,6 @@ def evaluate_split(
     Raises:
         UserError: the dataset's classes are not those of the weights, or a scene has other bands or no labels.
     """
-    if batch < 1:
-        raise UserError(f"--batch is {batch}; it must be at least 1")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; --out must be a folder")
     scenes = dataset.scenes(split)  # a bad split is told before the network is built
@@ -410,8 +429,20 @@ def majority(result: dict[str, Any], dataset: Any) -> dict[str, dict[str, Any]]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Written whole or not at all."""
-    report.write_text(path, json.dumps(value, indent=1) + "\n")
+    """Written whole or not at all; what is not finite is null, as JSON has no word for it."""
+    try:
+        text = json.dumps(value, indent=1, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_finite(value), indent=1, allow_nan=False)
+    report.write_text(path, text + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def open_run(config: Config) -> Path:
@@ -422,9 +453,10 @@ def open_run(config: Config) -> Path:
     """
     out = Path(config.out)
     ours = configs.to_dict(config)
-    if (out / "config.json").exists():
-        theirs = json.loads((out / "config.json").read_text())
-        theirs = configs.to_dict(configs.from_dict(theirs))  # options that are newer than the run have their defaults
+    if os.path.lexists(out / "config.json"):
+        theirs = border.read_json(out / "config.json")
+        # options that are newer than the run have their defaults
+        theirs = configs.to_dict(configs.from_dict(theirs, out / "config.json"))
         changed = configs.differences(ours, theirs, words=("here", "there"))
         if changed and not any((out / "checkpoints").glob("*/[0-9]*")) and not (out / "last.safetensors").exists():
             write_json(out / "config.json", ours)  # it was stopped before its first step was kept: nothing is lost

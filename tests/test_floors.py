@@ -12,7 +12,9 @@ ROOT = Path(__file__).parents[1]
 # a room is a module or a package; it may import from rooms on lower floors and from itself. The lowest floor comes first
 FLOORS = (
     ("errors", "progress"),
+    ("limits",),
     ("geometry", "options", "profiling"),
+    ("border",),
     ("data", "models.layers"),
     ("models", "metrics", "report"),
     ("config", "weights", "inference"),
@@ -24,7 +26,9 @@ FLOORS = (
 FACADE = "glcanet_jax"  # the package's own names, each fetched when it is asked for: it may point anywhere
 CORE = ("models", "geometry", "training.phases", "training.step", "training.losses", "training.optim")
 CORE_IMPORTS = {"jax", "flax", "optax", "numpy", "einops", "jaxtyping"}
-HEAVY = "rasterio shapely tyro matplotlib PIL grain tensorflow_datasets safetensors pyogrio tensorboardX".split()
+HEAVY = (
+    "rasterio shapely tyro matplotlib PIL grain tensorflow_datasets safetensors pyogrio tensorboardX pydantic".split()
+)
 LONGEST_FUNCTION, MEDIAN_CLASS = 60, 17  # lines
 
 

@@ -163,7 +163,7 @@ def test_a_configuration_survives_its_words():
         ("-x", "there is no option -x;"),
         ("--train.schedule jont", "--train.schedule is 'jont' (perhaps you meant 'joint'); it must be one of joint, staged"),
         ("--model.depth 51", "--model.depth is '51'; it must be one of 10, 18, 34, 50, 101"),
-        ("--train.steps many", "--train.steps is 'many'; it must be a whole number or None"),
+        ("--train.steps many", "--train.steps is 'many'; it must be a whole number from 1 to 1000000000 or None"),
         ("--loader.scale-jitter 1 b", "--loader.scale-jitter is 'b'; it must be a number"),
         ("--eval-tta=perhaps", "--eval-tta takes no value; got 'perhaps'"),
         ("--out", "Missing value for argument '--out'"),

@@ -21,7 +21,7 @@ WIDTH = 900  # pixels of pictures, at most
 
 
 def read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def source(cell: dict[str, Any]) -> str:
@@ -106,7 +106,7 @@ def main(words: list[str]) -> None:
         with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
             notebook = run(path)
         if "--write" in words:
-            path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
+            path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

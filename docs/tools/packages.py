@@ -39,7 +39,7 @@ def modules() -> dict[str, Path]:
 def imported(path: Path, known: dict[str, Path]) -> set[str]:
     """Dotted names of the modules that a file imports."""
     out = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             out |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -136,5 +136,5 @@ def draw(rooms: Graph) -> str:
 
 
 if __name__ == "__main__":
-    OUT.write_text(draw(graph()))
+    OUT.write_text(draw(graph()), encoding="utf-8")
     print(f"written: {OUT}")

@@ -71,7 +71,7 @@ def stage(pages: Path) -> None:
                 moved(made, source, known | {source.parent / "pictures" / p.name: w for p, w in drawn.items()})
             )
         elif source.suffix == ".md":
-            file.write_text(moved(source.read_text(), source, known))
+            file.write_text(moved(source.read_text(encoding="utf-8"), source, known), encoding="utf-8")
         else:
             shutil.copy(source, file)
 
@@ -93,7 +93,11 @@ class Links(HTMLParser):
 
 def broken(site: Path) -> list[str]:
     """Links of the site that lead nowhere."""
-    pages = {path: Links(path.read_text()) for path in sorted(site.rglob("*.html")) if path.name != "404.html"}
+    pages = {
+        path: Links(path.read_text(encoding="utf-8"))
+        for path in sorted(site.rglob("*.html"))
+        if path.name != "404.html"
+    }
     found = []
     for page, links in pages.items():
         for target in links.targets:

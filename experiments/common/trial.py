@@ -6,7 +6,6 @@ run (``run/``), what its processes printed (``train.log``, ``score.log``) and, a
 
 import dataclasses
 import itertools
-import json
 import re
 import subprocess
 import sys
@@ -19,12 +18,13 @@ from typing import Any
 import numpy as np
 
 from experiments.common import sizes
+from glcanet_jax import border, report, runs
 from glcanet_jax import config as configs
-from glcanet_jax import runs
 from glcanet_jax.config import Config
 from glcanet_jax.errors import UserError
 
 FLIPS = 2**14  # sign flips that the paired test looks at, all of them where there are no more
+ASKED = {"config": dict, "splits": list, "budget": dict}  # of a trial.json
 PROBE = 3  # steps that are timed to tell how many fit into minutes
 
 
@@ -78,9 +78,9 @@ def _one(trial: Trial, budget: Budget, folder: Path) -> dict[str, Any]:
     asked = {"config": configs.to_dict(config), "splits": list(trial.splits), "budget": dataclasses.asdict(budget)}
     base = {"trial": trial.name, "budget": str(budget)}
     if (folder / "trial.json").exists():
-        before = json.loads((folder / "trial.json").read_text())
+        before = border.read_object(folder / "trial.json", **ASKED)
         # options that are newer than the trial have their defaults
-        before["config"] = configs.to_dict(configs.from_dict(before["config"]))
+        before["config"] = configs.to_dict(configs.from_dict(before["config"], folder / "trial.json"))
         before["splits"] = [sizes.called(config.data.dataset, split) for split in before["splits"]]
         changed = configs.differences(asked, before)
         if changed:
@@ -93,7 +93,7 @@ def _one(trial: Trial, budget: Budget, folder: Path) -> dict[str, Any]:
     for part in ("train", "score"):
         if part == "train" and (folder / "trained.json").exists():
             continue
-        with (folder / f"{part}.log").open("w") as log:
+        with (folder / f"{part}.log").open("w", encoding="utf-8") as log:
             command = [sys.executable, "-m", "experiments.common.trial", part, str(folder)]
             code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode
         if code:
@@ -102,7 +102,7 @@ def _one(trial: Trial, budget: Budget, folder: Path) -> dict[str, Any]:
 
 
 def _result(folder: Path, config: Config) -> dict[str, Any]:
-    result = json.loads((folder / "result.json").read_text())
+    result = border.read_object(folder / "result.json", scores=dict, train=dict, predict=dict)
     scores = {sizes.called(config.data.dataset, split): of for split, of in result["scores"].items()}
     return result | {"scores": scores}
 
@@ -172,7 +172,7 @@ def with_spread(own: dict[str, Any]) -> str:
 
 
 def _reason(log: Path, code: int) -> str:
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     last = lines[-1].strip().removeprefix("error: ") if lines else "nothing was printed"
     return (
         f"{last} (exit code {code}, {log})"
@@ -186,21 +186,24 @@ def train(folder: Path) -> None:
     """Train a trial, for as many steps as its budget says."""
     from glcanet_jax.training import loop
 
-    asked = json.loads((folder / "trial.json").read_text())
-    config, budget = configs.from_dict(asked["config"]), Budget(**asked["budget"])
+    asked = border.read_object(folder / "trial.json", **ASKED)
+    config, budget = (
+        configs.from_dict(asked["config"], folder / "trial.json"),
+        border.check(asked["budget"], Budget, folder / "trial.json"),
+    )
     steps = budget.steps
     if steps is None:
         chosen = folder / "steps.json"  # a trial that goes on keeps what it was given
         if not chosen.exists():
             runs.write_json(chosen, {"steps": steps_within(config, budget.minutes)})
-        steps = json.loads(chosen.read_text())["steps"]
+        steps = border.read_object(chosen, steps=int)["steps"]
     every = min(steps, config.train.checkpoint_every or steps)
     config = dataclasses.replace(
         config, train=dataclasses.replace(config.train, steps=steps, eval_every=steps, checkpoint_every=every)
     )
     began = time.perf_counter()
     loop.train(config)
-    records = [json.loads(line) for line in (Path(config.out) / "log.jsonl").read_text().splitlines()]
+    records = report.read_log(Path(config.out) / "log.jsonl")
     peaks = {k: v for k, v in records[-1].items() if k.startswith("memory/")}
     seconds = time.perf_counter() - began
     runs.write_json(folder / "trained.json", {"steps": steps, "seconds": round(seconds, 1)} | peaks)
@@ -242,8 +245,8 @@ def score(folder: Path) -> None:
     """Score a trained trial in a process that has done nothing else, so that its peak memory is that of prediction."""
     from glcanet_jax.profiling import machine, peak_memory, process_device_memory
 
-    asked = json.loads((folder / "trial.json").read_text())
-    config = configs.from_dict(asked["config"])
+    asked = border.read_object(folder / "trial.json", **ASKED)
+    config = configs.from_dict(asked["config"], folder / "trial.json")
     runs.enable_compilation_cache()
     dataset, scores, seconds, scenes = runs.open_data(config.data), {}, 0.0, 0
     weights = Path(config.out) / "last.safetensors"  # not the best by validation: what is reported chooses nothing
@@ -261,7 +264,7 @@ def score(folder: Path) -> None:
     process = process_device_memory()
     if process is not None:
         measured["memory/device_process_mb"] = process
-    trained = json.loads((folder / "trained.json").read_text())
+    trained = border.read_object(folder / "trained.json", steps=int, seconds=float)
     runs.write_json(folder / "result.json", {"scores": scores, "train": trained, "predict": measured})
 
 

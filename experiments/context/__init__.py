@@ -7,7 +7,6 @@ missing. Writes ``context.json``, ``context.md`` and ``context.webp``.
 
 import dataclasses
 import functools
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -22,7 +21,7 @@ import numpy as np
 from experiments.common import sizes
 from experiments.context import scenes
 from experiments.context.scenes import TASKS, Difficulty, Sizes
-from glcanet_jax import cli, models, report, runs
+from glcanet_jax import border, cli, models, report, runs
 from glcanet_jax import config as configs
 from glcanet_jax.config import Config, LossConfig, OptimiserConfig
 from glcanet_jax.errors import UserError
@@ -191,7 +190,7 @@ def build(options: Options) -> dict[str, Any]:
         "scale": dataclasses.asdict(options.scale),
     }
     path = options.results / "context.json"
-    result = {"cells": []} if not path.exists() else json.loads(path.read_text())
+    result = {"cells": []} if not path.exists() else border.read_object(path, cells=list)
     changed = configs.differences(settings, result.get("settings", settings))
     if changed:
         raise UserError(

@@ -5,7 +5,6 @@ Gathers ``results/*.json`` into ``REPORT.md`` and ``REPORT.html``, their picture
 pixel see, and what its attention weighs.
 """
 
-import json
 import re
 import sys
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from experiments import table1
 from experiments.common import trial
 from experiments.common.sizes import SPLITS
 from experiments.report import claims
-from glcanet_jax import cli, report, runs
+from glcanet_jax import border, cli, report, runs
 from glcanet_jax.data import open_dataset
 from glcanet_jax.data.scenes import IGNORE
 from glcanet_jax.errors import UserError
@@ -83,10 +82,7 @@ def load(folder: Path) -> dict[str, Any]:
         raise UserError(f"there is no folder {folder}; give the one that experiments write to, with --results")
     found = {}
     for path in sorted(folder.glob("*.json")):
-        try:
-            found[path.stem] = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path} is no valid JSON (line {error.lineno}: {error.msg}); make it again") from error
+        found[path.stem] = border.read_object(path)
     return found
 
 
@@ -224,7 +220,7 @@ def main() -> None:
             )
         pictures = draw(options, table)
     paths = [path for kind in KINDS for path in sorted(options.results.glob(f"{kind}-*.md"))]
-    tables = {path.stem: path.read_text() for path in paths}
+    tables = {path.stem: border.read_text(path) for path in paths}
     text = markdown(results, tables, pictures)
     report.write_text(options.results / "REPORT.md", text)
     report.write_text(options.results / "REPORT.html", html(text))

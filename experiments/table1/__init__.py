@@ -18,7 +18,7 @@ import jax
 from experiments.common import sizes, trial
 from experiments.common.sizes import SCENE, SIZES, SPLITS, Comparison, Size
 from experiments.table1 import report as table1_report
-from glcanet_jax import cli, models, runs
+from glcanet_jax import border, cli, models, runs
 from glcanet_jax import config as configs
 from glcanet_jax.config import Config
 from glcanet_jax.errors import UserError
@@ -148,7 +148,7 @@ def cost(config: Config, num_classes: int, bands: int, work: Path, memory: bool)
     key |= {"classes": num_classes, "bands": bands, "jax": jax.__version__, "memory": memory}
     path = work / "cost.json"
     if path.exists():
-        kept = json.loads(path.read_text())
+        kept = border.read_object(path, of=dict, cost=dict)
         if kept["of"] == json.loads(json.dumps(key)):
             return kept["cost"]
     model = models.build(config.model.network, num_classes, **configs.model_options(config.model))

@@ -4,6 +4,7 @@ import contextlib
 import filecmp
 import functools
 import itertools
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,14 +12,16 @@ from typing import Any
 
 import numpy as np
 
+from glcanet_jax.border import read_json
 from glcanet_jax.data import deepglobe, folder, isprs, open_dataset
 from glcanet_jax.data.files import problems_of_pair
 from glcanet_jax.data.findings import Images, Labels, kind_of, write_normalisation
 from glcanet_jax.data.gdal import steps
 from glcanet_jax.data.masks import MaskSource
-from glcanet_jax.data.mbrsc import SAMPLE, as_test, assign, class_table, entries_of, lacking, read_json, splits_of
+from glcanet_jax.data.mbrsc import SAMPLE, as_test, assign, splits_of
 from glcanet_jax.data.raster import RasterSource
 from glcanet_jax.data.scenes import IGNORE, ClassTable, DatasetMissing, describe_colours
+from glcanet_jax.data.tables import class_table, entries_of, lacking, same, split_lists
 from glcanet_jax.errors import UserError
 
 ROWS = 512  # of a TIFF at a time
@@ -176,17 +179,19 @@ def _layout(name: str, entry: dict[str, Any]) -> Iterator[str]:
 
 def _parts(root: Path, seen: Survey) -> Iterator[str]:
     path = root / "scenes.json"
-    if not path.is_file():
+    if not os.path.lexists(path):
         open_dataset("mbrsc", root)  # raises, with the layout
     content = read_json(path)
-    table, entries = class_table(content, path), entries_of(content, path)
+    entries = entries_of(content, path)
+    table = class_table(content, path)
     named = set()
     for name, entry in entries.items():
         problems = lacking(name, entry)
         yield from (f"{path}: {problem}" for problem in problems or _layout(name, entry))
         kinds: dict[str, list[str]] = {}
-        for part in entry.get("parts") or ():
-            files = {key: root / part[key] for key in ("image", "mask") if part.get(key)}
+        parts = entry.get("parts")
+        for part in parts if isinstance(parts, list) and all(isinstance(p, dict) for p in parts) else ():
+            files = {key: root / part[key] for key in ("image", "mask") if part.get(key) and isinstance(part[key], str)}
             named |= set(files.values())
             shape = None
             if "image" in files:
@@ -207,7 +212,7 @@ def _parts(root: Path, seen: Survey) -> Iterator[str]:
 
 
 def _folder(root: Path, seen: Survey) -> Iterator[str]:
-    if not (root / "classes.json").is_file():
+    if not os.path.lexists(root / "classes.json"):
         open_dataset("folder", root)  # raises, with the layout
     places = [root] if (root / "images").is_dir() else [p for p in sorted(root.iterdir()) if (p / "images").is_dir()]
     if not places:
@@ -219,8 +224,9 @@ def _folder(root: Path, seen: Survey) -> Iterator[str]:
         images, masks = folder.listing(place / "images"), folder.listing(place / "masks")
         for kind, chosen in (("images", images), ("masks", masks)):
             for file in sorted((place / kind).iterdir()) if chosen else ():
-                if file.suffix.lower() in folder.SUFFIXES and file != chosen[file.stem]:
-                    yield f"{file}: not read, for {chosen[file.stem].name} has the same name; keep one of them"
+                used = chosen.get(same(file.stem))
+                if file.suffix.lower() in folder.SUFFIXES and used is not None and file != used:
+                    yield f"{file}: not read, for {used.name} has the same name; keep one of them"
         for stem, image in images.items():
             if stem in found and filecmp.cmp(image, found[stem], shallow=False):
                 yield f"{image}: the same image is in {found[stem].parent.parent.name} too; a scene belongs to one split"
@@ -234,9 +240,9 @@ def _folder(root: Path, seen: Survey) -> Iterator[str]:
         for stem in sorted(set(masks) - set(images)):
             yield f"{masks[stem]}: its image is missing"
     yield from check_kinds(str(root), kinds)
-    if places == [root] and (root / "splits.json").is_file():
+    if places == [root] and os.path.lexists(root / "splits.json"):
         try:
-            lists = folder.split_lists(root / "splits.json")
+            lists = split_lists(root / "splits.json")
         except UserError as error:
             yield str(error)
             return

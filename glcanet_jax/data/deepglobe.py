@@ -32,7 +32,7 @@ GLNET_FOLDERS = ("train", "crossvali", "offical_crossvali")
 @cache
 def split_ids(split: str) -> tuple[str, ...]:
     """The official list of a split (GLNet's; 454, 207 and 142 images)."""
-    return tuple((files("glcanet_jax.data") / "splits" / f"deepglobe_{split}.txt").read_text().split())
+    return tuple((files("glcanet_jax.data") / "splits" / f"deepglobe_{split}.txt").read_text(encoding="utf-8").split())
 
 
 def find(root: Path) -> dict[str, tuple[Path, Path | None]]:

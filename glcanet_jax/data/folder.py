@@ -1,14 +1,17 @@
 """The user's own scenes: images, masks of colours or ids, and a ``classes.json``."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from glcanet_jax.border import read_json
 from glcanet_jax.data.files import FileScene
 from glcanet_jax.data.masks import meant_as_colours
-from glcanet_jax.data.mbrsc import class_table, protocols, read_json
+from glcanet_jax.data.mbrsc import protocols
 from glcanet_jax.data.scenes import ClassTable, Dataset, DatasetMissing
+from glcanet_jax.data.tables import check_splits, class_table, same, split_lists
 from glcanet_jax.errors import UserError
 
 TREE = """
@@ -24,11 +27,9 @@ SUFFIXES = (".tif", ".tiff", ".vrt", ".jp2", ".jpg", ".jpeg", ".png", ".webp", "
 
 
 def listing(folder: Path) -> dict[str, Path]:
-    """Images of a folder by stem, hidden files left out."""
-    if not folder.is_dir():
-        return {}
-    files = (p for p in sorted(folder.iterdir()) if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
-    return {p.stem: p for p in files}
+    """Images of a folder by stem, whatever form its accents have; files that are hidden are none."""
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    return {same(p.stem): p for p in files if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")}
 
 
 def parse_choice(text: str | None) -> tuple[int, ...] | None:
@@ -39,25 +40,10 @@ def parse_choice(text: str | None) -> tuple[int, ...] | None:
     """
     if text is None:
         return None
-    try:
-        chosen = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        chosen = (0,)
-    if min(chosen) < 1:
-        raise UserError(f"bands are given as {text!r}; they must be numbers from 1, as 4,1,2")
-    return chosen
-
-
-def split_lists(path: Path) -> dict[str, list[str]]:
-    """The names of a ``splits.json`` by split.
-
-    Raises:
-        UserError: it holds something else.
-    """
-    lists = read_json(path)
-    if not isinstance(lists, dict) or not all(isinstance(stems, list) for stems in lists.values()):
-        raise UserError(f'{path} must hold lists of names by split, as {{"train": ["scene1"], "val": ["scene2"]}}')
-    return lists
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and len(part) < 6 and int(part) > 0 for part in parts):
+        raise UserError(f"bands are given as {text[:60]!r}; they must be numbers from 1, as 4,1,2")
+    return tuple(map(int, parts))
 
 
 def pairs(root: Path) -> dict[str, dict[str, tuple[Path, Path | None]]]:
@@ -76,9 +62,10 @@ def pairs(root: Path) -> dict[str, dict[str, tuple[Path, Path | None]]]:
         masks = listing(folder / "masks")
         found[split] = {stem: (image, masks.get(stem)) for stem, image in listing(folder / "images").items()}
     if "" not in found:
+        check_splits(found, root)
         return found
     everything = found[""]
-    if not (root / "splits.json").is_file():
+    if not os.path.lexists(root / "splits.json"):
         return {"all": everything}
     lists = split_lists(root / "splits.json")
     seen: dict[str, str] = {}
@@ -99,7 +86,8 @@ def pairs(root: Path) -> dict[str, dict[str, tuple[Path, Path | None]]]:
 def classes_of(root: Path, masks: list[Path]) -> ClassTable:
     """The classes of a folder's ``classes.json``, and how its masks stand for them."""
     table = class_table(read_json(root / "classes.json"), root / "classes.json")
-    return replace(table, values=table.greys) if meant_as_colours(masks, table) else table
+    told = table.values is not None  # by the file itself
+    return replace(table, values=table.greys) if not told and meant_as_colours(masks, table) else table
 
 
 def open_folder(data_dir: str | Path | None, bands: str | None = None) -> Dataset:
@@ -113,7 +101,7 @@ def open_folder(data_dir: str | Path | None, bands: str | None = None) -> Datase
         UserError: an image cannot be read, or they are of several types.
     """
     root, choice = Path(data_dir or "data/folder"), parse_choice(bands)
-    if not (root / "classes.json").is_file():
+    if not os.path.lexists(root / "classes.json"):
         raise DatasetMissing("folder", root, TREE, HOW)
     found = pairs(root)
     table = classes_of(root, [mask for scenes in found.values() for _, mask in scenes.values() if mask is not None])

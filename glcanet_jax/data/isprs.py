@@ -304,7 +304,7 @@ def protocols(eroded: bool) -> tuple[Protocol, ...]:
 @cache
 def split_ids(name: str, split: str) -> tuple[str, ...]:
     """The tiles of a list: the official "train" and "test", and "val", the tile of "train" that chooses checkpoints."""
-    return tuple((files("glcanet_jax.data") / "splits" / f"{name}_{split}.txt").read_text().split())
+    return tuple((files("glcanet_jax.data") / "splits" / f"{name}_{split}.txt").read_text(encoding="utf-8").split())
 
 
 def tiles_of(name: str, split: str, drop_faulty: bool = True) -> tuple[str, ...]:

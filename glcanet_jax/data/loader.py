@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from glcanet_jax import geometry
 from glcanet_jax.data import views as data_views
 from glcanet_jax.data.scenes import IGNORE
 from glcanet_jax.errors import UserError
+from glcanet_jax.limits import COUNT, SEED, SHARE, Range, check_fields
 
 ENDLESS = 2**48  # contexts; grain's own endless repetition overflows in batches of one
 
@@ -19,32 +20,24 @@ ENDLESS = 2**48  # contexts; grain's own endless repetition overflows in batches
 class LoaderConfig:
     """What a batch is made of."""
 
-    batch_size: int = 6  # contexts
-    patches_per_context: int = 1  # cut from each
+    batch_size: Annotated[int, Range(1, 2**16)] = 6  # contexts
+    patches_per_context: Annotated[int, Range(1, 2**12)] = 1  # cut from each
     positions: Literal["random", "grid"] = "random"  # of the patches in their context
     flips: bool = True  # flipped and turned by quarters at random
-    scale_jitter: tuple[float, float] = (1.0, 1.0)  # range of the size of both windows, relative
-    rare_class_fraction: float = 0.0  # share of patches centred near a pixel of a class drawn from those present
-    contexts_per_scene: int | None = None  # an epoch; None: as many as cover the scene
-    threads: int = 2  # that read
-    prefetch: int = 2  # batches read ahead
-    seed: int = 0  # of all that is drawn
+    # range of the size of both windows, relative
+    scale_jitter: Annotated[tuple[float, float], Range(0, 100, open="low")] = (1.0, 1.0)
+    # share of patches centred near a pixel of a class drawn from those present
+    rare_class_fraction: Annotated[float, SHARE] = 0.0
+    contexts_per_scene: Annotated[int | None, COUNT] = None  # an epoch; None: as many as cover the scene
+    threads: Annotated[int, Range(1, 1024)] = 2  # that read
+    prefetch: Annotated[int, Range(1, 1024)] = 2  # batches read ahead
+    seed: Annotated[int, SEED] = 0  # of all that is drawn
 
     def __post_init__(self):
-        for name in ("batch_size", "patches_per_context", "threads", "prefetch"):
-            if getattr(self, name) < 1:
-                raise UserError(f"loader.{name} is {getattr(self, name)}; it must be at least 1")
-        if self.contexts_per_scene is not None and self.contexts_per_scene < 1:
-            raise UserError(f"loader.contexts_per_scene is {self.contexts_per_scene}; it must be at least 1, or None")
-        if self.seed < 0:
-            raise UserError(f"loader.seed is {self.seed}; it must be at least 0")
+        check_fields(self, "loader.")
         low, high = self.scale_jitter
-        if not 0 < low <= high:
-            raise UserError(
-                f"loader.scale_jitter is {self.scale_jitter}; it must be a range of positive numbers, low first"
-            )
-        if not 0 <= self.rare_class_fraction <= 1:
-            raise UserError(f"loader.rare_class_fraction is {self.rare_class_fraction}; it must lie between 0 and 1")
+        if low > high:
+            raise UserError(f"loader.scale_jitter is {self.scale_jitter}; the low end comes first")
 
 
 def read_context(scene: Any, views: geometry.Views, config: LoaderConfig, rng: np.random.Generator):

@@ -1,12 +1,13 @@
 """MBRSC Dubai, and any folder with a ``scenes.json`` of its form: scenes put together from parts, split scene by scene."""
 
-import json
-from collections import Counter
+import os
 from pathlib import Path
 from typing import Any
 
+from glcanet_jax.border import read_json
 from glcanet_jax.data.files import FileScene
 from glcanet_jax.data.scenes import ClassTable, Dataset, DatasetMissing, GridScene, Protocol, WindowScene
+from glcanet_jax.data.tables import class_table, entries_of, scene_entry
 from glcanet_jax.errors import UserError
 
 TREE = """
@@ -26,65 +27,9 @@ FOLD = "fold"  # the split that the user's choice of validation scenes makes
 SAMPLE = Path(__file__).parent / "sample"
 
 
-def _colour(text: str) -> tuple[int, int, int]:
-    red, green, blue = bytes.fromhex(text.lstrip("#"))
-    return red, green, blue
-
-
-def class_table(head: Any, path: Path) -> ClassTable:
-    """The classes of a ``scenes.json`` or ``classes.json``.
-
-    Raises:
-        UserError: the file lacks what it must have, its ids are not 0, 1, 2..., or a colour means two things.
-    """
-    try:
-        classes = sorted(head["classes"], key=lambda c: c["id"])
-        table = ClassTable(
-            tuple(str(c["name"]) for c in classes),
-            tuple(_colour(c["rgb"]) for c in classes),
-            tuple(_colour(c) for c in head.get("ignore", {}).get("rgb", ())),
-        )
-        ids = [c["id"] for c in classes]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{path} is not as expected ({type(error).__name__}: {error}); "
-            'it must hold {"classes": [{"id": 0, "name": "...", "rgb": "#rrggbb"}, ...]}'
-        ) from error
-    if ids != list(range(len(ids))) or not ids:
-        raise UserError(f"{path} has class ids {ids}; they must be 0, 1, 2 and so on")
-    twice = [c for c, n in Counter((*table.palette, *set(table.ignore_colours))).items() if n > 1]
-    if twice:
-        raise UserError(
-            f"{path} gives {', '.join(map(str, twice))} more than one meaning; every class needs its own rgb"
-        )
-    return table
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file; a broken one is a UserError with its line."""
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is no valid JSON (line {error.lineno}: {error.msg}); mend the file") from error
-
-
 def protocols(table: ClassTable) -> tuple[Protocol, ...]:
     """All classes alike, ignored pixels dropped."""
     return (Protocol("all", tuple(range(len(table.names)))),)
-
-
-def entries_of(content: dict[str, Any], path: Path) -> dict[str, dict[str, Any]]:
-    """The scenes of a ``scenes.json`` by name.
-
-    Raises:
-        UserError: there are none.
-    """
-    entries = content.get("scenes")
-    if not entries or not isinstance(entries, dict) or not all(isinstance(e, dict) for e in entries.values()):
-        raise UserError(
-            f'{path} has no scenes; it must hold {{"scenes": {{"NAME": {{...}}}}}}, as the bundled sample\'s'
-        )
-    return entries
 
 
 def splits_of(entries: dict[str, dict[str, Any]]) -> dict[str, str]:
@@ -99,29 +44,14 @@ def as_test(split_of: dict[str, str]) -> dict[str, str]:
     return {name: CALLED.get(split, split) for name, split in split_of.items()}
 
 
-def lacking(name: str, entry: dict[str, Any]) -> list[str]:
-    """What a scene's entry and its parts lack, or do not hold as whole numbers."""
-    absent = lambda of, *keys: [k for k in keys if not isinstance(of.get(k), int)]  # noqa: E731
-    found = {f"scene {name}": absent(entry, "width", "height") + ["parts"] * (not entry.get("parts"))}
-    for i, part in enumerate(entry.get("parts") or ()):
-        found[f"part {i + 1} of scene {name}"] = ["image"] * ("image" not in part) + absent(part, "x", "y", "w", "h")
-    return [f"{where} has no valid {', '.join(keys)}" for where, keys in found.items() if keys]
-
-
-def _scene(root: Path, name: str, entry: dict[str, Any], table: ClassTable) -> GridScene:
-    problems = lacking(name, entry)
-    if problems:
-        raise UserError(f"{root / 'scenes.json'}: {'; '.join(problems)}; see the bundled sample's scenes.json")
+def _scene(root: Path, name: str, content: dict[str, Any], table: ClassTable) -> GridScene:
+    entry = scene_entry(name, content, root / "scenes.json")
+    mask = lambda part: None if part.mask is None else root / part.mask  # noqa: E731
     parts = tuple(
-        (
-            FileScene(f"{name}/{i + 1}", root / p["image"], root / p["mask"] if p.get("mask") else None, table),
-            p["y"],
-            p["x"],
-        )
-        for i, p in enumerate(entry["parts"])
+        (FileScene(f"{name}/{i + 1}", root / part.image, mask(part), table), part.y, part.x)
+        for i, part in enumerate(entry.parts)
     )
-    crop = entry.get("eval_crop_xyxy")
-    return GridScene(name, entry["height"], entry["width"], parts, tuple(crop) if crop else None)
+    return GridScene(name, entry.height, entry.width, parts, entry.eval_crop_xyxy)
 
 
 def assign(split_of: dict[str, str], train: tuple[str, ...], val: tuple[str, ...], source: Path) -> dict[str, str]:
@@ -161,11 +91,11 @@ def open_mbrsc(data_dir: str | Path | None, train: tuple[str, ...] = (), val: tu
     """
     root = Path(data_dir or "data/mbrsc")
     path = root / "scenes.json"
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise DatasetMissing("mbrsc", root, TREE, HOW)
     content = read_json(path)
-    table = class_table(content, path)
     entries = entries_of(content, path)
+    table = class_table(content, path)
     in_file = splits_of(entries)
     split_of = assign(as_test(in_file), train, val, path)
     called = {} if as_test(in_file) == in_file else CALLED

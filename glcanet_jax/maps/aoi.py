@@ -1,6 +1,5 @@
 """Areas of interest: GeoJSON polygons brought to a scene's pixels, and filled window by window."""
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from glcanet_jax import border
 from glcanet_jax.data.georeference import LONLAT, Georeference
 from glcanet_jax.errors import UserError
 
@@ -179,12 +179,7 @@ def bend(ring: np.ndarray, to_pixels: Callable[[np.ndarray], np.ndarray]) -> np.
 
 
 def _read(path: Path) -> dict:
-    try:
-        document = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); name a GeoJSON file") from error
-    except ValueError as error:  # of JSON, and of the encoding
-        raise UserError(f"{path} is no JSON ({error}); save the area of interest as GeoJSON") from error
+    document = border.read_json(path)
     if not isinstance(document, dict) or "type" not in document:
         raise UserError(f"{path} is JSON but no GeoJSON: it has no type; save the area of interest as GeoJSON")
     return document

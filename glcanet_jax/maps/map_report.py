@@ -1,17 +1,34 @@
 """What is said of a map: the area of every class, time and memory; as JSON for each scene and for all, and as a table."""
 
-import json
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
-from glcanet_jax import runs
+from glcanet_jax import border, runs
 from glcanet_jax.data.georeference import Georeference
 from glcanet_jax.data.scenes import IGNORE
+from glcanet_jax.errors import UserError
+from glcanet_jax.limits import Range
 
 SUFFIX = ".report.json"
+
+
+@dataclass(frozen=True)
+class Reported:
+    """What is read again of a scene's report."""
+
+    scene: str
+    height: Annotated[int, Range(1)]
+    width: Annotated[int, Range(1)]
+    seconds: Annotated[float, Range(0)]
+    fingerprint: dict[str, Any]  # what the maps depend on
+
+
+KEPT = tuple(f.name for f in fields(Reported))
 
 
 def count_areas(class_map: Path, georeference: Georeference, count: int) -> tuple[np.ndarray, np.ndarray | None]:
@@ -55,8 +72,17 @@ def class_rows(pixels: np.ndarray, areas: np.ndarray | None, names: Sequence[str
 
 
 def read_report(out: Path, name: str) -> dict[str, Any]:
-    """What a scene's map in a folder says of itself."""
-    return json.loads((out / f"{name}{SUFFIX}").read_text())
+    """What a scene's map in a folder says of itself.
+
+    Raises:
+        UserError: it is damaged, or no report.
+    """
+    path = out / f"{name}{SUFFIX}"
+    value = border.read_json(path)
+    found = border.faults({key: value.get(key) for key in KEPT} if isinstance(value, dict) else value, Reported)
+    if found:
+        raise UserError(f"{path} is no report of a map: {'; '.join(found[:3])}; delete it, and map the scene again")
+    return value
 
 
 def format_report(report: dict[str, Any]) -> str:
@@ -83,7 +109,12 @@ def gather_reports(out: Path) -> None:
     """``report.json`` from the reports of all scenes in a folder, whichever process wrote them."""
     seen: list[Path] | None = None
     while (found := sorted(out.glob(f"*{SUFFIX}"))) != seen:  # another process may have added one meanwhile
-        scenes = [json.loads(path.read_text()) for path in found]
+        scenes = []
+        for path in found:
+            try:
+                scenes.append(read_report(out, path.name.removesuffix(SUFFIX)))
+            except UserError as error:
+                print(f"left out of report.json: {error}", file=sys.stderr)
         totals = {
             "scenes": len(scenes),
             "seconds": round(sum(s["seconds"] for s in scenes), 3),

@@ -39,6 +39,7 @@ from glcanet_jax.maps.writer import MapWriter, required_bytes
 from glcanet_jax.profiling import free_device_memory, peak_memory, require_memory, resident_memory
 from glcanet_jax.progress import Progress
 
+LEAST_BUDGET = 2**20  # bytes; no network computes a patch in less
 HOST_RESERVE = 200 * 2**20  # bytes that reading, writing and GDAL's cache take beside the network
 
 
@@ -50,9 +51,14 @@ def parse_bytes(text: str) -> int:
         UserError: anything else.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgt])i?)?b?\s*", text.lower())
-    if not match or float(match.group(1)) <= 0:
-        raise UserError(f"--memory-budget is {text!r}; it must be a size as 800MB or 4GB")
-    return int(float(match.group(1)) * 1024 ** " kmgt".index(match.group(2) or " "))
+    budget = float(match.group(1)) * 1024 ** " kmgt".index(match.group(2) or " ") if match else 0.0
+    if not 0 < budget < 2**60:
+        raise UserError(f"--memory-budget is {text[:60]!r}; it must be a size as 800MB or 4GB")
+    if budget < LEAST_BUDGET:
+        raise UserError(
+            f"--memory-budget is {text!r}, {budget:.0f} bytes, which is less than any walk needs; give a size as 800MB or 4GB"
+        )
+    return int(budget)
 
 
 def parse_bands(text: str | None) -> tuple[int, ...] | None:
@@ -63,10 +69,10 @@ def parse_bands(text: str | None) -> tuple[int, ...] | None:
     """
     if text is None:
         return None
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise UserError(f"--bands is {text!r}; it must be band numbers from 1, as 4,1,2") from error
+    parts = [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch(r"[0-9]{1,5}", part) and int(part) > 0 for part in parts):
+        raise UserError(f"--bands is {text[:60]!r}; it must be band numbers from 1, as 4,1,2")
+    return tuple(map(int, parts))
 
 
 def parse_shard(text: str | None) -> tuple[int, int]:
@@ -75,9 +81,9 @@ def parse_shard(text: str | None) -> tuple[int, int]:
     Raises:
         UserError: anything else.
     """
-    match = re.fullmatch(r"(\d+)/(\d+)", text or "1/1")
+    match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", "1/1" if text is None else text)
     if not match or not 1 <= int(match.group(1)) <= int(match.group(2)):
-        raise UserError(f"--shard is {text!r}; it must be I/N with I from 1 to N, as 2/4")
+        raise UserError(f"--shard is {str(text)[:60]!r}; it must be I/N with I from 1 to N, as 2/4")
     return int(match.group(1)) - 1, int(match.group(2))
 
 
@@ -127,10 +133,6 @@ def load_model(weights: Path, options: MapOptions, stage: str | None = None) -> 
     on_cpu = jax.default_backend() == "cpu"
     dtype = options.dtype or ("float32" if on_cpu else None)  # bfloat16 is slower than float32 on CPUs
     views = {k: v for k in ("overlap", "context_size") if (v := getattr(options, k)) is not None}
-    if options.batch is not None and options.batch < 1:
-        raise UserError(f"--batch is {options.batch}; it must be at least 1")
-    if options.scale is not None and not 0 < options.scale < float("inf"):
-        raise UserError(f"--scale is {options.scale}; it must be a positive number, as 255 or 10000")
     predictor, config, classes = runs.load_predictor(
         weights, options.batch or 1, dtype=dtype, views=views, tta=options.tta, stage=stage, scale=options.scale
     )
@@ -148,7 +150,13 @@ def choose_batch(predictor: Predictor, options: MapOptions, dtype: Any, context:
     if options.memory_budget is not None:
         budget = parse_bytes(options.memory_budget)
         if jax.default_backend() == "cpu":
-            budget -= resident_memory() + HOST_RESERVE
+            taken = resident_memory() + HOST_RESERVE
+            if budget <= taken:
+                raise UserError(
+                    f"--memory-budget is {options.memory_budget}; the memory budget leaves nothing for the network, as the program "
+                    f"itself needs {taken / 2**20:.0f} MB: give more"
+                )
+            budget -= taken
         predictor.fit_batch(budget, dtype, context)
     elif (free := free_device_memory()) is not None:
         held = sum(x.nbytes for x in jax.tree.leaves(predictor.variables))  # counted in the programs' need as well
@@ -238,10 +246,10 @@ class _Plan:
                     f"{self.out / there[0]} exists and is not known to be of this scene; give another --out, or --overwrite"
                 )
             return False
-        made = json.loads(self.report.read_text()).get("fingerprint")
+        made = map_report.read_report(self.out, self.name)["fingerprint"]
         if made == self.fingerprint:
             return len(there) == len(self.files)
-        changed = configs.differences(self.fingerprint, made or {})
+        changed = configs.differences(self.fingerprint, made)
         raise UserError(
             f"{self.out} holds maps of {self.name} made otherwise ({'; '.join(changed[:3])}); give another --out, or --overwrite"
         )

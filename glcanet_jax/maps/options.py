@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from glcanet_jax.limits import Range, check_fields
 
 
 @dataclass(frozen=True)
@@ -10,23 +12,28 @@ class MapOptions:
     """What is made of each scene, and how."""
 
     bands: str | None = None  # numbers from 1, as 4,1,2; without: the scene's own, an alpha band left out
-    scale: float | None = None  # full scale of the scenes' values, if it is not what the weights were trained on
+    # full scale of the scenes' values, if it is not what the weights were trained on
+    scale: Annotated[float | None, Range(0, open="low")] = None
     confidence: bool = False  # probability of the chosen class, one uint8 band
     probabilities: bool = False  # of every class, a uint8 band each
     polygons: Literal["geojson", "gpkg"] | None = None  # of the classes, in a file of this format
-    min_area: float = 0.0  # polygons under it are merged into their surroundings, m2 (pixels without a CRS)
+    # polygons under it are merged into their surroundings, m2 (pixels without a CRS)
+    min_area: Annotated[float, Range(0)] = 0.0
     overlay: bool = False  # a PNG to look at
     aoi: Path | None = None  # GeoJSON polygons; nothing is predicted outside
     tta: bool = False  # mean over the eight views of a square: eight times the work
-    overlap: int | None = None  # least overlap of patches, pixels; without: the weights'
-    context_size: int | None = None  # scene pixels a side; without: the weights'
-    batch: int | None = None  # patches at once; without: what the memory allows
+    overlap: Annotated[int | None, Range(0, 2**14)] = None  # least overlap of patches, pixels; without: the weights'
+    context_size: Annotated[int | None, Range(1, 2**20)] = None  # scene pixels a side; without: the weights'
+    batch: Annotated[int | None, Range(1, 2**12)] = None  # patches at once; without: what the memory allows
     memory_budget: str | None = None  # as 4GB: the batch is chosen to stay under it
     dtype: Literal["float32", "bfloat16"] | None = (
         None  # of the computation; without: float32 on CPUs, else the weights'
     )
     resume: bool = True  # go on where a killed run stopped
     overwrite: bool = False  # replace maps made with other weights or options
+
+    def __post_init__(self):
+        check_fields(self, "--")
 
 
 DEFAULTS = MapOptions()

@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jax.interpreters import partial_eval as pe
 from glcanet_jax import config as configs
 from glcanet_jax import geometry, models
 from glcanet_jax.errors import UserError
+from glcanet_jax.limits import Range, check_fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +24,12 @@ class Info:
     model: configs.ModelConfig = field(default_factory=configs.model_config)
     views: geometry.Views = field(default_factory=geometry.Views)
     scene: str = "2448x2448"  # HEIGHTxWIDTH, pixels
-    classes: int = 7  # that the network tells apart
-    bands: int = 3  # of the images
+    classes: Annotated[int, Range(1, 2**16)] = 7  # that the network tells apart
+    bands: Annotated[int, Range(1, 2**12)] = 3  # of the images
     json: bool = False  # print JSON alone
+
+    def __post_init__(self):
+        check_fields(self, "--")
 
 
 def parameters(model: Any, bands: int = 3) -> dict[str, int]:
@@ -135,13 +139,10 @@ def scene_cost(model: Any, views: geometry.Views, height: int, width: int, bands
 
 def report(args: Info) -> str:
     """The ``info`` command: a table, or JSON."""
-    match = re.fullmatch(r"(\d+)x(\d+)", args.scene)
-    if not match:
-        raise UserError(f"--scene is {args.scene!r}; it must be HEIGHTxWIDTH in pixels, as in 2448x2448")
-    height, width = (int(v) for v in match.groups())
-    for name, value in (("--scene", min(height, width)), ("--classes", args.classes), ("--bands", args.bands)):
-        if value < 1:
-            raise UserError(f"{name} is {value}; it must be at least 1")
+    match = re.fullmatch(r"([0-9]{1,6})x([0-9]{1,6})", args.scene)
+    if not match or min(height_width := tuple(map(int, match.groups()))) < 1:
+        raise UserError(f"--scene is {args.scene[:60]!r}; it must be HEIGHTxWIDTH in pixels, as in 2448x2448")
+    height, width = height_width
     network = args.model.network
     model = models.build(network, args.classes, **configs.model_options(args.model))
     count, cost = parameters(model, args.bands), scene_cost(model, args.views, height, width, args.bands)

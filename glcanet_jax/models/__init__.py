@@ -23,6 +23,7 @@ from glcanet_jax.models.fcn8s import FCN8s
 from glcanet_jax.models.glcanet import GLCANet
 from glcanet_jax.models.glnet import GLNet
 from glcanet_jax.models.icnet import ICNet
+from glcanet_jax.models.layers.choices import RANGES
 from glcanet_jax.models.pspnet import PSPNet
 from glcanet_jax.models.segnet import SegNet
 from glcanet_jax.models.single_view import SingleView
@@ -96,11 +97,14 @@ def fields(name: str) -> list[tuple[str, Any, Any]]:
 
 
 def words(name: str) -> dict[str, dict[str, Any]]:
-    """Of every option of a network its ``words``, the comment beside it, and its ``choices``, none where any value will do."""
+    """Of every option of a network its ``words``, the comment beside it, its ``choices``, none where any value will do, and the
+    ``range`` of its numbers.
+    """
     network = find(name)
     beside = comments(network) | {VIEW[0]: "the patches, or the whole scene shrunk (global)"}
     choices = getattr(sys.modules[network.__module__], "CHOICES", {}) | {VIEW[0]: VIEWS}
-    return {f: {"words": beside.get(f, ""), "choices": tuple(choices.get(f, ()))} for f, _, _ in fields(name)}
+    of = lambda f: {"words": beside.get(f, ""), "choices": tuple(choices.get(f, ())), "range": RANGES.get(f)}  # noqa: E731
+    return {f: of(f) for f, _, _ in fields(name)}
 
 
 def options(name: str) -> dict[str, Any]:
@@ -237,6 +241,11 @@ def init(model: nn.Module, key: jax.Array, bands: int, size: int = 64) -> dict[s
     variables = dict(model.lazy_init(key, *_inputs(bands, size)))
     contract.check_variables(model, variables)
     return variables
+
+
+def shapes(model: nn.Module, bands: int) -> dict[str, Any]:
+    """Shapes and types of a network's variables; the trace is one that :func:`for_inference` needs, too."""
+    return folding.trace(model, *_inputs(bands))[1]
 
 
 def normalise(image: Array, mean: tuple[float, ...], std: tuple[float, ...], scale: float) -> Float[Array, "*b h w c"]:

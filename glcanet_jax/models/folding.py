@@ -4,6 +4,7 @@ A norm with fixed statistics is a factor and a shift of every channel. The facto
 front of it; the shift stays where it was, as a bias, which GPUs add within the convolution. Rounding apart nothing changes.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -32,6 +33,12 @@ def find_folds(model: nn.Module, *shapes: jax.ShapeDtypeStruct) -> tuple[Fold, .
     Args:
         shapes: of the arguments of its ``__call__``. The network is traced, not run.
     """
+    return trace(model, *shapes)[0]
+
+
+@functools.lru_cache(maxsize=8)
+def trace(model: nn.Module, *shapes: jax.ShapeDtypeStruct) -> tuple[tuple[Fold, ...], dict[str, Any]]:
+    """:func:`find_folds`, and the shapes of the network's variables; of the last networks it is remembered."""
     made: dict[Path, dict[int, Any]] = {}  # by convolution: its results, kept so that no two have one id
     taken: dict[int, tuple[Path, float]] = {}  # by result: the norm that took it
 
@@ -43,17 +50,17 @@ def find_folds(model: nn.Module, *shapes: jax.ShapeDtypeStruct) -> tuple[Fold, .
             taken[id(args[0])] = module.path, module.epsilon
         return result
 
-    def trace(*args: Any) -> Any:
+    def init(*args: Any) -> Any:
         return model.init(jax.random.key(0), *args)
 
     with nn.intercept_methods(watch):
-        jax.eval_shape(trace, *shapes)
+        variables = jax.eval_shape(init, *shapes)
     folds = []
     for conv, results in made.items():
         norms = {taken.get(key) for key in results}
         if len(norms) == 1 and None not in norms:
             folds.append(Fold(conv, *norms.pop()))
-    return tuple(folds)
+    return tuple(folds), dict(variables)
 
 
 def fold(folds: tuple[Fold, ...], variables: dict[str, Any]) -> dict[str, Any]:

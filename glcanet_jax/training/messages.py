@@ -47,7 +47,10 @@ def native_kept(path: Path) -> Iterator[None]:
     sys.stderr.flush()
     terminal = os.dup(2)
     own = sys.stderr is sys.__stderr__ and sys.stderr is not None
-    with path.open("a") as file, open(terminal, "w", buffering=1, encoding=sys.stderr.encoding) as still_seen:
+    with (
+        path.open("a", encoding="utf-8", errors="backslashreplace") as file,
+        open(terminal, "w", buffering=1, encoding=sys.stderr.encoding) as still_seen,
+    ):
         os.dup2(file.fileno(), 2)
         if own:
             sys.stderr = still_seen

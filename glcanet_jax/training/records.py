@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import optax
 
+from glcanet_jax import border, report
 from glcanet_jax.errors import UserError
 from glcanet_jax.profiling import peak_memory
 from glcanet_jax.training.phases import Phase
@@ -24,7 +25,7 @@ class Log:
     def __init__(self, folder: Path, start_step: int, tensorboard: bool):
         path = folder / "log.jsonl"
         _forget(path, start_step)
-        self._file = path.open("a", buffering=1)
+        self._file = path.open("a", buffering=1, encoding="utf-8")
         self._board = _Board(folder / "tensorboard", start_step) if tensorboard else None
 
     def write(self, line: dict[str, Any]) -> None:
@@ -60,15 +61,10 @@ class _Board:
 def _forget(path: Path, step: int) -> None:
     """Drop what a killed run logged after its last checkpoint: it will be logged again."""
     if path.exists():
-        kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-        path.write_text("".join(line + "\n" for line in kept))
-
-
-def _step_of(line: str) -> int | float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):
-        return math.inf  # a line cut short by a kill
+        lines = border.read_bytes(path).decode("utf-8", errors="replace").splitlines()
+        records = [(line, report.log_record(line)) for line in lines]
+        kept = [line for line, record in records if record is not None and record["step"] <= step]
+        report.write_text(path, "".join(line + "\n" for line in kept))
 
 
 class Monitor:

@@ -7,13 +7,14 @@ from glcanet_jax.weights.backbones import (
     fetch_hub,
     load_torchvision,
 )
-from glcanet_jax.weights.files import WeightsFile, load_weights, save_weights
+from glcanet_jax.weights.files import WeightsFile, check_variables, load_weights, save_weights
 from glcanet_jax.weights.glnet import from_glnet
 
 __all__ = [
     "TorchvisionWeights",
     "WeightsFile",
     "backbone_variables",
+    "check_variables",
     "fcn_classifier",
     "fetch_hub",
     "from_glnet",

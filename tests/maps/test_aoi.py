@@ -170,7 +170,7 @@ def test_ground_control_points(tmp_path, rows):
 @pytest.mark.parametrize(
     ("document", "message"),
     [
-        ("{", "no JSON"),
+        ("{", "no valid JSON"),
         ("[1]", "no GeoJSON"),
         ({"type": "Point", "coordinates": [1, 2]}, "no polygon"),
         ({"type": "FeatureCollection", "features": []}, "no polygon"),

@@ -271,6 +271,8 @@ def test_two_processes_do_not_share_a_scene(tmp_path, weights, image):
         ({"batch": 0}, "--batch is 0"),
         ({"scale": -1.0}, "--scale is -1"),
         ({"memory_budget": "much"}, "--memory-budget is 'much'"),
+        ({"memory_budget": "4"}, "--memory-budget is '4', 4 bytes, which is less than any walk needs"),
+        ({"min_area": float("nan")}, "--min-area is nan"),
     ],
 )
 def test_wrong_options_are_told_and_leave_nothing(tmp_path, weights, image, options, message):
@@ -295,7 +297,7 @@ def test_scenes_that_would_collide_are_told(tmp_path, weights, image):
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("4GB", 4 * 2**30), ("800 MB", 800 * 2**20), ("1.5GiB", 3 * 2**29), ("4096", 4096)]
+    ("text", "value"), [("4GB", 4 * 2**30), ("800 MB", 800 * 2**20), ("1.5GiB", 3 * 2**29), ("4194304", 4194304)]
 )
 def test_sizes_of_memory(text, value):
     assert mapping.parse_bytes(text) == value

@@ -4,10 +4,30 @@ from collections.abc import Mapping
 from typing import Any
 
 from glcanet_jax.errors import UserError
+from glcanet_jax.limits import DECAY, WEIGHT, Range
 
 COMMON: dict[str, tuple[Any, ...]] = {
     "norm": ("batch", "frozen", "group"),
     "dtype": ("float32", "bfloat16"),
+}
+LAYER = Range(1, 2**16)  # channels
+# of options that are numbers, in whichever network
+RANGES: dict[str, Range] = {
+    "width": Range(1, 2**12),
+    "fpn_channels": Range(8, 2**16),
+    "heads": Range(1, 2**10),
+    "mask_margin": Range(0, 1000),
+    "mask_radius": Range(0, 1e6),
+    "feed_forward": Range(0, 2**16),
+    "fc": LAYER,
+    "channels": LAYER,
+    "low_channels": LAYER,
+    "dropout": DECAY,
+    "bins": Range(1, 2**10),
+    "rates": Range(1, 2**10),
+    "multi_grid": Range(1, 2**10),
+    "aux_weight": WEIGHT,
+    "aux_weights": WEIGHT,
 }
 
 
