@@ -77,7 +77,8 @@ def decode(data: bytes, source: Any) -> str:
     """
     named = next((name for mark, name in MARKS.items() if data.startswith(mark)), None)
     if named is None and b"\0" in data[:64]:
-        named = "UTF-16" if len(data) % 2 == 0 and data[:64].count(0) > len(data[:64]) // 4 else "no text"
+        zeros = {i % 2 for i, byte in enumerate(data[:64]) if byte == 0}
+        named = "UTF-16" if len(zeros) == 1 and data[:64].count(0) >= min(len(data), 64) // 3 else "no text"
     if named is not None:
         raise UserError(f"{source} is {named}; it must be a text in UTF-8: save it as UTF-8")
     try:

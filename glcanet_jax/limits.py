@@ -23,8 +23,8 @@ MOST = 10**9  # of what is counted: beyond it a number is a slip of the keyboard
 class Range:
     """The numbers from ``low`` to ``high``; none of them is infinite or NaN."""
 
-    low: float = -math.inf
-    high: float = math.inf
+    low: float | int = -math.inf
+    high: float | int = math.inf
     open: str = ""  # "low", "high" or both words: these ends are not in it
 
     def __contains__(self, value: Any) -> bool:

@@ -56,7 +56,7 @@ def test_blend_weights_sum_to_one(size):
 @given(st.integers(1, 5000), st.integers(1, 5000), st.integers(32, 300), st.integers(0, 900))
 @settings(max_examples=150)
 def test_every_patch_lies_in_its_context(height, width, patch, more):
-    views = geometry.Views(context_size=patch + more, global_size=64, patch_size=patch, overlap=min(16, patch // 2))
+    views = geometry.Views(context_size=patch + more, global_size=64, patch_size=patch, overlap=min(16, patch - 1))
     walk = geometry.walk_scene(height, width, views)
     for axis, length in ((walk.rows, height), (walk.columns, width)):
         contexts = axis.context_starts[axis.owner]
