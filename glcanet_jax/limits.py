@@ -30,7 +30,7 @@ class Range:
     def __contains__(self, value: Any) -> bool:
         above = value > self.low if "low" in self.open else value >= self.low
         below = value < self.high if "high" in self.open else value <= self.high
-        return abs(value) < math.inf and above and below
+        return bool(abs(value) < math.inf and above and below)
 
     def __str__(self) -> str:
         low, high = (f"{v:.0f}" if abs(v) < math.inf and v == int(v) else f"{v:g}" for v in (self.low, self.high))

@@ -104,7 +104,6 @@ def test_all_bad_fields_are_told_at_once():
         (OptimiserConfig, {"b1": 1.0}),
         (OptimiserConfig, {"clip": 0.0}),
         (OptimiserConfig, {"warmup_steps": -1}),
-        (OptimiserConfig, {"schedule": "cosin"}),
         (LossConfig, {"gamma": -1.0}),
         (LossConfig, {"smoothing": 1.0}),
         (LossConfig, {"class_weights": (1.0, -1.0)}),

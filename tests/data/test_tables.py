@@ -3,6 +3,7 @@
 import json
 import os
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,15 +27,15 @@ def refused(call, *args):
 
 # -------------------------------------------------------------------------------------------------------------- classes
 def test_classes_are_read_by_id():
-    table = tables.class_table({"classes": [LAKE, ROOF], "ignore": {"rgb": ["#00FF00"], "id": 255}}, "c.json")
+    table = tables.class_table({"classes": [LAKE, ROOF], "ignore": {"rgb": ["#00FF00"], "id": 255}}, Path("c.json"))
     assert table.names == ("roof", "lake") and table.palette == ((255, 0, 0), (0, 0, 255))
     assert table.ignore_colours == ((0, 255, 0),) and table.values is None
 
 
 def test_masks_may_hold_other_numbers_than_ids():
-    table = tables.class_table({"classes": [ROOF, LAKE | {"value": 255}]}, "c.json")
+    table = tables.class_table({"classes": [ROOF, LAKE | {"value": 255}]}, Path("c.json"))
     assert table.values == (0, 255)
-    table = tables.class_table({"classes": [ROOF | {"value": 0}, LAKE | {"value": 1}]}, "c.json")
+    table = tables.class_table({"classes": [ROOF | {"value": 0}, LAKE | {"value": 1}]}, Path("c.json"))
     assert table.values is None  # as they are anyhow
 
 
@@ -43,7 +44,7 @@ def many(count):
 
 
 def test_there_may_be_254_classes():
-    assert len(tables.class_table({"classes": many(254)}, "c.json").names) == 254
+    assert len(tables.class_table({"classes": many(254)}, Path("c.json")).names) == 254
 
 
 @pytest.mark.parametrize(
@@ -91,7 +92,7 @@ def test_there_may_be_254_classes():
     ],
 )  # fmt: skip
 def test_bad_classes_are_told(head, told):
-    message = refused(tables.class_table, head, "d/classes.json")
+    message = refused(tables.class_table, head, Path("d/classes.json"))
     assert message.startswith("d/classes.json") and told in message
 
 
@@ -179,7 +180,7 @@ SCENE = {"width": 3, "height": 3, "parts": [PART]}
 
 
 def test_a_scene_is_read():
-    entry = tables.scene_entry("s", SCENE | {"eval_crop_xyxy": [0, 0, 2, 2], "pixels": {"roof": 4}}, "s.json")
+    entry = tables.scene_entry("s", SCENE | {"eval_crop_xyxy": [0, 0, 2, 2], "pixels": {"roof": 4}}, Path("s.json"))
     assert entry.parts == (tables.Part("a/b..c.jpg", 0, 0, 3, 3),) and entry.eval_crop_xyxy == (0, 0, 2, 2)
     assert entry.split == "all" and entry.parts[0].mask is None
 
@@ -212,17 +213,17 @@ def test_a_scene_is_read():
     ],
 )  # fmt: skip
 def test_bad_scenes_are_told(edit, told):
-    message = refused(tables.scene_entry, "s", SCENE | edit, "d/scenes.json")
+    message = refused(tables.scene_entry, "s", SCENE | edit, Path("d/scenes.json"))
     assert message.startswith("d/scenes.json: scene s: ") and told in message
 
 
 @pytest.mark.parametrize("content", [[], {}, {"scenes": []}, {"scenes": {}}, {"scenes": {"s": 3}}, None])
 def test_a_file_without_scenes_is_told(content):
-    assert "has no scenes" in refused(tables.entries_of, content, "d/scenes.json")
+    assert "has no scenes" in refused(tables.entries_of, content, Path("d/scenes.json"))
 
 
 def test_other_keys_of_a_scenes_file_are_told():
-    message = refused(tables.entries_of, {"scenes": {"s": SCENE}, "clases": []}, "d/scenes.json")
+    message = refused(tables.entries_of, {"scenes": {"s": SCENE}, "clases": []}, Path("d/scenes.json"))
     assert message == "d/scenes.json: clases is not known (perhaps you meant 'classes'); mend the file"
 
 

@@ -17,6 +17,13 @@ from glcanet_jax.models.layers import resnet
 from glcanet_jax.weights import torch_files
 from glcanet_jax.weights.backbones import torchvision_name
 
+# a configuration, classes and a normalisation as a weights file tells them
+TOLD = (
+    {"out": "x"},
+    {"names": ["a"], "palette": [[1, 2, 3]], "dataset": "d"},
+    {"mean": [0.5], "std": [0.2], "scale": 255},
+)
+
 
 def template(bands=3, **options):
     model = resnet.ResNet(depth=18, width=4, **options)
@@ -152,12 +159,11 @@ def test_weights_out_and_in(tmp_path):
         "batch_stats": {"a": {"mean": np.ones(3, np.float32)}},
     }
     for dtype in (None, np.float16):
-        told = {"x": 1}, {"names": ["a"]}, {"mean": [0.5]}
-        weights.save_weights(tmp_path / "w.safetensors", variables, *told, dtype, bands=5)
+        weights.save_weights(tmp_path / "w.safetensors", variables, *TOLD, dtype, bands=5)
         file = weights.load_weights(tmp_path / "w.safetensors")
         jax.tree.map(np.testing.assert_array_equal, file.variables, variables)
         assert file.variables["params"]["a"]["kernel"].dtype == np.float32
-        assert (file.config, file.classes, file.normalisation) == told and file.bands == 5
+        assert (file.config, file.classes, file.normalisation) == TOLD and file.bands == 5
     assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
     save_file(arrays(), tmp_path / "other.safetensors")
     with pytest.raises(UserError, match="no weights of glcanet_jax"):
@@ -170,14 +176,14 @@ def test_weights_of_eight_bits(tmp_path):
     kernel = (rng.standard_normal((3, 3, 4, 6)) * np.logspace(-3, 1, 6)).astype(np.float32)
     kernel[..., 2] = 0
     params = {"a": {"kernel": kernel, "bias": rng.standard_normal(6).astype(np.float32)}}
-    weights.save_weights(tmp_path / "w.safetensors", {"params": params}, {}, {}, {}, np.int8, bands=3)
+    weights.save_weights(tmp_path / "w.safetensors", {"params": params}, *TOLD, np.int8, bands=3)
     back = weights.load_weights(tmp_path / "w.safetensors").variables["params"]["a"]
     step = np.abs(kernel).max(axis=(0, 1, 2)) / 127
     assert (np.abs(back["kernel"] - kernel) <= 0.5 * step + 1e-7).all() and back["kernel"].dtype == np.float32
     np.testing.assert_array_equal(back["bias"], params["a"]["bias"])
     with safe_open(tmp_path / "w.safetensors", "np") as file:
         assert file.metadata()["version"] == "2" and file.get_tensor("params/a/kernel").dtype == np.int8
-    weights.save_weights(tmp_path / "w.safetensors", {"params": params}, {}, {}, {}, bands=3)
+    weights.save_weights(tmp_path / "w.safetensors", {"params": params}, *TOLD, bands=3)
     with safe_open(tmp_path / "w.safetensors", "np") as file:
         assert file.metadata()["version"] == "1"
 
@@ -185,7 +191,7 @@ def test_weights_of_eight_bits(tmp_path):
 def test_a_file_that_does_not_say_its_bands(tmp_path):
     """Those of older files are in the shape of their stem; where there is none, saving asks for them."""
     stem = {"params": {"a": {"stem_conv": {"kernel": np.zeros((3, 3, 4, 8), np.float32)}}}}
-    weights.save_weights(tmp_path / "w.safetensors", stem, {}, {}, {})
+    weights.save_weights(tmp_path / "w.safetensors", stem, *TOLD)
     with safe_open(tmp_path / "w.safetensors", "np") as file:
         metadata, kept = file.metadata(), {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
     assert metadata.pop("bands") == "4"
