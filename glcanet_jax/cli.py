@@ -22,6 +22,8 @@ COLUMN = 32  # where the words of an option begin
 
 def run(main: Callable[[], Any]) -> None:
     """Run a command; bad input ends in its message alone and exit code 2, Ctrl-C in 130."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding lacks ends no command
     try:
         code = main()
     except UserError as error:
