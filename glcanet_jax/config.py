@@ -12,7 +12,7 @@ from glcanet_jax.errors import UserError
 from glcanet_jax.geometry import Views
 from glcanet_jax.limits import COUNT, DECAY, MOST, SEED, WEIGHT, Range, check_fields
 
-RATE = Range(0, 1000)  # of learning
+RATE = Range(0)  # of learning
 
 
 @dataclass(frozen=True)

@@ -166,7 +166,7 @@ PREDICT = "a.tif --weights demo --out o"
         (main.Predict, f"{PREDICT} --batch 0", "--batch is '0'; it must be a whole number from 1 to 4096 or None"),
         (main.Predict, f"{PREDICT} --context-size 0", "--context-size is '0'"),
         (main.Eval, "--dataset sample --weights demo --out o --batch -1", "--batch is '-1'"),
-        (Config, "--optimiser.local-rate nan", "--optimiser.local-rate is 'nan'; it must be a number from 0 to 1000"),
+        (Config, "--optimiser.local-rate nan", "--optimiser.local-rate is 'nan'; it must be a number of at least 0"),
         (Config, "--optimiser.local-rate -1e-3", "--optimiser.local-rate is '-1e-3'"),
         (Config, "--train.steps 0", "--train.steps is '0'; it must be a whole number from 1 to 1000000000 or None"),
         (Config, "--train.steps -3", "--train.steps is '-3'"),
