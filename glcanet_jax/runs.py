@@ -110,13 +110,9 @@ def resolve(config: Config, dataset: Any) -> Config:
 
 def _from_file(path: Path) -> configs.NormalisationConfig:
     """The numbers that ``check --normalisation FILE`` wrote."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return configs.NormalisationConfig(tuple(values["mean"]), tuple(values["std"]), float(values["scale"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"--data.normalisation {path} does not hold a scale, a mean and a std ({error}); write it with `check --normalisation FILE`"
-        ) from error
+    cure = "write it with `check --normalisation FILE`"
+    values = border.check(border.read_json(path), weights.Normalisation, f"--data.normalisation {path}", cure=cure)
+    return configs.NormalisationConfig(values.mean, values.std, values.scale)
 
 
 def filled_as_trained(config: Config, dataset: Any) -> Any:

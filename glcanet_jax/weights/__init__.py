@@ -7,10 +7,11 @@ from glcanet_jax.weights.backbones import (
     fetch_hub,
     load_torchvision,
 )
-from glcanet_jax.weights.files import WeightsFile, check_variables, load_weights, save_weights
+from glcanet_jax.weights.files import Normalisation, WeightsFile, check_variables, load_weights, save_weights
 from glcanet_jax.weights.glnet import from_glnet
 
 __all__ = [
+    "Normalisation",
     "TorchvisionWeights",
     "WeightsFile",
     "backbone_variables",
