@@ -18,7 +18,7 @@ import numpy as np
 from experiments.common import sizes
 from experiments.speed.cases import CLASSES, Sizes, mirrored_scene, noise, our_config
 from glcanet_jax import cli, geometry, models, runs
-from glcanet_jax.config import model_config
+from glcanet_jax.config import model_config, numbers_of
 from glcanet_jax.data.scenes import ArrayScene
 from glcanet_jax.inference import walk
 from glcanet_jax.inference.predictor import Predictor
@@ -47,7 +47,7 @@ def measure(network: str, options: Options) -> dict[str, Any]:
     config = our_config(Sizes(size=options.size, view=options.view), "float32")
     model = runs.build_model(dataclasses.replace(config, model=model_config(network, **own)), CLASSES)
     variables = noise(lambda key: models.init(model, key, 3), jax.random.key(0))
-    normalisation, scene = dataclasses.asdict(config.normalisation), ArrayScene("scene", mirrored_scene(options.size))
+    normalisation, scene = numbers_of(config.normalisation), ArrayScene("scene", mirrored_scene(options.size))
     predictors = {
         name: Predictor(model, variables, config.views, normalisation, bands=3, batch=1, collapse=collapse)
         for name, collapse in WAYS.items()

@@ -185,6 +185,11 @@ class Config:
         check_fields(self, "")
 
 
+def numbers_of(normalisation: NormalisationConfig) -> dict[str, Any]:
+    """What a network is told of its images: ``mean``, ``std`` and ``scale``."""
+    return {name: getattr(normalisation, name) for name in ("mean", "std", "scale")}
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """As JSON would read it back: lists for tuples."""
     return json.loads(json.dumps(dataclasses.asdict(config)))

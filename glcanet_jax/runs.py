@@ -118,7 +118,7 @@ def _from_file(path: Path) -> configs.NormalisationConfig:
 def filled_as_trained(config: Config, dataset: Any) -> Any:
     """The dataset whose pixels without data hold the mean that the configuration normalises by."""
     bands = _bands_of(dataset, config.data.train_split)
-    return dataset if bands is None else dataset.filled(mean_values(dataclasses.asdict(config.normalisation), bands))
+    return dataset if bands is None else dataset.filled(mean_values(configs.numbers_of(config.normalisation), bands))
 
 
 def _check_numbers(config: Config, dataset: Any) -> None:
@@ -215,7 +215,7 @@ def save(path: Path, config: Config, dataset: Any, variables: Any, dtype: Any = 
     classes = {"names": list(table.names), "palette": [list(c) for c in table.palette], "dataset": dataset.name}
     variables = jax.tree.map(np.asarray, variables)
     weights.save_weights(
-        path, variables, configs.to_dict(config), classes, dataclasses.asdict(config.normalisation), dtype,
+        path, variables, configs.to_dict(config), classes, configs.numbers_of(config.normalisation), dtype,
         _bands_of(dataset, config.data.train_split),
     )  # fmt: skip
 
@@ -312,7 +312,8 @@ def load_predictor(
     if dtype is not None:
         config = computing_in(config, dtype)
     model = rebuild(path, config, stored)
-    normalisation = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.normalisation.items()}
+    told = {k: stored.normalisation[k] for k in ("mean", "std", "scale")}
+    normalisation = {k: tuple(v) if isinstance(v, list) else v for k, v in told.items()}
     if scale is not None:
         normalisation["scale"] = scale
     options = {"bands": stored.bands, "batch": batch, "tta": tta, "stage": stage}

@@ -5,7 +5,7 @@ JAX and PyTorch are imported where they are used: a process that measures one of
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -81,12 +81,13 @@ def our_predictor(sizes: Sizes, dtype: str, batch: int) -> tuple[Any, dict[str, 
     import jax
 
     from glcanet_jax import models, runs
+    from glcanet_jax.config import numbers_of
     from glcanet_jax.inference.predictor import Predictor
 
     config = our_config(sizes, dtype)
     model = runs.build_model(config, CLASSES)
     variables = noise(lambda key: models.init(model, key, 3), jax.random.key(0))
-    predictor = Predictor(model, variables, config.views, asdict(config.normalisation), bands=3, batch=batch)
+    predictor = Predictor(model, variables, config.views, numbers_of(config.normalisation), bands=3, batch=batch)
     extent = config.views.context_extent(sizes.size, sizes.size)
     programs, took = compiling(lambda: predictor.compile(np.uint8, extent))
     return predictor, programs, took

@@ -13,7 +13,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from glcanet_jax import geometry, models, runs
-from glcanet_jax.config import Config
+from glcanet_jax.config import Config, numbers_of
 from glcanet_jax.data.loader import TrainLoader
 from glcanet_jax.data.scenes import Dataset
 from glcanet_jax.errors import UserError
@@ -185,7 +185,7 @@ def make_mesh(batch: int, wanted: int | None) -> Mesh:
 def predictor_of(work: Work, state: TrainState) -> Predictor:
     """What scores the validation scenes; it is given other variables each time."""
     config = work.config
-    normalisation = {k: getattr(config.normalisation, k) for k in ("mean", "std", "scale")}
+    normalisation = numbers_of(config.normalisation)
     return Predictor(
         work.model, state.answering, config.views, normalisation, bands=work.bands, batch=config.eval_batch
     )
