@@ -62,9 +62,7 @@ class Chosen(Source):
 @dataclass(frozen=True, kw_only=True)
 class Check:
     data: Chosen
-    normalisation: Path | None = (
-        None  # a file to write, for `train --data.normalisation`, where images are not of 8 bits
-    )
+    normalisation: Path | None = None  # a file to write for --data.normalisation, where images are not of 8 bits
     patch_size: int = 500  # pixels; scenes smaller than a patch are told
 
 
