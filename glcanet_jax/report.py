@@ -23,7 +23,7 @@ def _atomic(path: Path) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    _atomic(path).write_text(text)
+    _atomic(path).write_text(text, encoding="utf-8")
     os.replace(_atomic(path), path)
 
 

@@ -16,7 +16,9 @@ class MapOptions:
     polygons: Literal["geojson", "gpkg"] | None = None  # of the classes, in a file of this format
     min_area: float = 0.0  # polygons under it are merged into their surroundings, m2 (pixels without a CRS)
     overlay: bool = False  # a PNG to look at
-    aoi: Path | None = None  # GeoJSON polygons; nothing is predicted outside
+    aoi: Path | None = None  # polygons in GeoJSON, a GeoPackage or a Shapefile; nothing is predicted outside
+    aoi_layer: str | None = None  # the layer of a GeoPackage with several
+    csv: bool = False  # areas.csv: pixels, hectares and percent of every class of every scene
     tta: bool = False  # mean over the eight views of a square: eight times the work
     overlap: int | None = None  # least overlap of patches, pixels; without: the weights'
     context_size: int | None = None  # scene pixels a side; without: the weights'

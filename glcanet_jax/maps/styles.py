@@ -71,6 +71,13 @@ def polygon_style(names: Sequence[str], palette: Colours) -> str:
     return _text(root)
 
 
+def style_of(kind: str, names: Sequence[str], palette: Colours) -> str:
+    """The style of a kind of file, as ``classes_style``."""
+    if kind == "classes_style":
+        return class_style(names, palette)
+    return polygon_style(names, palette) if kind == "polygons_style" else probability_style()
+
+
 def style_geopackage(path: Path, layer: str, style: str) -> None:
     """Make a style the default of a layer of a GeoPackage."""
     contents = "INSERT INTO gpkg_contents (table_name, data_type, identifier) VALUES ('layer_styles', 'attributes', '')"
