@@ -69,10 +69,10 @@ def load(
     if not isinstance(weights, str | os.PathLike):
         raise UserError(f"weights is {weights!r}; it must be 'demo', a weights file, or a run's folder")
     path = runs.find_weights(Path(weights))
-    if memory_budget is not None:
-        mapping.parse_bytes(memory_budget)
-    runs.enable_compilation_cache()
     with arguments_named():
+        if memory_budget is not None:
+            mapping.parse_bytes(memory_budget)
+        runs.enable_compilation_cache()
         return Segmenter(mapping.load_model(path, options, stage), options)
 
 

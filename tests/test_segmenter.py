@@ -160,7 +160,7 @@ def test_what_does_not_go_together_is_told(tmp_path, segmenter, image, weights):
             segmenter.predict(scene, **options)
     with pytest.raises(glcanet_jax.UserError, match="there is no weights file or run"):
         glcanet_jax.load(tmp_path / "none")
-    with pytest.raises(glcanet_jax.UserError, match="memory-budget"):
+    with pytest.raises(glcanet_jax.UserError, match="^memory_budget is"):
         glcanet_jax.load(weights, memory_budget="much")
 
 

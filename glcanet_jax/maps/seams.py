@@ -29,6 +29,8 @@ def find_seams(place: Georeference, height: int, width: int) -> Seams | None:
     """Where polygons of a scene must be cut; None where longitudes do not break in it."""
     import shapely
 
+    if place.crs is None:
+        return None
     degrees = to_lonlat(place, grid(height, width, 65))
     if np.isnan(degrees).all():
         return None
@@ -44,7 +46,7 @@ def find_seams(place: Georeference, height: int, width: int) -> Seams | None:
         lines = _line(place, float(longitude), latitudes, box, plain, poles)
         found.setdefault(longitude % 360 == 180, []).extend(lines)
     edge = [*found.get(True, []), *(shapely.Point(p) for p in poles.values())]
-    if not edge:
+    if not shapely.box(0, 0, width, height).intersects(shapely.union_all(edge)):
         return None
     return Seams(shapely.union_all(edge), shapely.union_all([*found[True], *found.get(False, [])], grid_size=SNAP))
 
@@ -112,7 +114,7 @@ def cut(place: Georeference, seams: Seams, rings: Polygon) -> list[Polygon] | No
     import shapely
 
     whole = shapely.Polygon(rings[0], rings[1:])
-    if not whole.intersects(seams.antimeridian):
+    if not shapely.dwithin(whole, seams.antimeridian, TOLERANCE):
         return None
     lines = shapely.union_all([whole.boundary, shapely.intersection(seams.cuts, whole)], grid_size=SNAP)
     faces = shapely.get_parts(shapely.polygonize([lines]))
@@ -127,7 +129,7 @@ def _half(place: Georeference, face: Any) -> Any:
     import shapely
 
     middle = face.representative_point()
-    east = to_lonlat(place, np.array([[middle.x, middle.y]]))[0, 0] > 0
+    east = bool(to_lonlat(place, np.array([[middle.x, middle.y]]))[0, 0] > 0)
     rings = [_ring(place, shapely.get_coordinates(ring), east) for ring in (face.exterior, *face.interiors)]
     polygon = shapely.Polygon(rings[0], rings[1:])
     return polygon if polygon.is_valid else shapely.make_valid(polygon)
