@@ -7,6 +7,7 @@ from rasterio import Affine
 from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 
+from glcanet_jax.data.gdal import open_raster
 from glcanet_jax.data.georeference import Georeference
 from glcanet_jax.errors import UserError
 from glcanet_jax.maps import beside
@@ -34,11 +35,11 @@ def test_gdal_finds_the_crs_beside_the_map(tmp_path, crs, points):
     text = crs_beside("scene.tif", place, 30, 40)
     with rasterio.Env(GDAL_PAM_ENABLED=False):
         options = dict(driver="GTiff", width=40, height=30, count=1, dtype="uint8")
-        with rasterio.open(path, "w", **options, **({} if points else {"transform": place.transform})) as file:
+        with open_raster(path, "w", **options, **({} if points else {"transform": place.transform})) as file:
             if points:
                 file.gcps = list(place.gcps), CRS()
     path.with_name("map.tif.aux.xml").write_text(text)
-    with rasterio.open(path) as file:
+    with open_raster(path) as file:
         found = file.gcps[1] if points else file.crs
     corners = np.array([[0.0, 0], [40, 0], [40, 30]])
     np.testing.assert_allclose(
