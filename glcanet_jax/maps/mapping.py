@@ -487,7 +487,7 @@ def _with_room(named: dict[str, str], out: Path, options: MapOptions) -> tuple[d
 
 
 def map_scenes(
-    scenes: Sequence[str], weights: Path, out: Path, options: MapOptions = DEFAULTS, shard: str | None = None
+    scenes: Sequence[str | Path], weights: Path, out: Path, options: MapOptions = DEFAULTS, shard: str | None = None
 ) -> list[dict[str, Any]]:
     """Map scene files, and those of folders, one after the other; returns the reports of those that this call made.
 
