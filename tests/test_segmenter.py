@@ -164,6 +164,21 @@ def test_what_does_not_go_together_is_told(tmp_path, segmenter, image, weights):
         glcanet_jax.load(weights, memory_budget="much")
 
 
+def test_another_full_scale_of_one_scene(segmenter, image, whole):
+    """Without it the message names the argument, as it is in Python; with it the map is that of the same values."""
+    wide = image.astype(np.uint16) * 39
+    with pytest.raises(glcanet_jax.UserError, match=r"say what the scene's full scale is with scale \(as 255"):
+        segmenter.predict(wide)
+    scaled = segmenter.predict(wide, scale=255.0 * 39)
+    assert (scaled.classes == whole.classes).mean() > 0.98  # the global view is rounded otherwise
+    np.testing.assert_array_equal(segmenter.predict(image).classes, whole.classes)
+
+
+def test_a_stage_that_there_is_not_is_told_at_once(weights):
+    with pytest.raises(glcanet_jax.UserError, match="stage is local/logit; this network has .*local/logits"):
+        glcanet_jax.load(weights, stage="local/logit")
+
+
 def test_another_stage_is_another_map(tmp_path, weights, image, whole):
     """Its maps do not pass for the network's own."""
     local = glcanet_jax.load(weights, stage="local/logits")
