@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree as xml
 
+from glcanet_jax.data.tiles import not_whole
 from glcanet_jax.inference.forward import PROBABILITY_STEPS
 
 HEAD = "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n"
@@ -79,14 +80,21 @@ def style_of(kind: str, names: Sequence[str], palette: Colours) -> str:
 
 
 def style_geopackage(path: Path, layer: str, style: str) -> None:
-    """Make a style the default of a layer of a GeoPackage."""
+    """Make a style the default of a layer of a GeoPackage.
+
+    Raises:
+        UserError: it could not be written.
+    """
     contents = "INSERT INTO gpkg_contents (table_name, data_type, identifier) VALUES ('layer_styles', 'attributes', '')"
     row = "INSERT INTO layer_styles VALUES (NULL, '', '', ?, 'geom', 'classes', ?, '', 1, 'classes', '', NULL, ?)"
-    with contextlib.closing(sqlite3.connect(path)) as file, file:
-        (changed,) = file.execute("SELECT last_change FROM gpkg_contents WHERE table_name = ?", (layer,)).fetchone()
-        file.execute(STYLE_TABLE)
-        file.execute(contents)
-        file.execute(row, (layer, style, changed))
+    try:
+        with contextlib.closing(sqlite3.connect(path)) as file, file:
+            (changed,) = file.execute("SELECT last_change FROM gpkg_contents WHERE table_name = ?", (layer,)).fetchone()
+            file.execute(STYLE_TABLE)
+            file.execute(contents)
+            file.execute(row, (layer, style, changed))
+    except sqlite3.Error as error:  # a disk that is full
+        raise not_whole(path, error) from error
 
 
 def _raster(kind: str, **attributes: str) -> tuple[xml.Element, xml.Element]:
