@@ -96,7 +96,12 @@ def test_the_command(tmp_path, monkeypatch, capsys):
         (
             lambda f: write(f / "m.tif", np.zeros((9, 9), np.uint8), transform=Affine(1, 0, np.nan, 0, 1, 0)),
             {},
-            "geotransform",
+            "geotransform .* is not finite",
+        ),
+        (
+            lambda f: write(f / "m.tif", np.zeros((9, 9), np.uint8), transform=Affine(1, 2, 0, 2, 4, 0)),
+            {},
+            "geotransform .* cannot be inverted",
         ),
         (
             lambda f: write(f / "m.tif", np.zeros((9, 9), np.uint8), crs='LOCAL_CS["site",UNIT["metre",1]]'),
