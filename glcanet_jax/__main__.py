@@ -1,4 +1,4 @@
-"""``glcanet train|eval|predict|export|info|check``, or ``python -m glcanet_jax``."""
+"""``glcanet train|eval|predict|vectorise|export|info|check``, or ``python -m glcanet_jax``."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -39,11 +39,19 @@ class Eval:
 
 @dataclass(frozen=True, kw_only=True)
 class Predict:
-    scenes: Positional[tuple[str, ...]]  # GeoTIFF, COG, JPEG, PNG, VRT ...
+    scenes: Positional[tuple[str, ...]]  # GeoTIFF, COG, JPEG, PNG, VRT ..., or folders of them
     weights: Path  # a weights file, a run's folder, or demo
     out: Path  # folder to write to
     options: OmitArgPrefixes[MapOptions] = DEFAULTS
     shard: str | None = None  # I/N: only every N-th scene, from the I-th on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vectorise:
+    map: Positional[tuple[Path, ...]]  # a class map, as NAME_classes.tif
+    out: Path | None = None  # a .geojson or .gpkg file to write; without: NAME_polygons.geojson beside the map
+    min_area: float = 0.0  # polygons under it are merged into their surroundings, m2 (pixels without a CRS)
+    overwrite: bool = False  # replace the file that is there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,11 +101,19 @@ def evaluate(argv: Sequence[str], page: tuple[str, str]) -> None:
 
 def predict(argv: Sequence[str], page: tuple[str, str]) -> None:
     args = cli.parse(Predict, argv, *page)
-    if not args.scenes:
-        raise UserError("no scene was given; name at least one file, as in `predict scene.tif --weights W --out DIR`")
     from glcanet_jax.maps import mapping
 
     mapping.map_scenes(args.scenes, args.weights, args.out, args.options, args.shard)
+
+
+def vectorise(argv: Sequence[str], page: tuple[str, str]) -> None:
+    args = cli.parse(Vectorise, argv, *page)
+    if len(args.map) != 1:
+        raise UserError(f"{len(args.map)} maps were given; name one, as in `vectorise maps/scene_classes.tif`")
+    from glcanet_jax.maps import vectorise as vectorising
+
+    files, count = vectorising.vectorise(args.map[0], args.out, args.min_area, args.overwrite)
+    print(f"{count} polygons written to {', '.join(map(str, files.values()))}")
 
 
 def export(argv: Sequence[str], page: tuple[str, str]) -> None:
@@ -146,6 +162,11 @@ COMMANDS = {
         predict,
         "Map scenes of any size: georeferenced class maps, areas, and what else is asked for.",
         "scene.tif --weights demo --out maps",
+    ),
+    "vectorise": Command(
+        vectorise,
+        "Make polygons of a class map that is there.",
+        "maps/scene_classes.tif --out scene.gpkg --min-area 50",
     ),
     "export": Command(
         export,

@@ -159,6 +159,14 @@ def _kinds(hint: Any) -> Iterator[Any]:
         yield hint
 
 
-def in_words(kind: type) -> str:
-    """What a plain type is called."""
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(kind, "a value")
+def in_words(kind: Any) -> str:
+    """What a type is called."""
+    plain = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "text",
+        list: "a list",
+        dict: "an object",
+    }
+    return plain.get(typing.get_origin(kind) or kind, "a value")

@@ -1,9 +1,10 @@
 """The package from Python: weights in, maps out. ``import glcanet_jax`` gives all of it."""
 
 import os
+import re
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -68,10 +69,23 @@ def load(
     if not isinstance(weights, str | os.PathLike):
         raise UserError(f"weights is {weights!r}; it must be 'demo', a weights file, or a run's folder")
     path = runs.find_weights(Path(weights))
-    if memory_budget is not None:
-        mapping.parse_bytes(memory_budget)
-    runs.enable_compilation_cache()
-    return Segmenter(mapping.load_model(path, options, stage), options)
+    with arguments_named():
+        if memory_budget is not None:
+            mapping.parse_bytes(memory_budget)
+        runs.enable_compilation_cache()
+        return Segmenter(mapping.load_model(path, options, stage), options)
+
+
+@contextmanager
+def arguments_named() -> Iterator[None]:
+    """Options of the command line that a message speaks of, as the arguments that they are in Python."""
+    try:
+        yield
+    except UserError as error:
+        told = re.sub(r"--([a-z][a-z-]*)", lambda option: option[1].replace("-", "_"), str(error))
+        if told == str(error):
+            raise
+        raise type(error)(told) from error
 
 
 def train(config: Config) -> Path:
@@ -163,6 +177,7 @@ class Segmenter:
 
     def __init__(self, model: mapping.Model, options: MapOptions):
         self._model, self._options = model, options
+        self._others: dict[float, Segmenter] = {}  # by their scale
 
     def __repr__(self) -> str:
         return f"Segmenter({self.config.model.network}, {', '.join(self.classes)}; {self.weights})"
@@ -201,7 +216,9 @@ class Segmenter:
         probabilities: bool = False,
         bands: Sequence[int] | None = None,
         valid: Any | None = None,
+        scale: float | None = None,
         aoi: str | os.PathLike[str] | None = None,
+        aoi_layer: str | None = None,
         polygons: Literal["geojson", "gpkg"] | None = None,
         min_area: float = 0.0,
         overlay: bool = False,
@@ -222,7 +239,9 @@ class Segmenter:
             probabilities: the probability of every class, too.
             bands: numbers from 1, as ``(4, 1, 2)``; None: the scene's own, an alpha band left out.
             valid: of an array: bool ``[h, w]``, False where it holds no data; None: what its mask or nodata value says.
-            aoi: GeoJSON polygons; nothing is predicted outside.
+            scale: full scale of the scene's values, as 10000, if it is not what the weights were trained on, or was loaded with.
+            aoi: polygons in GeoJSON, a GeoPackage or a Shapefile; nothing is predicted outside.
+            aoi_layer: the layer of a GeoPackage with several.
             polygons: written to ``out`` in this format.
             min_area: polygons under it are merged into their surroundings, in square metres (pixels without a CRS).
             overlay: a picture to look at, written to ``out``.
@@ -235,13 +254,26 @@ class Segmenter:
         options = replace(
             self._options, confidence=confidence, probabilities=probabilities, polygons=polygons, min_area=min_area,
             bands=None if bands is None else ",".join(map(str, bands)), aoi=None if aoi is None else Path(aoi),
-            overlay=overlay, resume=resume, overwrite=overwrite,
+            aoi_layer=aoi_layer, overlay=overlay, resume=resume, overwrite=overwrite,
         )  # fmt: skip
+        with arguments_named():
+            if scale is not None and scale != self._options.scale:
+                return self._scaled(scale)._predict(scene, out, replace(options, scale=scale), valid)
+            return self._predict(scene, out, options, valid)
+
+    def _scaled(self, scale: float) -> "Segmenter":
+        """The same weights for scenes of another full scale, which is compiled in; kept for the next scene."""
+        if scale not in self._others:
+            options = replace(self._options, scale=scale)
+            self._others = {scale: Segmenter(mapping.load_model(self.weights, options, self._model.stage), options)}
+        return self._others[scale]
+
+    def _predict(self, scene: Any, out: str | os.PathLike[str] | None, options: MapOptions, valid: Any) -> Prediction:
         path = os.fspath(scene) if isinstance(scene, str | os.PathLike) else None
         if path is not None and valid is not None:
             raise UserError("valid is for arrays; a file says itself where it holds data")
         if out is None:
-            if polygons is not None or overlay:
+            if options.polygons is not None or options.overlay:
                 raise UserError("polygons and overlay are files; say where to write them, as out='maps'")
             return self._in_memory(scene if path is None else path, options, valid)
         if path is None:
@@ -249,7 +281,7 @@ class Segmenter:
         return self._in_files(path, Path(out), options)
 
     def _in_files(self, path: str, out: Path, options: MapOptions) -> Prediction:
-        mapping.check_folder(out)
+        mapping.check_request(out, options)
         (name,) = mapping.names_of([path])
         mapping.map_file(name, path, out, self._model, options)
         map_report.gather_reports(out)

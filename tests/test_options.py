@@ -19,7 +19,13 @@ from glcanet_jax.measure.info import Info
 from glcanet_jax.options import canonical, check, comments, options_of
 
 EXPERIMENTS = ("table1", "ablation", "recipe", "campaign", "errors", "report", "extent", "memory", "speed", "scene_memory", "tile_memory")  # fmt: skip
-COMMANDS = {"eval": main.Eval, "predict": main.Predict, "export": main.Export, "check": main.Check}
+COMMANDS = {
+    "eval": main.Eval,
+    "predict": main.Predict,
+    "vectorise": main.Vectorise,
+    "export": main.Export,
+    "check": main.Check,
+}
 
 
 def asked(name):

@@ -136,7 +136,7 @@ def test_bands_of_an_array(segmenter, image, whole):
         (lambda x: np.moveaxis(x, -1, 0), r"the array is \[3, 130, 180\]; it must be \[height, width, 3\]; bands come last"),
         (lambda x: x[..., 0], r"the array is \[130, 180\]; it must be \[height, width, 3\]"),
         (lambda x: np.concatenate([x, x], -1), r"choose bands, as bands=\(1, 2, 3\)"),
-        (lambda x: x / np.float32(255), "the array is of float32; it must be of uint8 or uint16"),
+        (lambda x: x / np.float32(255), "the array holds float32 values, the weights were trained on values up to 255"),
         (lambda x: x.astype(np.uint16), "the array holds uint16 values, the weights were trained on values up to 255"),
         (lambda x: x[:0], "it must be"),
     ],
@@ -160,8 +160,23 @@ def test_what_does_not_go_together_is_told(tmp_path, segmenter, image, weights):
             segmenter.predict(scene, **options)
     with pytest.raises(glcanet_jax.UserError, match="there is no weights file or run"):
         glcanet_jax.load(tmp_path / "none")
-    with pytest.raises(glcanet_jax.UserError, match="memory-budget"):
+    with pytest.raises(glcanet_jax.UserError, match="^memory_budget is"):
         glcanet_jax.load(weights, memory_budget="much")
+
+
+def test_another_full_scale_of_one_scene(segmenter, image, whole):
+    """Without it the message names the argument, as it is in Python; with it the map is that of the same values."""
+    wide = image.astype(np.uint16) * 39
+    with pytest.raises(glcanet_jax.UserError, match=r"say what the scene's full scale is with scale \(as 1, 255"):
+        segmenter.predict(wide)
+    scaled = segmenter.predict(wide, scale=255.0 * 39)
+    assert (scaled.classes == whole.classes).mean() > 0.98  # the global view is rounded otherwise
+    np.testing.assert_array_equal(segmenter.predict(image).classes, whole.classes)
+
+
+def test_a_stage_that_there_is_not_is_told_at_once(weights):
+    with pytest.raises(glcanet_jax.UserError, match="stage is local/logit; this network has .*local/logits"):
+        glcanet_jax.load(weights, stage="local/logit")
 
 
 def test_another_stage_is_another_map(tmp_path, weights, image, whole):

@@ -29,7 +29,7 @@ class ArraySource:
         *,
         bands: Sequence[int] | None = None,
         valid: Any | None = None,
-        fill: np.ndarray | None = None,
+        fill: Sequence[float] | None = None,
         georeference: Georeference | None = None,
     ):
         """

@@ -294,5 +294,10 @@ def _georeference(file: Any) -> Georeference:
     else:
         points = ()
     if transform is not None and transform.is_degenerate:
+        if not points:
+            raise UserError(
+                f"{file.name} has the geotransform {', '.join(f'{v:g}' for v in transform[:6])}, which cannot be inverted: "
+                "it gives pixels no area; correct it, as with `gdal_edit.py -a_ullr`"
+            )
         transform = None
     return Georeference(crs or None, transform, tuple(points), file.rpcs)

@@ -1,17 +1,18 @@
-"""Areas of interest: GeoJSON polygons brought to a scene's pixels, and filled window by window."""
+"""Areas of interest: polygons of a file, brought to a scene's pixels, and filled window by window."""
 
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from glcanet_jax import border
 from glcanet_jax.data.georeference import LONLAT, Georeference
 from glcanet_jax.errors import UserError
+from glcanet_jax.maps.vector_files import is_vector_file, read_polygons
 
 TOLERANCE = 0.05  # pixels that a bent edge may lie off its chord
 LONG = 64  # pixels from which an edge is split at least once: the middle of a winding one proves nothing
@@ -68,22 +69,57 @@ def fill(rings: tuple[np.ndarray, ...], top: int, left: int, height: int, width:
     return np.bitwise_xor.accumulate(flips, axis=1)[:, :width].astype(bool)
 
 
-def load_aoi(path: Path, georeference: Georeference, height: int, width: int) -> Aoi:
-    """The polygons of a GeoJSON file, in the pixels of a scene.
+class OutsideError(UserError):
+    """An area of interest that lies wholly outside a scene."""
 
-    Coordinates are longitude and latitude, or of the CRS that the file's older ``crs`` member names; those for a scene
-    without a CRS are the scene's own.
+
+class Area(NamedTuple):
+    """What a file of polygons says."""
+
+    polygons: list[list[np.ndarray]]  # closed rings [n, 2] of (x, y), the outer one first
+    crs: Any | None  # rasterio.crs.CRS; None: the file says none
+
+
+def read_area(path: Path, layer: str | None = None) -> Area:
+    """The polygons of a GeoJSON file, a GeoPackage or a Shapefile; empty ones are left out.
 
     Raises:
-        UserError: the file is missing or no GeoJSON, its polygons are malformed, or none lies on the scene.
+        UserError: the file cannot be read, its polygons are malformed, or there is none.
+    """
+    if is_vector_file(path):
+        polygons, crs = read_polygons(path, layer)
+        polygons = [_rings(path, i, [ring.tolist() for ring in rings]) for i, rings in enumerate(polygons)]
+    else:
+        if layer is not None:
+            raise UserError(f"{path} is GeoJSON, which has no layers; leave out --aoi-layer {layer}")
+        document = _read(path)
+        polygons = [_rings(path, i, rings) for i, rings in enumerate(_polygons(path, document))]
+        crs = _crs(path, document)
+    polygons = [rings for rings in polygons if rings]
+    if not polygons:
+        raise UserError(
+            f"{path} has no polygon that is not empty; draw the area of interest as Polygon or MultiPolygon"
+        )
+    return Area(polygons, crs)
+
+
+def load_aoi(path: Path, georeference: Georeference, height: int, width: int, layer: str | None = None) -> Aoi:
+    """The polygons of a file, in the pixels of a scene.
+
+    Coordinates are of the file's CRS; of a GeoJSON file longitude and latitude, or of the CRS that its older ``crs`` member
+    names; those for a scene without a CRS are the scene's own.
+
+    Raises:
+        UserError: the file cannot be read, its polygons are malformed or its CRS unknown.
+        OutsideError: none lies on the scene.
     """
     from rasterio._err import CPLE_BaseError
 
-    document = _read(path)
-    polygons = [_rings(path, i, rings) for i, rings in enumerate(_polygons(path, document))]
-    if not polygons:
-        raise UserError(f"{path} has no polygon; draw the area of interest as Polygon or MultiPolygon")
-    crs = None if georeference.crs is None else _crs(path, document)
+    polygons, crs = read_area(path, layer)
+    if georeference.crs is None:
+        crs = None
+    elif crs is None:
+        raise UserError(f"{path} says no CRS, and the scene has one; save the area of interest with its CRS")
     if crs is not None and crs.is_geographic:
         _check_degrees(path, polygons, crs)
     try:
@@ -141,7 +177,7 @@ def _place(
                 placed.append(rings_inside)
     if not placed:
         points = np.concatenate([rings[0] for rings in polygons])
-        raise UserError(
+        raise OutsideError(
             f"{path} lies wholly outside the scene: its polygons span {_span(points)}, the scene {_span(scene)} "
             f"({'coordinates of the scene' if crs is None else Georeference(crs).name}); draw it over the scene"
         )
@@ -195,7 +231,7 @@ def _polygons(path: Path, node: Any) -> Iterator[Any]:
         elif kind in ("FeatureCollection", "GeometryCollection"):
             for part in node["features" if kind == "FeatureCollection" else "geometries"]:
                 yield from _polygons(path, part)
-        elif kind == "Polygon" and node["coordinates"]:
+        elif kind == "Polygon":
             yield node["coordinates"]
         elif kind == "MultiPolygon":
             yield from node["coordinates"]
@@ -204,8 +240,11 @@ def _polygons(path: Path, node: Any) -> Iterator[Any]:
 
 
 def _rings(path: Path, i: int, rings: Any) -> list[np.ndarray]:
+    """The rings of a polygon as arrays; none where it is empty, as overlays of a GIS leave them."""
+    if isinstance(rings, list) and (not rings or rings[0] == []):
+        return []
     arrays = []
-    for ring in rings if isinstance(rings, list) else [None]:
+    for ring in [ring for ring in rings if ring != []] if isinstance(rings, list) else [None]:
         try:
             points = np.array([[float(x), float(y)] for x, y, *_ in ring])
         except (TypeError, ValueError) as error:

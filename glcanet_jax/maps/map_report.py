@@ -1,5 +1,9 @@
 """What is said of a map: the area of every class, time and memory; as JSON for each scene and for all, and as a table."""
 
+import csv
+import io
+import math
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -8,13 +12,15 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from glcanet_jax import border, runs
+from glcanet_jax import border, report, runs
 from glcanet_jax.data.georeference import Georeference
 from glcanet_jax.data.scenes import IGNORE
 from glcanet_jax.errors import UserError
 from glcanet_jax.limits import Range
 
 SUFFIX = ".report.json"
+TABLE = "areas.csv"  # of all scenes of a folder
+COLUMNS = ("scene", "class_id", "class", "pixels", "hectares", "percent")
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,11 @@ class Reported:
     scene: str
     height: Annotated[int, Range(1)]
     width: Annotated[int, Range(1)]
-    seconds: Annotated[float, Range(0)]
+    classes: list[dict[str, Any]]
+    nodata_pixels: Annotated[int, Range(0)]
+    outputs: dict[str, str]  # names of files by kind
+    made: dict[str, Any]  # what files drawn from the maps depend on, by kind
+    seconds: Annotated[float, Range(0)] | None
     fingerprint: dict[str, Any]  # what the maps depend on
 
 
@@ -71,6 +81,20 @@ def class_rows(pixels: np.ndarray, areas: np.ndarray | None, names: Sequence[str
     ]
 
 
+def strict(value: Any) -> Any:
+    """A value as strict JSON holds it: None for what is not finite."""
+    if isinstance(value, dict):
+        return {key: strict(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_report(path: Path, told: dict[str, Any]) -> None:
+    """Written whole or not at all, without NaN or infinity."""
+    runs.write_json(path, strict(told))
+
+
 def read_report(out: Path, name: str) -> dict[str, Any]:
     """What a scene's map in a folder says of itself.
 
@@ -78,47 +102,99 @@ def read_report(out: Path, name: str) -> dict[str, Any]:
         UserError: it is damaged, or no report.
     """
     path = out / f"{name}{SUFFIX}"
-    value = border.read_json(path)
+    try:
+        value = border.read_json(path)
+    except UserError as error:
+        raise UserError(f"{error}; or remove it, or give --overwrite to map the scene anew") from error
     found = border.faults({key: value.get(key) for key in KEPT} if isinstance(value, dict) else value, Reported)
     if found:
-        raise UserError(f"{path} is no report of a map: {'; '.join(found[:3])}; delete it, and map the scene again")
+        raise UserError(
+            f"{path} is no report of a map: {'; '.join(found[:3])}; remove it, or give --overwrite to map the scene anew"
+        )
     return value
 
 
-def format_report(report: dict[str, Any]) -> str:
+def format_report(told: dict[str, Any]) -> str:
     """A scene's report as a table."""
-    rows = report["classes"]
+    rows = told["classes"]
     width = max(len("nodata"), *(len(row["name"]) for row in rows))
     in_hectares = rows[0]["hectares"] is not None
-    lines = [f"{report['scene']}: {report['height']} x {report['width']} px, areas {report['area_method']}"]
+    lines = [f"{told['scene']}: {told['height']} x {told['width']} px, areas {told['area_method']}"]
     lines.append(f"  {'class':<{width}} {'ha' if in_hectares else 'pixels':>16} {'%':>8}")
     for row in rows:
         amount = f"{row['hectares']:,.4f}" if in_hectares else f"{row['pixels']:,}"
         lines.append(f"  {row['name']:<{width}} {amount:>16} {row['percent']:>8.3f}")
-    if report["nodata_pixels"]:
-        lines.append(f"  {'nodata':<{width}} {report['nodata_pixels']:>13,} px")
-    device = f", device peak {report['device_peak_mb']:.0f} MB" if "device_peak_mb" in report else ""
+    if told["nodata_pixels"]:
+        lines.append(f"  {'nodata':<{width}} {told['nodata_pixels']:>13,} px")
+    device = f", device peak {told['device_peak_mb']:.0f} MB" if "device_peak_mb" in told else ""
     lines.append(
-        f"  {report['seconds']:.1f} s, {report['megapixels_per_second']:.3f} Mpx/s, device busy "
-        f"{100 * report['device_busy']:.0f} % of the walk, host peak {report['host_peak_mb']:.0f} MB{device}"
+        f"  {told['seconds']:.1f} s, {told['megapixels_per_second']:.3f} Mpx/s, device busy "
+        f"{100 * told['device_busy']:.0f} % of the walk, host peak {told['host_peak_mb']:.0f} MB{device}"
     )
-    return "\n".join([*lines, *(f"  note: {note}" for note in report["notes"])])
+    return "\n".join([*lines, *(f"  note: {note}" for note in told["notes"])])
 
 
-def gather_reports(out: Path) -> None:
-    """``report.json`` from the reports of all scenes in a folder, whichever process wrote them."""
+def totals(scenes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of all scenes together: how many, how large, and what is known of each class, by name in the order of the ids.
+
+    Hectares are of the scenes that say how large their pixels are; ``scenes_without_area`` counts the others.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    for row in (row for scene in scenes for row in scene["classes"]):
+        total = rows.setdefault(row["name"], {"name": row["name"], "pixels": 0, "hectares": None})
+        total["pixels"] += row["pixels"]
+        if row["hectares"] is not None:
+            total["hectares"] = round((total["hectares"] or 0.0) + row["hectares"], 6)
+    without = sum(any(row["hectares"] is None for row in scene["classes"]) for scene in scenes)
+    key = "pixels" if without else "hectares"
+    whole = sum(row[key] or 0 for row in rows.values()) or 1
+    return {
+        "scenes": len(scenes),
+        "seconds": round(sum(s["seconds"] or 0 for s in scenes), 3),
+        "megapixels": round(sum(s["height"] * s["width"] for s in scenes) / 1e6, 3),
+        "classes": [row | {"percent": round(100 * (row[key] or 0) / whole, 4)} for row in rows.values()],
+        "nodata_pixels": sum(scene["nodata_pixels"] for scene in scenes),
+        "scenes_without_area": without,
+    }
+
+
+def gather_reports(out: Path, table: bool = False) -> None:
+    """``report.json`` from the reports of all scenes in a folder, whichever process wrote them; ``areas.csv`` if asked for."""
     seen: list[Path] | None = None
     while (found := sorted(out.glob(f"*{SUFFIX}"))) != seen:  # another process may have added one meanwhile
-        scenes = []
+        scenes, unread = [], []
         for path in found:
             try:
                 scenes.append(read_report(out, path.name.removesuffix(SUFFIX)))
-            except UserError as error:
+            except UserError as error:  # of a stranger: told, and no reason to lose the rest
                 print(f"left out of report.json: {error}", file=sys.stderr)
-        totals = {
-            "scenes": len(scenes),
-            "seconds": round(sum(s["seconds"] for s in scenes), 3),
-            "megapixels": round(sum(s["height"] * s["width"] for s in scenes) / 1e6, 3),
-        }
-        runs.write_json(out / "report.json", {"totals": totals, "scenes": scenes})
+                unread.append(path.name)
+        write_report(out / "report.json", {"totals": totals(scenes), "unread": unread, "scenes": scenes})
+        if table:
+            report.write_text(out / TABLE, _table(scenes))
         seen = found
+
+
+def check_table(out: Path) -> None:
+    """Raises UserError if a file that is no table of ours would be written over."""
+    path = out / TABLE
+    if os.path.lexists(path):
+        try:
+            with path.open(encoding="utf-8", newline="") as file:
+                ours = next(csv.reader(file), None) == list(COLUMNS)
+        except (OSError, ValueError, csv.Error):
+            ours = False
+        if not ours:
+            raise UserError(f"{path} exists and is no table of areas made here; move it, or give another --out")
+
+
+def _table(scenes: Sequence[dict[str, Any]]) -> str:
+    """A row for each class of each scene; areas are empty where nothing says how large the pixels are."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for scene in scenes:
+        for row in scene["classes"]:
+            area = "" if row["hectares"] is None else row["hectares"]
+            writer.writerow([scene["scene"], row["id"], row["name"], row["pixels"], area, row["percent"]])
+    return text.getvalue()

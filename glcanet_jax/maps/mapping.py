@@ -33,8 +33,14 @@ from glcanet_jax.errors import UserError
 from glcanet_jax.inference import walk
 from glcanet_jax.inference.predictor import Predictor
 from glcanet_jax.inference.scratch import Scratch, is_of
-from glcanet_jax.maps import map_report
+from glcanet_jax.maps import map_report, outputs, styles, vector_files
+from glcanet_jax.maps.aoi import OutsideError, load_aoi, read_area
+from glcanet_jax.maps.beside import crs_beside
+from glcanet_jax.maps.degrees import check_degrees
+from glcanet_jax.maps.inputs import names_of, parse_shard, scenes_of
 from glcanet_jax.maps.options import DEFAULTS, MapOptions
+from glcanet_jax.maps.outputs import check_folder, check_names, outputs_of
+from glcanet_jax.maps.plan import Plan, Todo, check_place
 from glcanet_jax.maps.writer import MapWriter, required_bytes
 from glcanet_jax.profiling import free_device_memory, peak_memory, require_memory, resident_memory
 from glcanet_jax.progress import Progress
@@ -75,35 +81,6 @@ def parse_bands(text: str | None) -> tuple[int, ...] | None:
     return tuple(map(int, parts))
 
 
-def parse_shard(text: str | None) -> tuple[int, int]:
-    """``i/n`` as (index from 0, count).
-
-    Raises:
-        UserError: anything else.
-    """
-    match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", "1/1" if text is None else text)
-    if not match or not 1 <= int(match.group(1)) <= int(match.group(2)):
-        raise UserError(f"--shard is {str(text)[:60]!r}; it must be I/N with I from 1 to N, as 2/4")
-    return int(match.group(1)) - 1, int(match.group(2))
-
-
-def names_of(scenes: Sequence[str]) -> dict[str, str]:
-    """The scenes by the name that their maps will have.
-
-    Raises:
-        UserError: two would have the same.
-    """
-    named: dict[str, str] = {}
-    for scene in scenes:
-        name = Path(scene).stem
-        if name in named:
-            raise UserError(
-                f"{named[name]} and {scene} would both be written as {name}_classes.tif; predict them into different --out"
-            )
-        named[name] = scene
-    return named
-
-
 @dataclass(frozen=True)
 class Model:
     """A network ready to map scenes, and where it comes from."""
@@ -136,6 +113,10 @@ def load_model(weights: Path, options: MapOptions, stage: str | None = None) -> 
     predictor, config, classes = runs.load_predictor(
         weights, options.batch or 1, dtype=dtype, views=views, tta=options.tta, stage=stage, scale=options.scale
     )
+    if stage is not None:  # traced, not compiled: a stage that there is not is told at once
+        context = predictor.views.context_extent(*[predictor.views.patch_size] * 2)
+        program = predictor.programs(np.uint8, context)["blend"]
+        jax.eval_shape(program.fn, *program.args)
     palette = tuple(tuple(colour) for colour in classes["palette"])
     return Model(predictor, config, tuple(classes["names"]), palette, weights, _digest(weights), stage)
 
@@ -200,61 +181,6 @@ def _alone(folder: Path, name: str) -> Iterator[None]:
         yield
 
 
-def outputs_of(name: str, options: MapOptions) -> dict[str, str]:
-    """File names of what is made of a scene, by kind."""
-    files = {"classes": f"{name}_classes.tif"}
-    for kind in ("confidence", "probabilities"):
-        if getattr(options, kind):
-            files[kind] = f"{name}_{kind}.tif"
-    if options.polygons is not None:
-        files["polygons"] = f"{name}_polygons.{options.polygons}"
-    if options.overlay:
-        files["overlay"] = f"{name}_overlay.png"
-    return files
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """A scene about to be mapped."""
-
-    name: str
-    source: Any  # raster.RasterSource
-    region: Any
-    out: Path
-    files: dict[str, str]
-    fingerprint: dict[str, Any]  # what the maps depend on
-
-    @property
-    def folder(self) -> Path:
-        return self.out / f".{self.name}.partial"
-
-    @property
-    def report(self) -> Path:
-        return self.out / f"{self.name}{map_report.SUFFIX}"
-
-    def is_done(self) -> bool:
-        """Whether the maps are there, made of the same scene with the same weights and options.
-
-        Raises:
-            UserError: maps of something else are in the way.
-        """
-        there = [f for f in self.files.values() if (self.out / f).exists()]
-        if not self.report.exists():
-            # a run killed while it renamed its maps left some of them, and its journal
-            if there and not is_of(self.folder, self.fingerprint):
-                raise UserError(
-                    f"{self.out / there[0]} exists and is not known to be of this scene; give another --out, or --overwrite"
-                )
-            return False
-        made = map_report.read_report(self.out, self.name)["fingerprint"]
-        if made == self.fingerprint:
-            return len(there) == len(self.files)
-        changed = configs.differences(self.fingerprint, made)
-        raise UserError(
-            f"{self.out} holds maps of {self.name} made otherwise ({'; '.join(changed[:3])}); give another --out, or --overwrite"
-        )
-
-
 INTEGERS = (255.0, 65535.0, 32767.0)  # full scales that integers alone are divided by
 
 
@@ -295,19 +221,36 @@ def region_of(source: raster.RasterSource | ArraySource, options: MapOptions) ->
     """The area of interest of a scene (:class:`glcanet_jax.inference.walk.Region`), if there is one."""
     if options.aoi is None:
         return None
-    from glcanet_jax.maps import aoi
-
-    return aoi.load_aoi(options.aoi, source.georeference, source.height, source.width)
+    return load_aoi(options.aoi, source.georeference, source.height, source.width, options.aoi_layer)
 
 
-def _plan(name: str, path: str, out: Path, model: Model, options: MapOptions) -> _Plan:
-    """Open a scene and say what its maps depend on; raises UserError if it does not fit the network."""
+def _aoi_identity(options: MapOptions) -> Any:
+    """What is compared of an area of interest: another one makes other maps."""
+    if options.aoi is None:
+        return None
+    files = [_digest(file) for file in vector_files.parts_of(options.aoi)]
+    return files[0] if len(files) == 1 and options.aoi_layer is None else [*files, options.aoi_layer]
+
+
+def _plan(name: str, path: str, out: Path, model: Model, options: MapOptions) -> Plan:
+    """Open a scene and say what its maps depend on; raises UserError if it cannot be mapped, or its maps not be written."""
     source = open_scene(path, model, options)
-    files = outputs_of(name, options)
-    taken = {(out / f).resolve() for f in (*files.values(), f"{name}{map_report.SUFFIX}")}
-    if Path(path).resolve() in taken:
-        raise UserError(f"{path} would be overwritten by its own map; give another --out")
-    region = region_of(source, options)
+    try:
+        place, size = source.georeference, (source.height, source.width)
+        check_place(path, place)
+        if options.polygons == "geojson":
+            check_degrees(path, place, *size)
+        crs_text = crs_beside(path, place, *size)
+        files = outputs_of(name, options)
+        if crs_text is not None:
+            files |= outputs.beside(files)
+        taken = {os.path.realpath(out / f) for f in (*files.values(), f"{name}{map_report.SUFFIX}")}
+        if os.path.realpath(path) in taken:
+            raise UserError(f"{path} would be overwritten by its own map; give another --out")
+        region = region_of(source, options)
+    except BaseException:
+        source.close()
+        raise
     fingerprint = {
         "scene": source.identity(),
         "weights": model.digest,
@@ -315,64 +258,80 @@ def _plan(name: str, path: str, out: Path, model: Model, options: MapOptions) ->
         "normalisation": {k: list(v) if isinstance(v, tuple) else v for k, v in model.predictor.normalisation.items()},
         "dtype": model.dtype,
         "tta": options.tta,
-        "aoi": None if options.aoi is None else _digest(options.aoi),
-        "outputs": files,
-        "min_area": options.min_area if options.polygons else None,
+        "aoi": _aoi_identity(options),
     }
     if model.stage is not None:
         fingerprint["stage"] = model.stage
-    return _Plan(name, source, region, out, files, json.loads(json.dumps(fingerprint)))
+    settings = {"polygons": {"min_area": options.min_area}} if options.polygons else {}
+    fingerprint, settings = (json.loads(json.dumps(value)) for value in (fingerprint, settings))
+    return Plan(name, source, region, out, files, fingerprint, settings, crs_text)
 
 
 # ----------------------------------------------------------------------------------------------------------- mapping
-def map_scene(plan: _Plan, model: Model, options: MapOptions) -> dict[str, Any]:
-    """Make everything of one scene; returns its report.
+def map_scene(plan: Plan, todo: Todo, model: Model, options: MapOptions) -> dict[str, Any]:
+    """Make what is to be made of one scene; returns its report.
 
     Raises:
-        UserError: it cannot be read or written; nothing stands under a final name then, and the next run goes on.
+        UserError: it cannot be read or written; nothing new stands under a final name then, and the next run goes on.
     """
     began = time.perf_counter()
-    source, folder = plan.source, plan.folder
-    layers = [kind for kind in ("classes", "confidence", "probabilities") if kind in plan.files]
+    source, folder, layers = plan.source, plan.folder, todo.layers
     plan.out.mkdir(parents=True, exist_ok=True)
     folder.mkdir(exist_ok=True)
     there = sum(file.stat().st_size for file in folder.iterdir())  # of a run that was killed
     check_disk(plan.out, required_bytes(source.height, source.width, layers, len(model.names)) - there)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_alone(folder, plan.name))
-        if not options.resume or not is_of(folder, plan.fingerprint):
+        if not options.resume or not is_of(folder, plan.head(layers)):
             _clear(folder)
-        if source.needs_staging:
-            print(
-                f"{plan.name}: copying the scene into tiles first: it is stored so that windows are dear to read",
-                flush=True,
-            )
-            source = source.stage(folder)
-            stack.callback(source.close)
-        tags = {"MODEL": model.config.model.network, "WEIGHTS_SHA256": model.digest, "SOFTWARE": "GLCANet-JAX"}
-        size = source.height, source.width
-        writer = MapWriter(folder, *size, source.georeference, model.names, model.palette, layers, tags)
-        stack.callback(writer.close)
-        scratch = stack.enter_context(Scratch(folder, plan.fingerprint))
-        total = source.height * source.width / 1e6
-        with memory_told(model.predictor), Progress(total, plan.name, "Mpx") as progress:
-            summary = walk.predict_scene(
-                model.predictor, source, writer, outputs=layers, region=plan.region, scratch=scratch,
-                progress=lambda pixels: progress.advance(pixels / 1e6),
-            )  # fmt: skip
-        made = writer.finish()
-        made |= _drawn(made["classes"], source, folder, model, options)
-        result = _report(plan, made["classes"], summary, model)
-        plan.report.unlink(missing_ok=True)  # one that stands says that all maps beside it are of its making
+        scratch = stack.enter_context(Scratch(folder, plan.head(layers)))
+        if layers and source.needs_staging:
+            plan = dataclasses.replace(plan, source=_staged(plan))
+            stack.callback(plan.source.close)
+        made, summary = _walked(plan, layers, model, scratch, stack) if layers else ({}, walk.Summary())
+        class_map = made.get("classes", plan.out / plan.files["classes"])
+        made |= _drawn(todo.files, class_map, plan, model, options)
+        result = _added(plan, todo) if todo.told else _report(plan, class_map, summary, model)
+        if not todo.told:
+            plan.report.unlink(missing_ok=True)  # one that stands says that all maps beside it are of its making
+        for file in todo.stale:
+            (plan.out / file).unlink(missing_ok=True)
         for kind, path in made.items():
             os.replace(path, plan.out / plan.files[kind])
-        result["seconds"] = round(time.perf_counter() - began, 3)
-        result["megapixels_per_second"] = round(summary.pixels / 1e6 / result["seconds"], 4)
-        result["scenes_per_second"] = round(1 / result["seconds"], 5)
-        result |= {k.partition("/")[2]: v for k, v in peak_memory().items()}
-        runs.write_json(plan.report, result)
+        if not todo.told:
+            result["seconds"] = round(time.perf_counter() - began, 3)
+            result["megapixels_per_second"] = round(summary.pixels / 1e6 / result["seconds"], 4)
+            result["scenes_per_second"] = round(1 / result["seconds"], 5)
+            result |= {k.partition("/")[2]: v for k, v in peak_memory().items()}
+        map_report.write_report(plan.report, result)
     shutil.rmtree(folder, ignore_errors=True)
-    return result
+    return map_report.strict(result)
+
+
+def _staged(plan: Plan) -> raster.RasterSource:
+    """The scene as a tiled copy in its folder."""
+    print(f"{plan.name}: copying the scene into tiles first: it is stored so that windows are dear to read", flush=True)
+    return plan.source.stage(plan.folder)
+
+
+def _walked(
+    plan: Plan, layers: list[str], model: Model, scratch: Scratch, stack: contextlib.ExitStack
+) -> tuple[dict[str, Path], walk.Summary]:
+    """The layers as cloud-optimised GeoTIFFs in the scene's folder, and what the walk did."""
+    source, folder = plan.source, plan.folder
+    tags = {"MODEL": model.config.model.network, "WEIGHTS_SHA256": model.digest, "SOFTWARE": "GLCANet-JAX"}
+    place = source.georeference
+    if plan.crs_text is not None:  # it lies beside the map
+        place = dataclasses.replace(place, crs=None)
+    writer = MapWriter(folder, source.height, source.width, place, model.names, model.palette, layers, tags)
+    stack.callback(writer.close)
+    total = source.height * source.width / 1e6
+    with memory_told(model.predictor), Progress(total, plan.name, "Mpx") as progress:
+        summary = walk.predict_scene(
+            model.predictor, source, writer, outputs=layers, region=plan.region, scratch=scratch,
+            progress=lambda pixels: progress.advance(pixels / 1e6),
+        )  # fmt: skip
+    return writer.finish(), summary
 
 
 def _clear(folder: Path) -> None:
@@ -381,23 +340,35 @@ def _clear(folder: Path) -> None:
             stale.unlink()
 
 
-def _drawn(class_map: Path, source: Any, folder: Path, model: Model, options: MapOptions) -> dict[str, Path]:
-    """What is made of a finished class map, where it is asked for: polygons and a picture."""
+def _drawn(files: dict[str, str], class_map: Path, plan: Plan, model: Model, options: MapOptions) -> dict[str, Path]:
+    """What needs no walk: polygons and a picture of a finished class map, styles, a CRS; made in the scene's folder."""
     from glcanet_jax.maps import polygons
 
-    made: dict[str, Path] = {}
-    if options.polygons is not None:
+    folder, made = plan.folder, {}
+    if "polygons" in files:
         made["polygons"] = folder / f"polygons.{options.polygons}"
         made["polygons"].unlink(missing_ok=True)
-        kind, place = options.polygons, source.georeference
-        polygons.write_polygons(class_map, made["polygons"], kind, place, model.names, options.min_area, folder)
-    if options.overlay:
+        kind, place = options.polygons, plan.source.georeference
+        style = styles.polygon_style(model.names, model.palette)
+        polygons.write_polygons(class_map, made["polygons"], kind, place, model.names, options.min_area, folder, style)
+    if "overlay" in files:
         made["overlay"] = folder / "overlay.png"
-        picture = overview(source, report.MAP_SIDE)
+        picture = overview(plan.source, report.MAP_SIDE)
         image = np.where(picture[..., 3:] > 0, picture[..., :3], np.uint8(report.BLANK))
         ids = overview(class_map, report.MAP_SIDE)
         report.save_map(made["overlay"], image, ids, model.palette, model.names)
+    texts = {kind: plan.crs_text for kind in files if kind.endswith("_crs")}
+    texts |= {kind: styles.style_of(kind, model.names, model.palette) for kind in files if kind.endswith("_style")}
+    for kind, text in texts.items():
+        made[kind] = folder / f"{kind}.txt"
+        made[kind].write_text(text, encoding="utf-8")
     return made
+
+
+def _added(plan: Plan, todo: Todo) -> dict[str, Any]:
+    """The report of maps that are there, with what was made beside them."""
+    made = {kind: setting for kind, setting in plan.settings.items() if kind in todo.files}
+    return todo.told | {"outputs": todo.told["outputs"] | todo.files, "made": todo.told["made"] | made}
 
 
 @contextlib.contextmanager
@@ -414,11 +385,13 @@ def memory_told(predictor: Predictor) -> Iterator[None]:
         ) from error
 
 
-def _report(plan: _Plan, class_map: Path, summary: walk.Summary, model: Model) -> dict[str, Any]:
+def _report(plan: Plan, class_map: Path, summary: walk.Summary, model: Model) -> dict[str, Any]:
     """Areas, settings and what the walk did."""
     georeference = plan.source.georeference
     pixels, areas = map_report.count_areas(class_map, georeference, len(model.names))
     notes = [note for note in (plan.source.note, georeference.warning) if note]
+    if plan.crs_text is not None:
+        notes.append(f"GeoTIFF cannot hold the CRS: it is in {plan.files['classes_crs']}, which belongs to the map")
     if not pixels[:-1].any():
         notes.append(
             "no pixel is classified: the scene is nodata or transparent throughout, or the area of interest empty"
@@ -436,6 +409,7 @@ def _report(plan: _Plan, class_map: Path, summary: walk.Summary, model: Model) -
         "nodata_pixels": int(pixels[-1]),
         "notes": notes,
         "outputs": plan.files,
+        "made": plan.settings,
         "walk_seconds": round(summary.seconds, 3),
         "device_busy": round(summary.busy / max(summary.seconds, 1e-9), 4),
         "blocks": {"computed": summary.blocks, "skipped": summary.skipped, "resumed": summary.resumed},
@@ -466,47 +440,85 @@ def prepare(model: Model, options: MapOptions, source: Any, *, tell: bool = True
 def map_file(name: str, path: str, out: Path, model: Model, options: MapOptions) -> dict[str, Any] | None:
     """Map one scene's file into a folder; returns its report, or None where its maps are there already.
 
+    What is missing beside maps that are done is made alone; polygons and pictures without another walk.
+
     Raises:
         UserError: it cannot be mapped, or maps of something else are in the way.
     """
     try:
+        check_names(name, path, out, options)
         plan = _plan(name, path, out, model, options)
         with contextlib.closing(plan.source):
-            if not options.overwrite and plan.is_done():
+            todo = plan.todo(options.overwrite)
+            if not todo.files:
                 return None
-            prepare(model, options, plan.source)
-            return map_scene(plan, model, options)
+            if todo.layers:
+                prepare(model, options, plan.source)
+            return map_scene(plan, todo, model, options)
     except OSError as error:
         raise UserError(f"{error.filename or out}: {error.strerror or error}; mend it, then run again") from error
 
 
-def check_folder(out: Path) -> None:
-    """Raises UserError if maps cannot be written there."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file; --out must be a folder")
+def check_request(out: Path, options: MapOptions) -> None:
+    """Raises UserError for what is wrong whatever the scenes and weights: the folder, a library that is missing, the area."""
+    parse_bands(options.bands)
+    check_folder(out)
+    if options.polygons is not None:
+        from glcanet_jax.maps import polygons
+
+        polygons.check_format(options.polygons)
+    if options.aoi_layer is not None and options.aoi is None:
+        raise UserError("--aoi-layer names a layer of --aoi, which is not given; give both")
+    if options.aoi is not None:
+        read_area(options.aoi, options.aoi_layer)
+    if options.csv:
+        map_report.check_table(out)
+
+
+def _with_room(named: dict[str, str], out: Path, options: MapOptions) -> tuple[dict[str, str], list[str]]:
+    """The scenes whose names leave room for those of their maps, and the names of the others, which are told.
+
+    Raises:
+        UserError: there is one scene, and it is none of the first.
+    """
+    fit, failed = {}, []
+    for name, path in named.items():
+        try:
+            check_names(name, path, out, options)
+            fit[name] = path
+        except UserError as error:
+            if len(named) == 1:
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            failed.append(name)
+    return fit, failed
 
 
 def map_scenes(
-    scenes: Sequence[str], weights: Path, out: Path, options: MapOptions = DEFAULTS, shard: str | None = None
+    scenes: Sequence[str | Path], weights: Path, out: Path, options: MapOptions = DEFAULTS, shard: str | None = None
 ) -> list[dict[str, Any]]:
-    """Map scene files one after the other; returns the reports of those that this call made.
+    """Map scene files, and those of folders, one after the other; returns the reports of those that this call made.
 
     With ``shard`` (``i/n``) only every n-th scene is taken, so that several processes can share a list. A scene that cannot
-    be mapped is told and the others go on.
+    be mapped is told and the others go on; of several, those outside an area of interest are told and left out.
 
     Raises:
-        UserError: an option is wrong, or some scenes could not be mapped.
+        UserError: an option is wrong, or some scenes could not be mapped, or none lies in the area of interest.
     """
     out, weights = Path(out), runs.find_weights(weights)
     index, count = parse_shard(shard)
-    named = names_of(scenes)
+    named = names_of(scenes_of(scenes))
     mine = dict(list(named.items())[index::count])
-    parse_bands(options.bands)
-    check_folder(out)
-    runs.enable_compilation_cache()
-    model = load_model(weights, options)
-    reports, failed = [], []
-    for name, path in mine.items():
+    check_request(out, options)
+    if not mine:
+        print(f"shard {shard}: no scene falls to it, since there are {len(named)}")
+        return []
+    fit, failed = _with_room(mine, out, options)
+    reports, outside = [], []
+    if fit:
+        runs.enable_compilation_cache()
+        model = load_model(weights, options)
+    for name, path in fit.items():
         try:
             result = map_file(name, path, out, model, options)
             if result is None:
@@ -515,6 +527,12 @@ def map_scenes(
         except KeyboardInterrupt:
             print(f"{name}: stopped; the same command goes on from here", file=sys.stderr)
             raise
+        except OutsideError as error:
+            if len(named) == 1:
+                raise
+            print(f"{name}: outside {options.aoi}, left out")
+            outside.append((name, error))
+            continue
         except UserError as error:
             if len(mine) == 1:
                 raise
@@ -523,9 +541,19 @@ def map_scenes(
             continue
         reports.append(result)
         print(map_report.format_report(result))
+    _end(out, options, mine, failed, outside if count == 1 else [])
+    return reports
+
+
+def _end(
+    out: Path, options: MapOptions, mine: dict[str, str], failed: list[str], outside: list[tuple[str, UserError]]
+) -> None:
+    """Gather the reports; raises UserError if scenes failed, or all lie outside the area of interest."""
     if out.is_dir():
-        map_report.gather_reports(out)
+        map_report.gather_reports(out, options.csv)
         print(f"written to {out}")
     if failed:
-        raise UserError(f"{len(failed)} of {len(mine)} scenes could not be mapped ({', '.join(failed[:5])}); see above")
-    return reports
+        shown = ", ".join(name if len(name) < 60 else f"{name[:30]}..." for name in failed[:5])
+        raise UserError(f"{len(failed)} of {len(mine)} scenes could not be mapped ({shown}); see above")
+    if len(outside) == len(mine):
+        raise UserError(f"none of {len(mine)} scenes lies in the area of interest; of {outside[0][0]}: {outside[0][1]}")

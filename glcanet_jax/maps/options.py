@@ -20,7 +20,9 @@ class MapOptions:
     # polygons under it are merged into their surroundings, m2 (pixels without a CRS)
     min_area: Annotated[float, Range(0)] = 0.0
     overlay: bool = False  # a PNG to look at
-    aoi: Path | None = None  # GeoJSON polygons; nothing is predicted outside
+    aoi: Path | None = None  # polygons in GeoJSON, a GeoPackage or a Shapefile; nothing is predicted outside
+    aoi_layer: str | None = None  # the layer of a GeoPackage with several
+    csv: bool = False  # areas.csv: pixels, hectares and percent of every class of every scene
     tta: bool = False  # mean over the eight views of a square: eight times the work
     overlap: Annotated[int | None, Range(0, 2**14)] = None  # least overlap of patches, pixels; without: the weights'
     context_size: Annotated[int | None, Range(1, 2**20)] = None  # scene pixels a side; without: the weights'

@@ -12,15 +12,25 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from glcanet_jax.data.gdal import environment, open_raster
-from glcanet_jax.data.georeference import LONLAT, Georeference
+from glcanet_jax.data.georeference import Georeference
 from glcanet_jax.data.scenes import IGNORE
 from glcanet_jax.errors import UserError
+from glcanet_jax.maps.placing import Placer
+from glcanet_jax.maps.styles import style_geopackage
 
 BAND = 2**24  # pixels traced at a time
 BATCH = 2**18  # vertices written at a time
-STEP = 256  # pixels between the points of an edge that bends on its way to the file's coordinates
+LAYER = "classes"  # of a GeoPackage
 
 Rings = list[np.ndarray]  # closed, int32 [n, 2] of (column, row), the outer one first
+
+
+def check_format(kind: str) -> None:
+    """Raises UserError if polygons cannot be written as ``kind``: the format is unknown, or its library missing."""
+    if kind not in WRITERS:
+        raise UserError(f"polygons were asked for as {kind!r}; formats are {', '.join(WRITERS)}")
+    if kind == "gpkg":
+        _pyogrio()
 
 
 def write_polygons(
@@ -31,27 +41,29 @@ def write_polygons(
     names: Sequence[str],
     min_area: float,
     scratch: Path,
+    style: str | None = None,
 ) -> int:
     """Write the regions of equal class (4-connected) of a uint8 GeoTIFF, 255 left out; returns how many.
 
     Regions under ``min_area`` (square metres; pixels where there is no CRS) first go to their largest neighbour; those with
-    none that is large enough, or has one, stay. GeoJSON is in longitude and latitude (RFC 7946), a GeoPackage in the scene's CRS.
+    none that is large enough, or has one, stay. GeoJSON is in longitude and latitude (RFC 7946), cut at the antimeridian; a
+    GeoPackage is in the scene's CRS and carries the ``style`` (QML) that QGIS draws it with.
 
     Raises:
         UserError: the format is unknown or its library missing, or the map has an id without a name.
     """
-    writers = {"geojson": _write_geojson, "gpkg": _write_geopackage}
-    if kind not in writers:
-        raise UserError(f"polygons were asked for as {kind!r}; formats are {', '.join(writers)}")
-    if kind == "gpkg":
-        _pyogrio()
+    check_format(kind)
     with environment(), open_raster(class_map) as source:
         with _sieved(source, _least(georeference, source.height, source.width, min_area), scratch) as read:
             features = (
                 Feature(_name(names, i, class_map), i, georeference.polygon_area(rings), rings)
                 for i, rings in trace(_bands(source, read))
             )
-            return writers[kind](out, _batches(features), georeference)
+            placer = Placer(georeference, source.height, source.width, lonlat=kind == "geojson")
+            written = WRITERS[kind](out, _batches(features), placer, georeference)
+    if kind == "gpkg" and style is not None:
+        style_geopackage(out, LAYER, style)
+    return written
 
 
 class Feature(NamedTuple):
@@ -200,66 +212,25 @@ def _batches(features: Iterable[Feature]) -> Iterator[list[Feature]]:
         yield batch
 
 
-def _place(batch: list[Feature], georeference: Georeference, lonlat: bool) -> list[list[np.ndarray]]:
-    """The rings of each feature in the file's coordinates, outer ones counter-clockwise, holes clockwise."""
-    lonlat = lonlat and georeference.crs is not None
-    rings = [ring for feature in batch for ring in feature.rings]
-    if georeference.gcps or (lonlat and not georeference.crs.is_geographic):
-        rings = [_subdivide(ring) for ring in rings]
-    x, y = georeference.to_crs(*np.concatenate(rings).T)
-    if lonlat:
-        from rasterio._err import CPLE_BaseError
-        from rasterio.warp import transform
-
-        try:
-            x, y = transform(georeference.crs, LONLAT, x, y)
-        except CPLE_BaseError as error:
-            raise UserError(
-                f"{georeference.name} cannot be brought to longitude and latitude ({error}); ask for gpkg, which keeps it"
-            ) from error
-    points = np.stack([x, y], axis=1).round(9) if lonlat else np.stack([x, y], axis=1)
-    placed = iter(np.split(points, np.cumsum([len(ring) for ring in rings])[:-1]))
-    return [[_turned(next(placed), lonlat, i == 0) for i in range(len(feature.rings))] for feature in batch]
-
-
-def _subdivide(ring: np.ndarray) -> np.ndarray:
-    """Points added where a ring's edges, along rows and columns, cross every 256th; neighbours get the same ones."""
-    low, high = np.minimum(ring[:-1], ring[1:]), np.maximum(ring[:-1], ring[1:])
-    parts, done = [], 0
-    for i in np.flatnonzero(((high - 1) // STEP > low // STEP).any(axis=1)):
-        axis = int(high[i, 1] > low[i, 1])
-        stops = np.arange((low[i, axis] // STEP + 1) * STEP, high[i, axis], STEP)
-        points = np.repeat(ring[i : i + 1], len(stops), axis=0)
-        points[:, axis] = stops if ring[i, axis] == low[i, axis] else stops[::-1]
-        parts += [ring[done : i + 1], points]
-        done = i + 1
-    return np.concatenate([*parts, ring[done:]])
-
-
-def _turned(ring: np.ndarray, lonlat: bool, outer: bool) -> np.ndarray:
-    if lonlat:
-        ring[:, 0] -= 360 * np.round((ring[:, 0] - ring[0, 0]) / 360)  # whole across the date line
-    x, y = (ring - ring[0]).T
-    anticlockwise = np.sum(x[:-1] * y[1:] - x[1:] * y[:-1]) > 0
-    return ring if anticlockwise == outer else ring[::-1]
-
-
 def _area_key(georeference: Georeference) -> str:
     return "area_m2" if georeference.on_ground else "area_px"
 
 
-def _write_geojson(path: Path, batches: Iterable[list[Feature]], georeference: Georeference) -> int:
+def _write_geojson(path: Path, batches: Iterable[list[Feature]], placer: Placer, georeference: Georeference) -> int:
     written = 0
     with open(path, "w", encoding="utf-8", newline="\n") as file:
         file.write('{"type": "FeatureCollection", "features": [')
         for batch in batches:
-            for feature, rings in zip(batch, _place(batch, georeference, lonlat=True), strict=True):
+            for feature, pieces in zip(batch, placer([feature.rings for feature in batch]), strict=True):
                 properties = {
                     "class": feature.name,
                     "class_id": feature.class_id,
                     _area_key(georeference): feature.area,
                 }
-                geometry = {"type": "Polygon", "coordinates": [ring.tolist() for ring in rings]}
+                listed = [[ring.tolist() for ring in rings] for rings in pieces]
+                geometry = {"type": "MultiPolygon", "coordinates": listed}
+                if len(listed) == 1:
+                    geometry = {"type": "Polygon", "coordinates": listed[0]}
                 text = json.dumps({"type": "Feature", "properties": properties, "geometry": geometry})
                 file.write((",\n" if written else "\n") + text)
                 written += 1
@@ -277,13 +248,13 @@ def _pyogrio() -> Any:
     return pyogrio
 
 
-def _write_geopackage(path: Path, batches: Iterable[list[Feature]], georeference: Georeference) -> int:
+def _write_geopackage(path: Path, batches: Iterable[list[Feature]], placer: Placer, georeference: Georeference) -> int:
     import shapely
 
     pyogrio = _pyogrio()
     crs = georeference.crs
     options = dict(
-        layer="classes",
+        layer=LAYER,
         driver="GPKG",
         geometry_type="Polygon",
         crs=None if crs is None else f"EPSG:{crs.to_epsg()}" if crs.to_epsg() else crs.to_wkt(version="WKT2_2019"),
@@ -292,8 +263,8 @@ def _write_geopackage(path: Path, batches: Iterable[list[Feature]], georeference
     Path(path).unlink(missing_ok=True)
 
     def write(batch: list[Feature], append: bool) -> None:
-        rings = _place(batch, georeference, lonlat=False) if batch else []
-        shapes = [shapely.Polygon(outer, holes) for outer, *holes in rings]
+        placed = placer([feature.rings for feature in batch]) if batch else []
+        shapes = [shapely.Polygon(outer, holes) for ((outer, *holes),) in placed]
         columns = [
             np.array([feature.name for feature in batch], object),
             np.array([feature.class_id for feature in batch], np.int32),
@@ -310,3 +281,6 @@ def _write_geopackage(path: Path, batches: Iterable[list[Feature]], georeference
         write(batch, append=True)
         written += len(batch)
     return written
+
+
+WRITERS = {"geojson": _write_geojson, "gpkg": _write_geopackage}

@@ -13,8 +13,7 @@ from glcanet_jax.data.georeference import Georeference
 from glcanet_jax.data.scenes import IGNORE
 from glcanet_jax.data.tiles import TILE, Tiles
 from glcanet_jax.maps.cog import Description, write_cog
-
-LAYERS = ("classes", "confidence", "probabilities")
+from glcanet_jax.maps.outputs import LAYERS
 
 
 def required_bytes(height: int, width: int, layers: Sequence[str], k: int) -> int:
@@ -43,8 +42,8 @@ class MapWriter:
         tags: Mapping[str, str],
     ):
         unknown = [layer for layer in layers if layer not in LAYERS]
-        if unknown or "classes" not in layers:
-            raise ValueError(f"layers are {list(layers)}; classes and perhaps {LAYERS[1:]} are wanted")
+        if unknown or not layers:
+            raise ValueError(f"layers are {list(layers)}; some of {LAYERS} are wanted")
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.height, self.width = height, width

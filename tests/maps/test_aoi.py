@@ -16,7 +16,8 @@ from rasterio.warp import transform, transform_geom
 
 from glcanet_jax.data.georeference import Georeference
 from glcanet_jax.errors import UserError
-from glcanet_jax.maps.aoi import Aoi, clip, load_aoi
+from glcanet_jax.maps import vector_files
+from glcanet_jax.maps.aoi import Aoi, OutsideError, clip, load_aoi
 
 UTM = Georeference(CRS.from_epsg(32640), Affine(0.5, 0, 400000, 0, -0.5, 2800000))
 
@@ -193,6 +194,83 @@ def test_errors_are_one_line(tmp_path, document, message):
     with pytest.raises(UserError, match=message) as raised:
         load_aoi(save(tmp_path, document), UTM, 60, 80)
     assert "\n" not in str(raised.value)
+
+
+def empty(*coordinates):
+    return {"type": "MultiPolygon", "coordinates": list(coordinates)}
+
+
+def test_empty_members_are_left_out(tmp_path):
+    """What overlays of a GIS leave: polygons without rings, rings without points."""
+    x, y = UTM.to_crs(*np.array(square(20, 10, 70, 55), float).T)
+    ring = np.stack(transform(UTM.crs, "OGC:CRS84", x, y), axis=1).tolist()
+    for document in (empty([], [ring]), empty([[]], [ring]), empty([ring, []])):
+        assert load_aoi(save(tmp_path, document), UTM, 60, 80).mask(0, 0, 60, 80).sum() == 45 * 50
+    for document in (empty(), empty([]), empty([[]]), polygon(), polygon([])):
+        with pytest.raises(UserError, match="no polygon that is not empty"):
+            load_aoi(save(tmp_path, document), UTM, 60, 80)
+
+
+def layers_of(path, **layers):
+    """A file of polygons in UTM, one or none of them empty, by layer."""
+    pyogrio = pytest.importorskip("pyogrio")
+    for name, box in layers.items():
+        x, y = UTM.to_crs(*np.array(square(*box), float).T)
+        shapes = [shapely.Polygon(np.stack([x, y], axis=1)), shapely.Polygon(), None]
+        shapes = np.array([None if shape is None else shape.wkb for shape in shapes], object)
+        options = {"layer": name} if path.suffix == ".gpkg" else {}
+        fields = dict(field_data=[np.arange(3)], fields=["n"], geometry_type="Polygon", crs="EPSG:32640")
+        pyogrio.raw.write(path, shapes, **fields, append=path.exists(), **options)
+    return path
+
+
+@pytest.mark.parametrize("name", ["area.gpkg", "area.shp", "AREA.GPKG"])
+def test_geopackages_and_shapefiles(tmp_path, name):
+    path = tmp_path / name
+    layers_of(tmp_path / name.lower(), area=(20, 10, 70, 55)).rename(path)
+    mask = load_aoi(path, UTM, 60, 80).mask(0, 0, 60, 80)
+    assert mask.sum() == 45 * 50 and mask[10:55, 20:70].all()
+
+
+def test_a_layer_of_several_is_named(tmp_path):
+    path = layers_of(tmp_path / "two.gpkg", first=(20, 10, 70, 55), second=(0, 0, 10, 10))
+    assert load_aoi(path, UTM, 60, 80, "second").mask(0, 0, 60, 80).sum() == 100
+    with pytest.raises(UserError, match="the layers first, second; name one with --aoi-layer"):
+        load_aoi(path, UTM, 60, 80)
+    with pytest.raises(UserError, match="no layer 'third'; it has first, second"):
+        load_aoi(path, UTM, 60, 80, "third")
+    with pytest.raises(UserError, match="GeoJSON, which has no layers"):
+        load_aoi(save(tmp_path, polygon(square(56, 25, 57, 26))), UTM, 60, 80, "first")
+
+
+@pytest.mark.parametrize("suffix", [".gpkg", ".shp"])
+def test_vector_files_that_cannot_be_read_are_told(tmp_path, suffix):
+    path = tmp_path / f"area{suffix}"
+    with pytest.raises(UserError, match="cannot be read"):
+        load_aoi(path, UTM, 60, 80)
+    path.write_bytes(b"something else")
+    with pytest.raises(UserError, match="is no (GeoPackage|Shapefile)"):
+        load_aoi(path, UTM, 60, 80)
+    whole = layers_of(tmp_path / f"whole{suffix}", area=(20, 10, 70, 55)).read_bytes()
+    path.write_bytes(whole[:90])
+    with pytest.raises(UserError) as raised:
+        load_aoi(path, UTM, 60, 80)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_shapefile_without_its_crs_is_told(tmp_path):
+    path = layers_of(tmp_path / "area.shp", area=(20, 10, 70, 55))
+    assert [p.name for p in vector_files.parts_of(path)] == ["area.shp", "area.shx", "area.prj"]
+    path.with_suffix(".prj").unlink()
+    with pytest.raises(UserError, match="says no CRS"):
+        load_aoi(path, UTM, 60, 80)
+    assert load_aoi(path, Georeference(None, UTM.transform), 60, 80).mask(0, 0, 60, 80).sum() == 45 * 50
+
+
+def test_an_area_outside_is_an_error_of_its_own(tmp_path):
+    """So that of many tiles those outside are left out."""
+    with pytest.raises(OutsideError):
+        load_aoi(save(tmp_path, polygon(square(10, 20, 11, 21))), UTM, 60, 80)
 
 
 def test_missing_files_are_named(tmp_path):

@@ -22,6 +22,7 @@ from glcanet_jax.inference import walk
 from glcanet_jax.maps import mapping, writer
 from glcanet_jax.maps.mapping import MapOptions
 from tests.inference.test_evaluation import SMALL, dataset_of, make_predictor
+from tests.maps.test_seams import ROTATED
 from tests.test_cli import ROOT, environment
 
 VIEWS = geometry.Views(context_size=128, global_size=64, patch_size=64, overlap=16)
@@ -56,6 +57,12 @@ def place(t, x, y):
     return t.a * x + t.b * y + t.c, t.d * x + t.e * y + t.f
 
 
+def shifted(columns):
+    """Where a scene lies that begins some columns further on."""
+    x, y = place(METRES, columns, 0)
+    return Affine(METRES.a, METRES.b, x, METRES.d, METRES.e, y)
+
+
 def read(path):
     with open_raster(path) as file:
         return file.read(1)
@@ -75,13 +82,15 @@ def expected_classes(weights, image):
 def test_everything_of_a_scene(tmp_path, weights, image):
     """Every kind of output, with the scene's place, and areas that agree with each other."""
     scene = write(tmp_path / "scene.tif", image)
-    options = MapOptions(confidence=True, probabilities=True, polygons="geojson", overlay=True)
+    options = MapOptions(confidence=True, probabilities=True, polygons="geojson", overlay=True, csv=True)
     (report,) = mapping.map_scenes([scene], weights, tmp_path / "out", options)
     out = tmp_path / "out"
     assert {p.name for p in out.iterdir()} == {
         "scene_classes.tif", "scene_confidence.tif", "scene_probabilities.tif", "scene_polygons.geojson",
-        "scene_overlay.png", "scene.report.json", "report.json",
+        "scene_overlay.png", "scene.report.json", "report.json", "areas.csv", "scene_classes.qml", "scene_confidence.qml",
+        "scene_probabilities.qml", "scene_polygons.qml",
     }  # fmt: skip
+    assert len((out / "areas.csv").read_text().splitlines()) == 4
     classes = read(out / "scene_classes.tif")
     np.testing.assert_array_equal(classes, expected_classes(weights, image))
     with rasterio.open(scene) as source, rasterio.open(out / "scene_classes.tif") as file:
@@ -199,6 +208,97 @@ def test_done_scenes_are_skipped_and_others_are_not_overwritten(tmp_path, weight
     assert json.loads((out / "a.report.json").read_text())["fingerprint"]["views"]["overlap"] == 20
 
 
+def untouched(out):
+    return {p.name: p.stat().st_mtime_ns for p in out.iterdir() if "report" not in p.name}
+
+
+def test_one_more_output_of_a_finished_map(tmp_path, weights, image, monkeypatch):
+    """Polygons and a picture without a walk; confidence with one, which gives what it would have given at once."""
+    scene, out = write(tmp_path / "scene.tif", image[:100, :120]), tmp_path / "out"
+    everything = MapOptions(confidence=True, polygons="geojson", overlay=True)
+    mapping.map_scenes([scene], weights, tmp_path / "whole", everything)
+    (first,) = mapping.map_scenes([scene], weights, out)
+    before = untouched(out)
+    with monkeypatch.context() as m:
+        m.setattr(walk, "predict_scene", lambda *_, **__: pytest.fail("a walk"))
+        (report,) = mapping.map_scenes([scene], weights, out, MapOptions(polygons="geojson", overlay=True))
+        with pytest.raises(UserError, match="was made otherwise"):
+            mapping.map_scenes([scene], weights, out, MapOptions(polygons="geojson", min_area=9.0))
+    assert report["classes"] == first["classes"] and {"polygons", "overlay"} <= report["outputs"].keys()
+    with monkeypatch.context() as m:
+        m.setattr(writer.MapWriter, "finish", lambda _: pytest.fail("stopped"))
+        with pytest.raises(pytest.fail.Exception):
+            mapping.map_scenes([scene], weights, out, everything)
+    assert before.items() <= untouched(out).items() and (out / "scene.report.json").exists()
+    mapping.map_scenes([scene], weights, out, everything)
+    assert before.items() <= untouched(out).items()
+    names = {p.name for p in (tmp_path / "whole").iterdir()}
+    assert {p.name for p in out.iterdir()} == names
+    for name in names:
+        assert "report" in name or (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert mapping.map_scenes([scene], weights, out, everything) == []
+
+
+def test_a_folder_with_an_area_over_some_of_its_tiles(tmp_path, weights, image, capsys):
+    """Those outside are said and left out; where all are, that is an error."""
+    (tmp_path / "in").mkdir()
+    for i in range(3):
+        write(tmp_path / "in" / f"t{i}.tif", image[:90, :90], transform=shifted(90 * i))
+    (tmp_path / "in" / "._t0.tif").write_bytes(b"of macOS")
+    corners = [place(METRES, x, y) for x, y in ((20, 30), (20, 60), (120, 60), (120, 30), (20, 30))]
+    crs = {"type": "name", "properties": {"name": "EPSG:32640"}}
+    area = tmp_path / "area.geojson"
+    area.write_text(json.dumps({"type": "Polygon", "crs": crs, "coordinates": [corners]}))
+    reports = mapping.map_scenes([tmp_path / "in"], weights, tmp_path / "out", MapOptions(aoi=area))
+    assert [r["scene"] for r in reports] == ["t0", "t1"] and "t2: outside" in capsys.readouterr().out
+    totals = json.loads((tmp_path / "out" / "report.json").read_text())["totals"]
+    assert sum(row["pixels"] for row in totals["classes"]) == 100 * 30
+    apart = write(tmp_path / "apart.tif", image[:90, :90], transform=shifted(9000))
+    with pytest.raises(UserError, match="none of 2 scenes lies in the area of interest; of apart: .*wholly outside"):
+        mapping.map_scenes([apart, tmp_path / "in" / "t2.tif"], weights, tmp_path / "none", MapOptions(aoi=area))
+    with pytest.raises(UserError, match="wholly outside the scene"):
+        mapping.map_scenes([apart], weights, tmp_path / "none", MapOptions(aoi=area))
+    assert mapping.map_scenes([apart], weights, tmp_path / "none", shard="2/2") == []
+    assert "shard 2/2: no scene falls to it, since there are 1" in capsys.readouterr().out
+
+
+def test_a_crs_that_geotiff_cannot_hold(tmp_path, weights, image):
+    """It lies beside the maps, and is named as theirs."""
+    crs = rasterio.crs.CRS.from_user_input(ROTATED)
+    scene = write(tmp_path / "s.tif", image[:70, :70], crs, Affine(0.1, 0, -28, 0, -0.1, 22))
+    (report,) = mapping.map_scenes([scene], weights, tmp_path / "out", MapOptions(polygons="geojson"))
+    with rasterio.open(tmp_path / "out" / "s_classes.tif") as file:
+        assert file.crs == crs
+    assert any("s_classes.tif.aux.xml" in note for note in report["notes"])
+    assert report["outputs"]["classes_crs"] == "s_classes.tif.aux.xml"
+    assert mapping.map_scenes([scene], weights, tmp_path / "out") == []
+    other = write(tmp_path / "s.tif", image[:70, :70])  # the same name, another place
+    mapping.map_scenes([other], weights, tmp_path / "out", MapOptions(overwrite=True))
+    with rasterio.open(tmp_path / "out" / "s_classes.tif") as file:
+        assert file.crs == rasterio.crs.CRS.from_epsg(32640)
+    assert not list((tmp_path / "out").glob("*.aux.xml")) and not list((tmp_path / "out").glob("*polygons*"))
+
+
+def test_what_can_be_known_is_told_before_the_network(tmp_path, weights, image, monkeypatch):
+    monkeypatch.setattr(mapping, "load_model", lambda *_: pytest.fail("a network was built"))
+    scene = write(tmp_path / "s.tif", image[:70, :70])
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "areas.csv").write_text("mine\n")
+    (tmp_path / "bad.geojson").write_text("{")
+    os.rename(write(tmp_path / "x.tif", image[:70, :70]), tmp_path / f"{'x' * 245}.tif")
+    for scenes, out, options, message in (
+        ([scene], tmp_path / "s.tif", {}, "is a file; --out must be a folder"),
+        ([scene], tmp_path / "own", {"csv": True}, "no table of areas"),
+        ([scene], tmp_path / "out", {"aoi": tmp_path / "bad.geojson"}, "is no JSON"),
+        ([scene], tmp_path / "out", {"aoi_layer": "a"}, "--aoi-layer names a layer of --aoi"),
+        ([tmp_path / f"{'x' * 245}.tif"], tmp_path / "out", {}, "rename the scene to at most"),
+        ([tmp_path / "own"], tmp_path / "out", {}, "has no scene"),
+    ):
+        with pytest.raises(UserError, match=message):
+            mapping.map_scenes(scenes, weights, out, MapOptions(**options))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_scene_that_fails_does_not_stop_the_others(tmp_path, weights, image, capsys):
     good = [write(tmp_path / f"{name}.tif", image[:90, :90]) for name in "ab"]
     with pytest.raises(UserError, match=r"1 of 3 scenes could not be mapped \(missing\)"):
@@ -238,7 +338,7 @@ def test_a_run_that_stopped_goes_on_to_the_same_bytes(tmp_path, weights, image, 
         lambda m: m.setattr(writer.MapWriter, "write", write_some),
         lambda m: m.setattr(writer.MapWriter, "finish", stop),
         lambda m: m.setattr(mapping, "_report", stop),
-        lambda m: m.setattr(mapping.runs, "write_json", stop),
+        lambda m: m.setattr(mapping.map_report, "write_report", stop),
     ):
         with monkeypatch.context() as m, pytest.raises(Stop):
             patch(m)

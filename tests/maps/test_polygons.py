@@ -17,6 +17,7 @@ from rasterio.warp import transform
 from glcanet_jax.data.georeference import Georeference
 from glcanet_jax.errors import UserError
 from glcanet_jax.maps import polygons
+from glcanet_jax.maps.placing import subdivide
 from glcanet_jax.maps.polygons import trace, write_polygons
 
 NAMES = ("water", "wood", "road", "field")
@@ -164,10 +165,11 @@ def test_long_edges_are_divided(tmp_path):
     found = features(write(tmp_path, ids, UTM)[0])
     assert [len(f["geometry"]["coordinates"][0]) for f in found] == [7, 11]  # 4 corners, columns 256 and 512, row 256
     ring = np.array([[700, 0], [0, 0], [0, 300], [700, 300], [700, 0]], np.int32)
-    got = polygons._subdivide(ring)
+    short = np.array([[1, 1], [3, 1], [3, 3], [1, 3], [1, 1]], np.int32)
+    before, got, after = subdivide([short, ring, short])
     assert got[:4].tolist() == [[700, 0], [512, 0], [256, 0], [0, 0]] and len(got) == 11
-    short = np.array([[1, 1], [3, 1], [3, 3], [1, 1]], np.int32)
-    np.testing.assert_array_equal(polygons._subdivide(short), short)
+    np.testing.assert_array_equal(before, short)
+    np.testing.assert_array_equal(after, short)
 
 
 @given(maps, st.integers(2, 8))

@@ -1,0 +1,87 @@
+"""Which scenes are mapped: files and folders that were named, each scene once, and a process's share of them."""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from glcanet_jax.data.provenance import is_virtual
+from glcanet_jax.errors import UserError
+from glcanet_jax.maps.map_report import SUFFIX
+from glcanet_jax.maps.outputs import RASTERS
+
+# what a folder's scenes are known by; a file that is named itself may be anything that is read
+SUFFIXES = (".tif", ".tiff", ".jp2", ".j2k", ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".vrt", ".img")
+
+
+def parse_shard(text: str | None) -> tuple[int, int]:
+    """``i/n`` as (index from 0, count).
+
+    Raises:
+        UserError: anything else.
+    """
+    match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", "1/1" if text is None else text)
+    if not match or not 1 <= int(match.group(1)) <= int(match.group(2)):
+        raise UserError(f"--shard is {str(text)[:60]!r}; it must be I/N with I from 1 to N, as 2/4")
+    return int(match.group(1)) - 1, int(match.group(2))
+
+
+def scenes_of(paths: Sequence[str | Path]) -> list[str]:
+    """Files and the rasters of folders (not of their subfolders), in order, each once.
+
+    Files that are no scenes are left out of folders: hidden ones, and our own maps.
+
+    Raises:
+        UserError: nothing is left.
+    """
+    found: dict[str, str] = {}
+    for path in map(str, paths):
+        for scene in _rasters(Path(path)) if not is_virtual(path) and os.path.isdir(path) else [path]:
+            if not Path(scene).name.startswith("._"):  # what macOS leaves beside files on other disks
+                found.setdefault(scene if is_virtual(scene) else os.path.realpath(scene), scene)
+    if not found:
+        raise UserError(
+            f"{', '.join(map(str, paths))}: only ._ files of macOS, which hold no image; name the scenes themselves"
+            if paths
+            else "no scene was given; name at least one file, as in `predict scene.tif --weights W --out DIR`"
+        )
+    return list(found.values())
+
+
+def _rasters(folder: Path) -> Iterator[str]:
+    """Raises UserError if a folder has none, or cannot be read."""
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read ({error.strerror}); name another folder") from error
+    files = [entry for entry in entries if entry.is_file() and not entry.name.startswith(".")]
+    rasters = [file for file in files if file.suffix.lower() in SUFFIXES]
+    scenes = [file for file in rasters if not _is_ours(file)]
+    if not scenes:
+        there = f"it holds {len(rasters)} maps made here" if rasters else f"none of its {len(files)} files is a raster"
+        deeper = "; folders in it are not looked into" * any(entry.is_dir() for entry in entries)
+        raise UserError(f"{folder} has no scene: {there}{deeper}; rasters are known by {', '.join(SUFFIXES)}")
+    yield from map(str, scenes)
+
+
+def _is_ours(file: Path) -> bool:
+    """Whether a file is a map, by its name and the report beside it."""
+    ends = [end for end in RASTERS.values() if file.name.endswith(end)]
+    return any(file.with_name(f"{file.name.removesuffix(end)}{SUFFIX}").exists() for end in ends)
+
+
+def names_of(scenes: Sequence[str]) -> dict[str, str]:
+    """The scenes by the name that their maps will have.
+
+    Raises:
+        UserError: two would have the same.
+    """
+    named: dict[str, str] = {}
+    for scene in scenes:
+        name = Path(scene).stem
+        if name in named:
+            raise UserError(
+                f"{named[name]} and {scene} would both be written as {name}_classes.tif; predict them into different --out"
+            )
+        named[name] = scene
+    return named

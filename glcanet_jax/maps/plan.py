@@ -1,0 +1,145 @@
+"""A scene about to be mapped: what its maps depend on, which of them are there already, and what is still to be made."""
+
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from glcanet_jax import config as configs
+from glcanet_jax.data.georeference import Georeference
+from glcanet_jax.errors import UserError
+from glcanet_jax.inference.scratch import is_of
+from glcanet_jax.maps import map_report, outputs
+
+
+class Todo(NamedTuple):
+    """What is to be made of a scene, and what is kept."""
+
+    files: dict[str, str]  # names by kind; empty: all is there
+    told: dict[str, Any] | None = None  # the report of the maps that stay; None: all are made anew
+    stale: tuple[str, ...] = ()  # files of maps that are replaced, to be removed with them
+
+    @property
+    def layers(self) -> list[str]:
+        """What needs a walk over the scene."""
+        return [kind for kind in outputs.LAYERS if kind in self.files]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A scene about to be mapped."""
+
+    name: str
+    source: Any  # raster.RasterSource
+    region: Any
+    out: Path
+    files: dict[str, str]  # that are asked for, by kind
+    fingerprint: dict[str, Any]  # what the pixels of the maps depend on
+    settings: dict[str, Any] = field(default_factory=dict)  # what files drawn from the maps depend on beside, by kind
+    crs_text: str | None = None  # of the files that hold the CRS beside the maps
+
+    @property
+    def folder(self) -> Path:
+        return outputs.partial(self.out, self.name)
+
+    @property
+    def report(self) -> Path:
+        return self.out / f"{self.name}{map_report.SUFFIX}"
+
+    def head(self, layers: list[str]) -> dict[str, Any]:
+        """What a walk that was stopped must have been after, to go on."""
+        return self.fingerprint | {"layers": layers}
+
+    def todo(self, overwrite: bool) -> Todo:
+        """What is to be made: all of it, what is missing beside maps that are done, or nothing.
+
+        Raises:
+            UserError: without ``overwrite``, something else is in the way.
+        """
+        told = self._told(overwrite)
+        if told is None or told["fingerprint"] != self.fingerprint:
+            if told is not None and self.is_of_changed_scene(told["fingerprint"]):
+                print(f"{self.name}: the scene has changed since it was mapped; it is mapped anew", flush=True)
+                return self._anew(told, overwrite)
+            if told is not None and not overwrite:
+                changed = configs.differences(self.fingerprint, told["fingerprint"])
+                raise UserError(
+                    f"{self.out} holds maps of {self.name} made otherwise ({'; '.join(changed[:3])}); "
+                    "give another --out, or --overwrite"
+                )
+            return self._anew(told, overwrite)
+        listed = {kind: file for kind, file in told["outputs"].items() if (self.out / file).exists()}
+        if "classes" not in listed:  # what was drawn from it goes with it
+            return self._anew(told, overwrite)
+        missing = {kind: file for kind, file in self.files.items() if listed.get(kind) != file}
+        other = [k for k in self.settings if k not in missing and told["made"].get(k) != self.settings[k]]
+        if other and not overwrite:
+            changed = configs.differences(self.settings[other[0]], told["made"].get(other[0]) or {})
+            raise UserError(
+                f"{self.out / self.files[other[0]]} was made otherwise ({'; '.join(changed)}); "
+                "give another --out, or --overwrite"
+            )
+        if overwrite and not missing and not other:
+            return self._anew(told, overwrite)
+        found = Todo(missing | {kind: self.files[kind] for kind in other}, told)
+        self._check_free({kind: file for kind, file in missing.items()}, found.layers, overwrite)
+        return found
+
+    def is_of_changed_scene(self, made: dict[str, Any]) -> bool:
+        """Whether maps differ from those to be made by the scene's files alone: its path is the same, what is in it is not.
+
+        Such maps are of a scene that is no more, and the same command is asked for maps of what is there now.
+        """
+        theirs = made.get("scene")
+        if not isinstance(theirs, dict) or theirs.get("path") != self.fingerprint["scene"]["path"]:
+            return False
+        return {**made, "scene": None} == {**self.fingerprint, "scene": None}
+
+    def _told(self, overwrite: bool) -> dict[str, Any] | None:
+        """The report that is there."""
+        if not os.path.lexists(self.report):
+            return None
+        try:
+            return map_report.read_report(self.out, self.name)
+        except UserError:
+            if overwrite:
+                return None
+            raise
+
+    def _anew(self, told: dict[str, Any] | None, overwrite: bool) -> Todo:
+        found = Todo(self.files)
+        theirs = {} if told is None else told["outputs"]
+        besides = outputs.beside(self.files)  # of another map under the name, perhaps with another CRS
+        self._check_free(
+            {k: f for k, f in (besides | self.files).items() if f != theirs.get(k)}, found.layers, overwrite
+        )
+        stale = {*theirs.values(), *besides.values()} - set(self.files.values())
+        return found._replace(stale=tuple(file for file in sorted(stale) if Path(file).name == file))
+
+    def _check_free(self, files: dict[str, str], layers: list[str], overwrite: bool) -> None:
+        """Raises UserError if a file is in the way that no run of this scene has left."""
+        there = [file for file in files.values() if os.path.lexists(self.out / file)]
+        # a run killed while it renamed its maps left some of them, and its journal
+        if there and not overwrite and not is_of(self.folder, self.head(layers)):
+            raise UserError(
+                f"{self.out / there[0]} exists and is not known to be of this scene; give another --out, or --overwrite"
+            )
+
+
+def check_place(path: str, place: Georeference) -> None:
+    """Raises UserError if a scene's transform puts its pixels nowhere."""
+    t = place.transform
+    if t is None:
+        return
+    numbers = (t.a, t.b, t.c, t.d, t.e, t.f)
+    if not all(map(math.isfinite, numbers)):
+        fault = "is not finite"
+    elif not 0 < abs(t.a * t.e - t.b * t.d) < math.inf:
+        fault = "cannot be inverted: it gives pixels no area"
+    else:
+        return
+    raise UserError(
+        f"{path} has the geotransform {', '.join(f'{v:g}' for v in numbers)}, which {fault}; "
+        "correct it, as with `gdal_edit.py -a_ullr`"
+    )
