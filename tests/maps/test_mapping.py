@@ -289,7 +289,7 @@ def test_what_can_be_known_is_told_before_the_network(tmp_path, weights, image, 
     for scenes, out, options, message in (
         ([scene], tmp_path / "s.tif", {}, "is a file; --out must be a folder"),
         ([scene], tmp_path / "own", {"csv": True}, "no table of areas"),
-        ([scene], tmp_path / "out", {"aoi": tmp_path / "bad.geojson"}, "is no JSON"),
+        ([scene], tmp_path / "out", {"aoi": tmp_path / "bad.geojson"}, "is no valid JSON"),
         ([scene], tmp_path / "out", {"aoi_layer": "a"}, "--aoi-layer names a layer of --aoi"),
         ([tmp_path / f"{'x' * 245}.tif"], tmp_path / "out", {}, "rename the scene to at most"),
         ([tmp_path / "own"], tmp_path / "out", {}, "has no scene"),
