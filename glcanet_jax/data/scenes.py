@@ -126,8 +126,10 @@ def describe_colours(unknown: dict[tuple[int, int, int], tuple[int, tuple[int, i
 
 
 def _code(rgb: np.ndarray) -> np.ndarray:
-    rgb = rgb.astype(np.uint32)
-    return rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]
+    """Colours as 24-bit numbers, uint32: red is the highest byte."""
+    parts = np.zeros((*rgb.shape[:-1], 4), np.uint8)
+    parts[..., 2], parts[..., 1], parts[..., 0] = (rgb[..., i] for i in range(3))
+    return parts.view("<u4")[..., 0]
 
 
 _tables: dict[ClassTable, np.ndarray] = {}
