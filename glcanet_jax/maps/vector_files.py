@@ -32,7 +32,8 @@ def read_polygons(path: Path, layer: str | None) -> tuple[list[list[np.ndarray]]
     Raises:
         UserError: pyogrio is missing, the file cannot be read, or has several layers of which none is named.
     """
-    check_file(path)
+    if path.exists():  # a pipe would be waited for
+        check_file(path)
     start, name = FORMATS[path.suffix.lower()]
     try:
         with path.open("rb") as file:
