@@ -10,7 +10,6 @@ are symbolic, so that one file serves any number of them; the sides of the image
 
 import dataclasses
 import json
-import os
 import struct
 import zipfile
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 from jax import export as jax_export
 
 from glcanet_jax import border
+from glcanet_jax.data import disk
 from glcanet_jax.errors import UserError
 
 FORMAT = "glcanet_jax export"
@@ -199,16 +199,11 @@ def export(weights: str | Path, out: str | Path) -> dict[str, float]:
         "weights.safetensors": save_arrays(flat),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(out.name + ".part")
-    try:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+    with disk.whole(out) as place:
+        with zipfile.ZipFile(place, "w", zipfile.ZIP_STORED) as archive:
             for name, part in parts.items():
                 archive.writestr(zipfile.ZipInfo(name), part)  # without a time: the same weights give the same file
-        differences = _compare(temporary, model, variables, TOLERANCE[models.compute_type(model).name])
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return differences
+        return _compare(place, model, variables, TOLERANCE[models.compute_type(model).name])
 
 
 def _manifest(config: Any, stored: Any, bands: int, programs: dict[str, jax_export.Exported]) -> dict[str, Any]:

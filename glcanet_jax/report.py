@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from glcanet_jax import border
+from glcanet_jax.data import disk
 from glcanet_jax.data.scenes import IGNORE
 
 GREY = 128
@@ -19,13 +19,9 @@ PAGE = 1280  # pixels across of pictures for pages, at most
 MAP_SIDE = 1400  # pixels a side of the pictures of maps, at most
 
 
-def _atomic(path: Path) -> Path:
-    return path.with_name(f".{path.stem}.part{path.suffix}")
-
-
 def write_text(path: Path, text: str) -> None:
-    _atomic(path).write_text(text, encoding="utf-8")
-    os.replace(_atomic(path), path)
+    with disk.whole(path) as place:
+        place.write_text(text, encoding="utf-8")
 
 
 def save_figure(figure: Any, path: Path) -> None:
@@ -34,8 +30,8 @@ def save_figure(figure: Any, path: Path) -> None:
 
     FigureCanvasAgg(figure)
     dpi = min(DPI, PAGE / figure.get_figwidth()) if path.suffix == ".webp" else DPI
-    figure.savefig(_atomic(path), dpi=dpi)
-    os.replace(_atomic(path), path)
+    with disk.whole(path) as place:
+        figure.savefig(place, dpi=dpi)
 
 
 def save_overlay(
@@ -171,11 +167,10 @@ def save_confusion(path: Path, csv_path: Path, confusion: np.ndarray, class_name
     from matplotlib.figure import Figure
 
     csv_path = Path(csv_path)
-    with _atomic(csv_path).open("w", newline="", encoding="utf-8") as file:
+    with disk.whole(csv_path) as place, place.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["truth \\ prediction", *class_names])
         writer.writerows([name, *row] for name, row in zip(class_names, confusion.tolist(), strict=True))
-    os.replace(_atomic(csv_path), csv_path)
 
     share = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
     k = len(class_names)

@@ -5,9 +5,11 @@ read by window. DeepGlobe's images are one part each, as the JPEG files they are
 time. :func:`open_tfds` gives the same scenes as the plain files, pixel for pixel.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -253,8 +255,12 @@ class RecordScene:
 
     def _record(self, what: str) -> np.ndarray:
         def decoded() -> np.ndarray:
-            value = self.sources[what][self.index][what]
-            return in_memory(value) if isinstance(value, bytes) else np.asarray(value)
+            with _damage_told(Path(self.key).parent):
+                value = self.sources[what][self.index][what]
+                array = in_memory(value) if isinstance(value, bytes) else np.asarray(value)
+                if array.shape[:2] != (self.height, self.width):
+                    raise ValueError(f"record {self.index} holds {array.shape}, its index {self.height} x {self.width}")
+            return array
 
         return CACHE.get((self.key, self.index, what), decoded)
 
@@ -287,6 +293,24 @@ class RecordScene:
         self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
     ) -> np.ndarray:
         return self._record("eroded")[..., 0][window(self, top, left, height, width)]
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What tfds, array_record and protobuf raise over files that are not as they wrote them."""
+    from google.protobuf import json_format, message
+
+    known = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, AssertionError)
+    return (*known, EOFError, SyntaxError, zlib.error, json_format.Error, message.Error)
+
+
+@contextlib.contextmanager
+def _damage_told(folder: Path) -> Iterator[None]:
+    """What damaged files of a build raise, as a UserError."""
+    try:
+        yield
+    except (UserError, *_failures()) as error:  # UserError: a picture in a record
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"the build in {folder} is damaged ({reason}); remove it, and it is built again") from error
 
 
 def _config_for(name: str, dataset: Dataset, options: dict[str, Any]) -> PartsConfig | None:
@@ -353,18 +377,27 @@ def prepare(name: str, data_dir: str | Path | None, tfds_dir: str | Path, **opti
     cls, root = BUILDERS[name], Path(tfds_dir)
     made = _made(cls, root, options)
     if made and (data_dir is None or not Path(data_dir).is_dir()):
-        return tfds.builder_from_directory(made[0].parent)
+        with _damage_told(made[0].parent):
+            return tfds.builder_from_directory(made[0].parent)
     dataset = cls.open(Path(data_dir) if data_dir is not None else None, **options)
-    builder = cls(data_dir=root, config=_config_for(name, dataset, options), file_format="array_record")
-    if builder.is_prepared():
-        if builder.info.metadata["fingerprint"] != fingerprint(dataset):
+    config = _config_for(name, dataset, options)
+    with _damage_told(made[0].parent if made else root / name):  # it reads what is there
+        builder = cls(data_dir=root, config=config, file_format="array_record")
+        stored = builder.info.metadata["fingerprint"] if builder.is_prepared() else None
+    if stored is not None:
+        if stored != fingerprint(dataset):
             raise UserError(
                 f"the build in {builder.data_path} was made from other files than those in {dataset.root}; "
                 "delete it, or give another --data.tfds-dir"
             )
         return builder
-    config = tfds.download.DownloadConfig(manual_dir=dataset.root)
-    builder.download_and_prepare(download_config=config, file_format="array_record")
+    manual = tfds.download.DownloadConfig(manual_dir=dataset.root)
+    try:
+        builder.download_and_prepare(download_config=manual, file_format="array_record")
+    except OSError as error:
+        raise UserError(
+            f"the build in {root} could not be made ({error.strerror or error}); free space, or give another --data.tfds-dir"
+        ) from error
     return builder
 
 
@@ -383,6 +416,12 @@ def open_tfds(
     """
     check_options(name, options | {k: v for k, v in (("train", train), ("val", val)) if v})
     builder = prepare(name, data_dir, tfds_dir, **options)
+    with _damage_told(Path(builder.data_path)):
+        return _dataset_of(name, builder, train, val)
+
+
+def _dataset_of(name: str, builder: tfds.core.DatasetBuilder, train: tuple[str, ...], val: tuple[str, ...]) -> Dataset:
+    """The scenes of a build, as its metadata tells them."""
     metadata, splits = builder.info.metadata, {}
     image = builder.info.features["image"]
     for split, members in metadata["index"].items():

@@ -45,8 +45,7 @@ def overview(source: RasterSource | str | Path, max_side: int, resampling: str |
     with contextlib.ExitStack() as stack:
         whole = stack.enter_context(contextlib.closing(RasterSource(path, bands, wanted)))
         factor = _factor(max(whole.height, whole.width) / max_side)
-        there = whole._dataset.overviews(whole._taken.indexes[0])
-        for level, shrunk in sorted(enumerate(there), key=lambda pair: -pair[1]):
+        for level, shrunk in sorted(enumerate(whole._overviews), key=lambda pair: -pair[1]):
             if factor % shrunk == 0:
                 near = stack.enter_context(contextlib.closing(RasterSource(path, bands, wanted, level=level)))
                 if (near.height, near.width) == (-(-whole.height // shrunk), -(-whole.width // shrunk)):

@@ -8,14 +8,10 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 from glcanet_jax.data.gdal import failures, open_raster
+from glcanet_jax.data.guard import is_virtual
 
 ORIENTATION = 0x0112  # the EXIF and TIFF tag
 ARCHIVES = re.compile(r"^/vsi(zip|tar|gzip|7z|rar|sparse|subfile|crypt|cached)/(?:[\d_]+,)?")
-
-
-def is_virtual(path: str | Path) -> bool:
-    """Whether a path is GDAL's own: in an archive, in memory or on a server."""
-    return "://" in str(path) or str(path).startswith("/vsi")
 
 
 def without_secrets(path: str | Path) -> str:

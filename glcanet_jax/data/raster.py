@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from glcanet_jax.data.bands import NO_MASKS, TYPES, choose_bands, find_masks
-from glcanet_jax.data.gdal import cause, environment, failures, open_raster, rectangle, steps
+from glcanet_jax.data.gdal import cause, environment, failures, look_at, open_raster, rectangle, steps
 from glcanet_jax.data.georeference import Georeference
-from glcanet_jax.data.provenance import files_of, is_virtual, notes, orientation, stamp, without_secrets
+from glcanet_jax.data.guard import Drawn, check_file, is_network, is_virtual
+from glcanet_jax.data.provenance import files_of, notes, orientation, stamp, without_secrets
 from glcanet_jax.data.scenes import window
 from glcanet_jax.data.tiles import TILE, Tiles, check_disk
 from glcanet_jax.errors import UserError
@@ -71,19 +72,24 @@ class RasterSource:
         self.path = path if is_virtual(path) else Path(path)
         self.name = Path(without_secrets(path)).stem
         self._lock = threading.Lock()
-        self._dataset = file = _open_source(self.path, level)
+        self._network = is_virtual(path) and is_network(str(path))
+        drawn, self._dataset = _open_source(self.path, level)
+        file = self._dataset
         try:
-            self.height, self.width, self.driver = file.height, file.width, file.driver
-            self.sequential, self.needs_staging = file.driver in SEQUENTIAL, _windows_are_dear(file)
-            self._taken = choose_bands(file, path, bands, wanted, types, heed_alpha)
-            self.bands = 3 if self._taken.palette is not None else len(self._taken.indexes)
-            self.dtype, self.looking = self._taken.dtype, self._taken.looking
-            self._masks = find_masks(file, self._taken)
-            self.all_valid = self._masks == NO_MASKS
-            self.nodata = file.nodatavals[self._taken.indexes[0] - 1]
-            self.georeference = _georeference(file)
-            self.orientation = orientation(self.path, file)
-            self.note = "; ".join([*filter(None, [self._taken.note]), *notes(self.orientation, file)])
+            with environment(network=self._network):  # sources of a VRT are opened when something is asked
+                self.height, self.width, self.driver = file.height, file.width, file.driver
+                self.sequential, self.needs_staging = file.driver in SEQUENTIAL, _windows_are_dear(file)
+                self._taken = choose_bands(file, path, bands, wanted, types, heed_alpha)
+                self.bands = 3 if self._taken.palette is not None else len(self._taken.indexes)
+                self.dtype, self.looking = self._taken.dtype, self._taken.looking
+                self._masks = find_masks(file, self._taken)
+                self.all_valid = self._masks == NO_MASKS
+                self.nodata = file.nodatavals[self._taken.indexes[0] - 1]
+                self.georeference = _georeference(file)
+                self.orientation = orientation(self.path, file)
+                self._overviews = tuple(file.overviews(self._taken.indexes[0]))  # how far each is shrunk
+            said = [self._taken.note, *notes(self.orientation, file), drawn.note]
+            self.note = "; ".join(filter(None, said))
         except BaseException:
             file.close()
             raise
@@ -94,7 +100,7 @@ class RasterSource:
 
     def _read(self, read: str, indexes: Any, rows: slice, columns: slice, **options: Any) -> np.ndarray:
         try:
-            with self._lock, environment():
+            with self._lock, environment(network=self._network):
                 return getattr(self._dataset, read)(indexes, window=rectangle(rows, columns), **options)
         except failures() as error:
             raise UserError(
@@ -154,7 +160,7 @@ class RasterSource:
     def identity(self) -> dict[str, Any]:
         """What a resumed run compares: another file, or one that it draws from, or another choice of bands, is another scene."""
         if self._identity is None:
-            with self._lock, environment(), side_files():
+            with self._lock, environment(network=self._network), side_files():
                 drawn = [stamp(name) for name in files_of(self.path, self._dataset)]
             self._identity = {
                 "path": drawn[0][0],
@@ -252,25 +258,25 @@ def fitting(fill: Sequence[float], dtype: Any) -> np.ndarray:
     return values.astype(dtype)
 
 
-def _open_source(path: str | Path, level: int | None) -> Any:
+def _open_source(path: str | Path, level: int | None) -> tuple[Drawn, Any]:
+    """What a raster draws from, as far as its text says, and the raster, open."""
     options = {} if level is None else {"OVERVIEW_LEVEL": level}
+    drawn = Drawn((), ())
+    if not is_virtual(path):
+        check_file(path)
+        drawn = look_at(path)
     try:
-        if not is_virtual(path):
-            Path(path).stat()
-    except OSError as error:
-        raise UserError(f"{path} cannot be opened ({cause(error)}); correct the path") from error
-    try:
-        with environment(), side_files():
-            file = open_raster(path, **options)
+        file = open_raster(path, **options)
     except failures() as error:
+        formats = ", or name GDAL's driver for it with --drivers" if "not recognized" in str(error) else ""
         raise UserError(
-            f"{without_secrets(path)} cannot be read as a raster ({cause(error)}); replace the file"
+            f"{without_secrets(path)} cannot be read as a raster ({cause(error)}); replace the file{formats}"
         ) from error
     if file.count == 0 or min(file.height, file.width) == 0:
         inside = f"; it holds {', '.join(file.subdatasets[:4])}" if file.subdatasets else ""
         file.close()
         raise UserError(f"{path} has no raster of its own{inside}; extract one with `gdal_translate`")
-    return file
+    return drawn, file
 
 
 def _windows_are_dear(file: Any) -> bool:

@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from glcanet_jax import border
+from glcanet_jax.data.gdal import cause
 from glcanet_jax.data.georeference import LONLAT, Georeference
+from glcanet_jax.data.guard import crs_text
 from glcanet_jax.errors import UserError
 from glcanet_jax.maps.vector_files import is_vector_file, read_polygons
 
@@ -266,10 +268,10 @@ def _crs(path: Path, document: dict) -> Any:
 
     member = document.get("crs")
     try:
-        return CRS.from_user_input(LONLAT if member is None else member["properties"]["name"])
-    except (CRSError, KeyError, TypeError, ValueError) as error:
+        return CRS.from_user_input(LONLAT if member is None else crs_text(member["properties"]["name"]))
+    except (CRSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f'{path} has crs {member}, which names no known CRS; name one as {{"type": "name", "properties": {{"name": '
+            f'{path} has crs {str(member)[:200]}, which names no known CRS ({cause(error)}); name one as {{"type": "name", "properties": {{"name": '
             '"urn:ogc:def:crs:EPSG::32640"}}, or leave it out for longitude and latitude'
         ) from error
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from glcanet_jax import config as configs
 from glcanet_jax import models, report, runs
-from glcanet_jax.data import raster
+from glcanet_jax.data import disk, gdal, raster
 from glcanet_jax.data.arrays import ArraySource
 from glcanet_jax.data.overview import overview
 from glcanet_jax.data.scenes import mean_values
@@ -39,7 +39,7 @@ from glcanet_jax.maps.beside import crs_beside
 from glcanet_jax.maps.degrees import check_degrees
 from glcanet_jax.maps.inputs import names_of, parse_shard, scenes_of
 from glcanet_jax.maps.options import DEFAULTS, MapOptions
-from glcanet_jax.maps.outputs import check_folder, check_names, outputs_of
+from glcanet_jax.maps.outputs import check_apart, check_folder, check_names, outputs_of
 from glcanet_jax.maps.plan import Plan, Todo, check_place
 from glcanet_jax.maps.writer import MapWriter, required_bytes
 from glcanet_jax.profiling import free_device_memory, peak_memory, require_memory, resident_memory
@@ -207,6 +207,7 @@ def open_scene(path: str | Path, model: Model, options: MapOptions) -> raster.Ra
         UserError: it cannot be read, or does not fit the network.
     """
     predictor = model.predictor
+    gdal.allow_drivers(options.drivers)
     bands = parse_bands(options.bands) or runs.chosen_bands(model.config)
     source = raster.RasterSource(path, bands, predictor.bands, mean_values(predictor.normalisation, predictor.bands))
     try:
@@ -277,7 +278,7 @@ def map_scene(plan: Plan, todo: Todo, model: Model, options: MapOptions) -> dict
     began = time.perf_counter()
     source, folder, layers = plan.source, plan.folder, todo.layers
     plan.out.mkdir(parents=True, exist_ok=True)
-    folder.mkdir(exist_ok=True)
+    disk.claim(folder)
     there = sum(file.stat().st_size for file in folder.iterdir())  # of a run that was killed
     check_disk(plan.out, required_bytes(source.height, source.width, layers, len(model.names)) - there)
     with contextlib.ExitStack() as stack:
@@ -508,6 +509,7 @@ def map_scenes(
     out, weights = Path(out), runs.find_weights(weights)
     index, count = parse_shard(shard)
     named = names_of(scenes_of(scenes))
+    check_apart(named, out, options)
     mine = dict(list(named.items())[index::count])
     check_request(out, options)
     if not mine:

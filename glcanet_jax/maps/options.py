@@ -32,6 +32,7 @@ class MapOptions:
         None  # of the computation; without: float32 on CPUs, else the weights'
     )
     resume: bool = True  # go on where a killed run stopped
+    drivers: str | None = None  # of GDAL beyond the common formats, as netCDF,MRF; those of servers open the network
     overwrite: bool = False  # replace maps made with other weights or options
 
     def __post_init__(self):

@@ -86,3 +86,18 @@ def check_folder(out: Path) -> None:
         with contextlib.suppress(OSError):  # another process may be writing there by now
             for folder in reversed(made):
                 folder.rmdir()
+
+
+def check_apart(named: dict[str, str], out: Path, options: MapOptions) -> None:
+    """Raises UserError if a scene is what another one's map would be written over."""
+    made = {
+        os.path.realpath(out / file): name
+        for name in named
+        for file in (*outputs_of(name, options).values(), f"{name}{SUFFIX}")
+    }
+    for name, path in named.items():
+        owner = made.get(os.path.realpath(path), name)
+        if owner != name:
+            raise UserError(
+                f"{path} would be overwritten by the map of {owner} ({named[owner]}); give another --out, or leave it out"
+            )

@@ -98,7 +98,7 @@ class Plan:
 
     def _told(self, overwrite: bool) -> dict[str, Any] | None:
         """The report that is there."""
-        if not os.path.lexists(self.report):
+        if not os.path.lexists(self.report) or self.report.is_symlink():  # a link is none of ours
             return None
         try:
             return map_report.read_report(self.out, self.name)
@@ -120,6 +120,9 @@ class Plan:
     def _check_free(self, files: dict[str, str], layers: list[str], overwrite: bool) -> None:
         """Raises UserError if a file is in the way that no run of this scene has left."""
         there = [file for file in files.values() if os.path.lexists(self.out / file)]
+        for file in there:
+            if (self.out / file).is_dir():
+                raise UserError(f"{self.out / file} is a folder where a file of ours belongs; move it away")
         # a run killed while it renamed its maps left some of them, and its journal
         if there and not overwrite and not is_of(self.folder, self.head(layers)):
             raise UserError(

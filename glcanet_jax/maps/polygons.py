@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from glcanet_jax.data.gdal import environment, open_raster
+from glcanet_jax.data import disk
+from glcanet_jax.data.gdal import environment, failures, import_pyogrio, open_raster
 from glcanet_jax.data.georeference import Georeference
 from glcanet_jax.data.scenes import IGNORE
+from glcanet_jax.data.tiles import not_whole
 from glcanet_jax.errors import UserError
 from glcanet_jax.maps.placing import Placer
 from glcanet_jax.maps.styles import style_geopackage
@@ -53,7 +55,7 @@ def write_polygons(
         UserError: the format is unknown or its library missing, or the map has an id without a name.
     """
     check_format(kind)
-    with environment(), open_raster(class_map) as source:
+    with _failures_told(out), environment(), open_raster(class_map) as source:
         with _sieved(source, _least(georeference, source.height, source.width, min_area), scratch) as read:
             features = (
                 Feature(_name(names, i, class_map), i, georeference.polygon_area(rings), rings)
@@ -64,6 +66,24 @@ def write_polygons(
     if kind == "gpkg" and style is not None:
         style_geopackage(out, LAYER, style)
     return written
+
+
+@contextmanager
+def _failures_told(out: Path) -> Iterator[None]:
+    """What a disk without room, or one that fails, raises in the libraries, as a UserError; nothing is left of the file."""
+    try:
+        yield
+    except (*failures(), *_vector_failures()) as error:
+        Path(out).unlink(missing_ok=True)
+        raise not_whole(Path(out), error) from error
+
+
+def _vector_failures() -> tuple[type[Exception], ...]:
+    try:
+        from pyogrio.errors import DataSourceError, FieldError, GeometryError
+    except ImportError:
+        return ()
+    return (DataSourceError, FieldError, GeometryError)
 
 
 class Feature(NamedTuple):
@@ -114,8 +134,11 @@ def _sieved(source: Any, least: int, scratch: Path) -> Iterator[Callable[[int, i
         with open_raster(valid, "w", **profile, tiled=True, compress="deflate") as file:
             for top, ids in _bands(source, read):
                 file.write((ids != IGNORE).astype(np.uint8), 1, window=Window(0, top, source.width, len(ids)))
-        # A file mapped to memory: the sieve reads rasterio's bands but writes to arrays only.
-        kept = np.memmap(sieved, np.uint8, "w+", shape=(source.height, source.width))
+        # A file mapped to memory: the sieve reads rasterio's bands but writes to arrays only. A disk that is full would
+        # end the process at the first page without a place.
+        with sieved.open("wb") as file:
+            disk.reserve(file, source.height * source.width)
+        kept = np.memmap(sieved, np.uint8, "r+", shape=(source.height, source.width))
         with open_raster(valid) as file:
             sieve(rasterio.band(source, 1), least, out=kept, mask=rasterio.band(file, 1), connectivity=4)
         yield lambda top, height: np.array(kept[top : top + height])
@@ -240,12 +263,11 @@ def _write_geojson(path: Path, batches: Iterable[list[Feature]], placer: Placer,
 
 def _pyogrio() -> Any:
     try:
-        import pyogrio.raw
+        return import_pyogrio()
     except ImportError as error:
         raise UserError(
             "a GeoPackage needs pyogrio, which is missing; `pip install pyogrio`, or ask for geojson"
         ) from error
-    return pyogrio
 
 
 def _write_geopackage(path: Path, batches: Iterable[list[Feature]], placer: Placer, georeference: Georeference) -> int:

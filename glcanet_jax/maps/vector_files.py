@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from glcanet_jax.data.gdal import environment
+from glcanet_jax.data.gdal import environment, import_pyogrio
+from glcanet_jax.data.guard import check_file, crs_text
 from glcanet_jax.errors import UserError
 
 FORMATS = {".gpkg": (b"SQLite format 3\0", "GeoPackage"), ".shp": (b"\0\0\x27\x0a", "Shapefile")}  # how a file begins
@@ -31,6 +32,8 @@ def read_polygons(path: Path, layer: str | None) -> tuple[list[list[np.ndarray]]
     Raises:
         UserError: pyogrio is missing, the file cannot be read, or has several layers of which none is named.
     """
+    if path.exists():  # a pipe would be waited for
+        check_file(path)
     start, name = FORMATS[path.suffix.lower()]
     try:
         with path.open("rb") as file:
@@ -40,8 +43,7 @@ def read_polygons(path: Path, layer: str | None) -> tuple[list[list[np.ndarray]]
     if begins != start:
         raise UserError(f"{path} is no {name}; save the area of interest as one, or as GeoJSON")
     try:
-        import pyogrio
-        import pyogrio.raw
+        pyogrio = import_pyogrio()
     except ImportError as error:
         raise UserError(
             f"a {name} needs pyogrio, which is missing; `pip install pyogrio`, or save it as GeoJSON"
@@ -96,8 +98,8 @@ def _crs(path: Path, text: str | None) -> Any | None:
     if text is None:
         return None
     try:
-        return CRS.from_user_input(text)
-    except CRSError as error:
+        return CRS.from_user_input(crs_text(text))
+    except (CRSError, ValueError) as error:
         raise UserError(
             f"{path} has a CRS that is not known ({' '.join(str(error).split())}); save it in another"
         ) from error

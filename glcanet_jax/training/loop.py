@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from glcanet_jax import geometry, models, runs
 from glcanet_jax.config import Config, numbers_of
+from glcanet_jax.data import disk
 from glcanet_jax.data.loader import TrainLoader
 from glcanet_jax.data.scenes import Dataset
 from glcanet_jax.errors import UserError
@@ -63,6 +64,9 @@ def train(config: Config) -> Path:
     optim.frozen(variables["params"], config.freeze)  # what is no parameter is told
     out = runs.open_run(config)  # so late, that a refused configuration leaves nothing behind
     print(f"training on {len(work.scenes)} scenes for {work.steps} steps; everything is written to {out}")
+    for name in ("checkpoints", "tensorboard"):
+        disk.check_no_links(out / name)
+    disk.own(out / MESSAGES)
     with warnings_kept(out / MESSAGES):
         return _train_in(out, work, variables)
 

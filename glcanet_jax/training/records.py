@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 from glcanet_jax import border, report
+from glcanet_jax.data import disk
 from glcanet_jax.errors import UserError
 from glcanet_jax.profiling import peak_memory
 from glcanet_jax.training.phases import Phase
@@ -60,6 +61,7 @@ class _Board:
 
 def _forget(path: Path, step: int) -> None:
     """Drop what a killed run logged after its last checkpoint: it will be logged again."""
+    disk.own(path)
     if path.exists():
         lines = border.read_bytes(path).decode("utf-8", errors="replace").splitlines()
         records = [(line, report.log_record(line)) for line in lines]

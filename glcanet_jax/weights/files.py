@@ -1,7 +1,6 @@
 """One file that rebuilds a model: its variables, configuration, classes and normalisation."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from glcanet_jax import border
+from glcanet_jax.data import disk
 from glcanet_jax.errors import UserError
 from glcanet_jax.limits import Length, Range, Text
 
@@ -106,6 +106,7 @@ def save_weights(
     stay float32). ``bands`` are those of the images; None: those of
     the kernel that is called ``stem_conv``.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     path = Path(path)
@@ -129,10 +130,12 @@ def save_weights(
         "normalisation": json.dumps(normalisation),
         "bands": str(bands),
     }
-    temporary = path.with_name(path.name + ".part")
-    save_file(arrays, temporary, metadata)
-    temporary.chmod(0o644)  # safetensors makes files that only their owner can read
-    os.replace(temporary, path)
+    with disk.whole(path) as place:
+        try:
+            save_file(arrays, place, metadata)
+        except SafetensorError as error:  # the system's own error is in its words alone
+            raise OSError(str(error)) from error
+        place.chmod(0o644)  # safetensors makes files that only their owner can read
 
 
 def _quantised(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 
 from glcanet_jax.data import DatasetMissing, deepglobe, open_dataset
 from glcanet_jax.data.mbrsc import SAMPLE
+from glcanet_jax.data.scenes import Cache
 from glcanet_jax.errors import UserError
 
 builders = pytest.importorskip("glcanet_jax.data.builders", reason="tensorflow-datasets is not installed")
@@ -115,3 +117,49 @@ def test_neither_build_nor_files(tmp_path):
         builders.open_tfds("deepglobe", tmp_path / "none", tmp_path / "tfds")
     with pytest.raises(UserError, match="no tfds builder"):
         builders.open_tfds("sample", None, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory):
+    """A build of two scenes, and where it lies."""
+    root = tmp_path_factory.mktemp("build")
+    write_folder(root / "plain", "uint8", 3)
+    return root, Path(builders.prepare("folder", root / "plain", root / "tfds").data_path)
+
+
+def read_all(root, data_dir):
+    for members in builders.open_tfds("folder", data_dir, root / "tfds").splits.values():
+        for scene in members:
+            scene.read_image()
+            scene.read_labels()
+
+
+DAMAGES = {
+    "empty": lambda data: b"",
+    "cut short": lambda data: data[: len(data) // 2],
+    "words": lambda data: b"words",
+    "null": lambda data: b"null",
+    "bytes": lambda data: data[:100] + bytes(range(128, 168)) + data[140:],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+@pytest.mark.parametrize("kind", ["dataset_info.json", "features.json", "metadata.json", "array_record"])
+def test_a_damaged_build_is_told(build, monkeypatch, kind, damage):
+    """Whichever of its files it is: one line that names the folder and the cure, also where the plain files are there."""
+    root, folder = build
+    file = next(path for path in sorted(folder.iterdir()) if kind in path.name)
+    whole = file.read_bytes()
+    for data_dir in (None, root / "plain"):
+        if data_dir is not None and kind == "features.json":
+            continue  # they are known from the plain files
+        monkeypatch.setattr(builders, "CACHE", Cache())
+        try:
+            file.write_bytes(damage(whole))
+            with pytest.raises(UserError, match="damaged .*; remove it, and it is built again") as error:
+                read_all(root, data_dir)
+        finally:
+            file.write_bytes(whole)
+        assert str(folder) in str(error.value) and "\n" not in str(error.value)
+    monkeypatch.setattr(builders, "CACHE", Cache())
+    read_all(root, None)

@@ -233,7 +233,7 @@ def test_files_that_are_refused(tmp_path):
     refused("nothing.tif cannot be opened .No such file", tmp_path / "nothing.tif", None, 3)
     (tmp_path / "words.tif").write_text("words")
     refused("words.tif cannot be read as a raster", tmp_path / "words.tif", None, 3)
-    refused("cannot be read as a raster", tmp_path, None, 3)
+    refused("is a folder, where a file is wanted", tmp_path, None, 3)
 
 
 def vrt(path, sources, dtype="Byte", size=8):

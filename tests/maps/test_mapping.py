@@ -480,3 +480,62 @@ def test_a_full_disk_is_told(tmp_path, weights, image):
     assert result.returncode == 2 and "Traceback" not in result.stderr, result.stderr
     assert "free space" in result.stderr
     assert not list((tmp_path / "out").glob("[!.]*.tif"))
+
+
+def test_nothing_outside_is_touched_through_links(tmp_path, weights, image):
+    """Links in the place of reports, maps and what is under way are replaced; what they lead to stays, byte by byte."""
+    scene, outside, out = write(tmp_path / "scene.tif", image[:64, :64]), tmp_path / "outside", tmp_path / "out"
+    (outside / "folder").mkdir(parents=True)
+    for name in ("file", "folder/lock", "folder/journal.jsonl", "folder/mine.tif"):
+        (outside / name).write_text(name)
+    out.mkdir()
+    (out / ".scene.partial").symlink_to(outside / "folder")
+    for name in (
+        "report.json",
+        ".report.part.json",
+        "scene.report.json",
+        "scene_classes.tif",
+        ".scene.report.part.json",
+    ):
+        (out / name).symlink_to(outside / "file")
+    linked = tmp_path / "linked"
+    linked.symlink_to(out)  # the folder itself may be one
+    with pytest.raises(UserError, match="not known to be of this scene"):
+        mapping.map_scenes([scene], weights, linked)
+    mapping.map_scenes([scene], weights, linked, MapOptions(overwrite=True))
+    assert sorted(p.relative_to(outside).as_posix() for p in outside.rglob("*") if p.is_file()) == [
+        "file", "folder/journal.jsonl", "folder/lock", "folder/mine.tif",
+    ]  # fmt: skip
+    assert all(p.read_text() == p.relative_to(outside).as_posix() for p in outside.rglob("*") if p.is_file())
+    assert set(os.listdir(out)) == {"report.json", "scene.report.json", "scene_classes.tif", "scene_classes.qml"}
+    assert not any(p.is_symlink() for p in out.iterdir())
+    assert json.loads((out / "report.json").read_text())["totals"]["scenes"] == 1
+
+
+def test_layers_with_a_second_name_are_not_written_in_place(tmp_path, weights, image, monkeypatch):
+    """A run that was stopped left its layer; a copy by hard link is not what the next run writes into."""
+    scene, out = write(tmp_path / "scene.tif", image[:64, :64]), tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(writer.MapWriter, "finish", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            mapping.map_scenes([scene], weights, out)
+    (tmp_path / "kept.tif").hardlink_to(out / ".scene.partial" / "classes.tif")
+    before = (tmp_path / "kept.tif").read_bytes()
+    mapping.map_scenes([scene], weights, out)
+    assert (tmp_path / "kept.tif").read_bytes() == before and (out / "scene_classes.tif").exists()
+
+
+def test_a_scene_that_is_the_map_of_another_is_refused(tmp_path, weights, image):
+    first = write(tmp_path / "a.tif", image)
+    second = write(tmp_path / "a_classes.tif", image)
+    before = (tmp_path / "a_classes.tif").read_bytes()
+    with pytest.raises(UserError, match="a_classes.tif would be overwritten by the map of a "):
+        mapping.map_scenes([first, second], weights, tmp_path, MapOptions(overwrite=True))
+    assert (tmp_path / "a_classes.tif").read_bytes() == before and not list(tmp_path.glob("*.json"))
+
+
+def test_drivers_that_there_are_not_are_told(tmp_path, weights, image):
+    scene = write(tmp_path / "scene.tif", image)
+    with pytest.raises(UserError, match="'GTif' is no driver of GDAL here .perhaps you meant 'GTiff'"):
+        mapping.map_scenes([scene], weights, tmp_path / "out", MapOptions(drivers="GTif"))
+    assert not (tmp_path / "out").exists()

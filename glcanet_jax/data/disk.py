@@ -1,0 +1,106 @@
+"""Files that are written: whole or not at all, under their own names, and never through a link to somewhere else."""
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from glcanet_jax.errors import UserError
+
+BLOCK = 2**20  # bytes
+
+
+def part_of(path: Path) -> Path:
+    """Where a file lies until it is whole: hidden, beside its place."""
+    return path.with_name(f".{path.stem}.part{path.suffix}")
+
+
+@contextlib.contextmanager
+def whole(path: str | Path) -> Iterator[Path]:
+    """A place to write a file to, which gets its name at the end; what stood under the name is replaced, a link too.
+
+    Raises:
+        UserError: it could not be written; nothing is left of it then, and what stood there stays.
+    """
+    path = Path(path)
+    temporary = part_of(path)
+    try:
+        temporary.unlink(missing_ok=True)  # of a run that was killed, or a link
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(
+            f"{path} could not be written whole ({error.strerror or error}); free space in {path.parent}, or make it "
+            "writable, then run again"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def claim(folder: Path) -> None:
+    """Make a folder that is ours alone ready to write in.
+
+    A link in its place, links in it and files that have another name elsewhere are removed: what they lead to stays as it is.
+
+    Raises:
+        UserError: something is in its place, or in it, that was not made here.
+    """
+    if folder.is_symlink():
+        folder.unlink()
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise UserError(f"{folder} is a file where a folder of ours belongs; move it away")
+    folder.mkdir(parents=True, exist_ok=True)
+    for entry in sorted(folder.iterdir()):
+        status = entry.lstat()
+        if stat.S_ISDIR(status.st_mode):
+            raise UserError(f"{entry} is a folder, which was not made here; move it away")
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+            entry.unlink()
+
+
+def own(path: Path) -> None:
+    """Turn a file that is written to in place, a link or one with two names, into one of its own, with what it holds.
+
+    Raises:
+        UserError: it is a folder, or a link to one, or cannot be read.
+    """
+    if not os.path.lexists(path):
+        return
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, where a file is written; move it away")
+    status = path.lstat()
+    if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
+        return
+    data = path.read_bytes() if path.is_file() else b""  # of a pipe, or a link to nothing, nothing is kept
+    with whole(path) as place:
+        place.write_bytes(data)
+
+
+def check_no_links(folder: Path) -> None:
+    """Raises UserError if a folder that is written to, or one in it, is a link: files would be removed elsewhere."""
+    for place in (folder, *folder.glob("*"), *folder.glob("*/*")):
+        if place.is_symlink():
+            raise UserError(
+                f"{place} is a link to {os.readlink(place)}, and nothing is written or removed there; put what it holds in "
+                f"its place, or make {folder.parent} itself the link"
+            )
+
+
+def reserve(file: Any, size: int) -> None:
+    """Give an open file its size, and every byte of it a place on the disk: writing to it through memory cannot fail then.
+
+    Raises:
+        OSError: the disk has no room.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+        return
+    zeros = bytes(BLOCK)
+    for start in range(0, size, BLOCK):
+        file.write(zeros[: size - start])
+    file.flush()
