@@ -36,7 +36,7 @@ class TorchvisionWeights:
 
 
 def load_torchvision(path: str | Path, *, stride: str | None = None) -> TorchvisionWeights:
-    """A ResNet or a VGG-16 in torchvision's key layout from ``.safetensors``, ``.npz``, or ``.pth`` (no code of it is run).
+    """A ResNet or a VGG-16 in torchvision's key layout, alone or within a whole checkpoint (``backbone.``, ``encoder.`` ...), from ``.safetensors``, ``.npz``, or ``.pth`` (no code of it is run).
 
     The stride variant is that of the file's metadata (``stride`` or ``variant``), or the one given, or v1.5, torchvision's.
 
@@ -54,7 +54,7 @@ def load_torchvision(path: str | Path, *, stride: str | None = None) -> Torchvis
             f"{path} is a {path.suffix or 'file without suffix'}; weights are read from {', '.join(readers)}"
         )
     arrays, metadata = readers[path.suffix](path)
-    arrays = _clean(arrays)
+    arrays = _clean(arrays, path)
     if any(re.fullmatch(r"features\.\d+\.weight", k) for k in arrays):
         _check_vgg(arrays, path)
         return TorchvisionWeights(arrays, 16, "", str(path), "", "vgg")
@@ -89,15 +89,27 @@ def _read_torch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     return read_torch(path), {}
 
 
-def _clean(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Without prefixes, the classifier and counters; float32."""
+def _clean(arrays: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
+    """The backbone's under torchvision's names, float32: of a whole checkpoint without its prefix and what is beside it.
+
+    Raises:
+        UserError: a checkpoint has several.
+    """
+    first = re.compile(r"(.*?)(?:layer1\.0\.conv1|features\.0)\.weight")
+    prefixes = sorted({m.group(1) for name in arrays if (m := first.fullmatch(name))})
+    if len(prefixes) > 1:
+        raise UserError(
+            f"{path} holds {len(prefixes)} backbones ({', '.join(p or '(no prefix)' for p in prefixes[:4])}); save the one to start from"
+        )
+    prefix = prefixes[0] if prefixes else ""
+    parts = ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.", "features.", "classifier.")
     out = {}
     for name, array in arrays.items():
-        for prefix in ("module.", "backbone.", "model."):
-            name = name.removeprefix(prefix)
-        classifier = name.startswith(("fc.", "classifier.6."))
-        if not classifier and not name.endswith("num_batches_tracked"):
-            out[name] = np.asarray(array).astype(np.float32)
+        own = name.removeprefix(prefix)
+        if not name.startswith(prefix) or own.startswith("classifier.6.") or own.endswith("num_batches_tracked"):
+            continue
+        if own.startswith(parts) or not prefixes:
+            out[own] = np.asarray(array).astype(np.float32)
     return out
 
 
