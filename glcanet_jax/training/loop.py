@@ -217,7 +217,9 @@ class Run:
     monitor: Monitor
     rates: Mapping[str, optax.Schedule]
     stop: Stop
-    saved_at: float = field(default_factory=time.monotonic)  # when the last checkpoint was written, or the run began
+    saved_at: float = field(
+        default_factory=lambda: time.monotonic()
+    )  # when the last checkpoint was written, or the run began
 
 
 def _tell(run: Run) -> None:
@@ -248,7 +250,7 @@ def train_phase(run: Run, state: TrainState, phase: Phase, start: int) -> TrainS
         if due["validation"](step):
             score(run, state, step)
         late = time.monotonic() - run.saved_at > 60 * work.config.train.checkpoint_minutes
-        late, stopping = on_any_host(late, run.stop.signal is not None)
+        late, stopping = on_any_host(late, run.stop.signal is not None, meeting=step % log_every == 0)
         if due["checkpoint"](step) or late or stopping:
             save(run, state)
         if stopping and step < work.steps:

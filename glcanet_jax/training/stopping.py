@@ -57,12 +57,17 @@ class Stop:
         return Stopped(f"{where}; the same command goes on from there", self.signal or signal.SIGTERM)
 
 
-def on_any_host(*wanted: bool) -> tuple[bool, ...]:
-    """What any process wants: all of them save and stop at the same step, or they would wait for each other forever."""
+def on_any_host(*wanted: bool, meeting: bool = True) -> tuple[bool, ...]:
+    """What any process wants: all of them save and stop at the same step, or they would wait for each other forever.
+
+    Args:
+        meeting: whether several processes ask each other now, which waits for the device; if not, none wants anything.
+    """
     if jax.process_count() == 1:
         return wanted
+    if not meeting:
+        return (False,) * len(wanted)
     from jax.experimental import multihost_utils
 
-    return tuple(
-        np.asarray(multihost_utils.process_allgather(np.array(wanted))).reshape(-1, len(wanted)).any(0).tolist()
-    )
+    asked = np.asarray(multihost_utils.process_allgather(np.array(wanted)))
+    return tuple(asked.reshape(-1, len(wanted)).any(0).tolist())
