@@ -217,9 +217,8 @@ class Run:
     monitor: Monitor
     rates: Mapping[str, optax.Schedule]
     stop: Stop
-    saved_at: float = field(
-        default_factory=lambda: time.monotonic()
-    )  # when the last checkpoint was written, or the run began
+    # when the last checkpoint was written, or the run began
+    saved_at: float = field(default_factory=lambda: time.monotonic())
 
 
 def _tell(run: Run) -> None:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 
@@ -148,12 +149,11 @@ def test_a_second_signal_ends_compiled_code_at_once(number):
                 hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
         cli.run(work)
     """
-    import textwrap
-
     command = [sys.executable, "-c", textwrap.dedent(code)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout.readline() == "under way\n"
+            time.sleep(0.3)  # until it is in the compiled code
             process.send_signal(number)
             with pytest.raises(subprocess.TimeoutExpired):
                 process.wait(0.5)
