@@ -258,7 +258,7 @@ def test_a_preset_takes_another_network_and_its_options():
 
 def test_an_option_of_another_network_is_refused():
     argv = ["tiny", "--model.network", "unet", "--model.mask", "window"]
-    told = r"unet has no option --model.mask \(it has width, .*\); `python -m experiments.deepglobe --model.network unet --help`"
+    told = r"unet has no option --model.mask \(it has view, width, .*\); `python -m experiments.deepglobe --model.network unet --help`"
     with pytest.raises(UserError, match=told):
         cli.choose_preset(deepglobe.PRESETS, "paper", "experiments.deepglobe", argv)
 
