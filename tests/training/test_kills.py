@@ -14,16 +14,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file
 
 from glcanet_jax import report
+from glcanet_jax.data import open_dataset
 
 ROOT = Path(__file__).parents[2]
 KILLS = int(os.environ.get("GLCANET_TRAINING_KILLS", 24))
 SEED = int(os.environ.get("GLCANET_TRAINING_KILLS_SEED", 0))
 STEPS = 60
 TINY = [
-    "--data.dataset", "sample", "--data.val-split", "test", "--model.network", "unet", "--model.width", "4",
+    "--data.dataset", "folder", "--model.network", "unet", "--model.width", "4",
     "--views.context-size", "128", "--views.global-size", "64", "--views.patch-size", "64", "--views.overlap", "8",
     "--loader.batch-size", "2", "--train.steps", str(STEPS), "--train.log-every", "1", "--train.checkpoint-every", "4",
     "--train.eval-every", "20", "--train.no-tensorboard", "--optimiser.local-rate", "1e-3", "--eval-batch", "32",
@@ -31,13 +33,28 @@ TINY = [
 ASKED = {signal.SIGINT: 130, signal.SIGTERM: 143}  # and the exit codes that answer them
 
 
-def start(out, log):
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONUNBUFFERED": "1",
-    }
-    command = [sys.executable, "-m", "glcanet_jax", "train", *TINY, "--out", str(out)]
+def start(data, out, log):
+    quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    environment = dict(os.environ) | {"JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1", "XLA_FLAGS": quick}
+    command = [sys.executable, "-m", "glcanet_jax", "train", *TINY, "--data.dir", str(data), "--out", str(out)]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
+
+
+def write_scenes(root):
+    """Crops of the bundled scene: two to train on, one that chooses the best weights."""
+    sample = open_dataset("sample")
+    whole, table = sample.scenes("whole")[0], sample.classes
+    for i, split in enumerate(("train", "train", "val")):
+        at = 300 + 150 * i, 400, 140, 160
+        for kind, array in (("images", whole.read_image(*at)), ("masks", whole.read_labels(*at))):
+            (root / split / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(root / split / kind / f"s{i}.png")
+    classes = [
+        {"id": i, "name": n, "rgb": f"#{bytes(c).hex()}"}
+        for i, (n, c) in enumerate(zip(table.names, table.palette, strict=True))
+    ]
+    (root / "classes.json").write_text(json.dumps({"classes": classes}))
+    return root
 
 
 def words(path):
@@ -101,8 +118,9 @@ def verdict(sent, code, said, before, out):
 @pytest.mark.slow
 def test_kills_at_random_moments_of_a_training(tmp_path):
     """SIGKILL, Ctrl-C and SIGTERM alike: nothing is half written, and the run that ends has the undisturbed one's bits."""
+    data = write_scenes(tmp_path / "data")
     with (tmp_path / "whole.log").open("w") as log:
-        assert start(tmp_path / "whole", log).wait(600) == 0, words(tmp_path / "whole.log")
+        assert start(data, tmp_path / "whole", log).wait(600) == 0, words(tmp_path / "whole.log")
     wanted = {name: load_file(tmp_path / "whole" / f"{name}.safetensors") for name in ("last", "best")}
     losses = [line for line in report.read_log(tmp_path / "whole" / "log.jsonl")]
     rng, kills, rounds, faults = random.Random(SEED), 0, 0, []
@@ -111,7 +129,7 @@ def test_kills_at_random_moments_of_a_training(tmp_path):
         out, step = tmp_path / f"run{rounds}", 0
         while True:
             with (tmp_path / "said").open("w") as log:
-                process = start(out, log)
+                process = start(data, out, log)
                 if kills < KILLS and step < STEPS - 3:
                     sent = rng.choice((signal.SIGKILL, signal.SIGINT, signal.SIGTERM))
                     # of the steps that are left, and now and then before the first
