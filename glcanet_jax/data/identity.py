@@ -139,7 +139,7 @@ def _stamped(record: Record | None) -> Mapping[tuple[str, int, int], str]:
 
 def _scene(scene: Any, files: Mapping[Path, tuple[str, Record]]) -> Record:
     """What a scene is beside its files: its size, and where its parts and its window lie."""
-    place = {"size": [scene.height, scene.width, scene.bands]}
+    place = {"size": [scene.height, scene.width, scene.bands], "type": getattr(scene, "dtype", None)}
     if getattr(scene, "crop", None):
         place["crop"] = scene.crop
     if isinstance(scene, WindowScene):
@@ -181,7 +181,7 @@ def _changes_of(split: str, ours: Record, theirs: Record) -> Iterator[str]:
     place = lambda scene: {k: v for k, v in scene.items() if k != "files"}  # noqa: E731
     moved = [n for n in both if place(ours[n]) != place(theirs[n])]
     if moved and not files:
-        yield f"{_listed(moved)} of {split} {'has' if len(moved) == 1 else 'have'} another size, or parts elsewhere"
+        yield f"{_listed(moved)} of {split} {'has' if len(moved) == 1 else 'have'} another size or type, or parts elsewhere"
     if not new and not gone and list(ours) != list(theirs):
         yield f"the scenes of {split} are in another order"
 

@@ -1,12 +1,18 @@
 """Checkpoints of a run, by Orbax: everything that is needed to go on as if nothing had happened."""
 
+import gc
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from glcanet_jax.errors import UserError
+from glcanet_jax.training.messages import errors_kept
 from glcanet_jax.training.step import TrainState
+
+SHOWN = 200  # characters of what Orbax says of a checkpoint
 
 
 class Checkpoints:
@@ -51,15 +57,14 @@ class Checkpoints:
         if step in manager.all_steps():  # the same bits: a run that was killed came here again
             return
         args = self._ocp.args.Composite(state=self._ocp.args.StandardSave(state), run=self._ocp.args.JsonSave(run))
-        try:
-            manager.save(step, args=args, force=True)
-        except (OSError, ValueError) as error:
+        _, failure = _tried(lambda: manager.save(step, args=args, force=True))
+        if failure is not None:
             kept = self.last_step()
             before = "there is none before it" if kept is None else f"that of step {kept} is whole"
             raise UserError(
-                f"the checkpoint of step {step} cannot be written to {manager.directory} ({_first_line(error)}); {before}: "
+                f"the checkpoint of step {step} cannot be written to {manager.directory} ({failure}); {before}: "
                 "make room, then the same command goes on"
-            ) from error
+            )
 
     def restore(self, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """The last state that can be read, shaped and placed as ``state`` is, and what was saved beside it.
@@ -73,24 +78,22 @@ class Checkpoints:
             state=self._ocp.args.StandardRestore(jax.tree.map(_abstract, _plain(state))),
             run=self._ocp.args.JsonRestore(),
         )
-        bad: dict[int, Exception] = {}
+        bad: dict[int, str] = {}
         for step in sorted(self._last.all_steps(), reverse=True):
-            try:
-                restored = self._last.restore(step, args=args)
-                found = _unplain(restored["state"]), dict(restored["run"])
+            restored, failure = _tried(lambda step=step: self._last.restore(step, args=args))
+            if failure is None:
                 break
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                bad[step] = error
+            bad[step] = failure
         else:
-            step, error = next(iter(bad.items()))
+            step, failure = next(iter(bad.items()))
             raise UserError(
-                f"the checkpoint at step {step} does not fit this configuration, or is damaged ({_first_line(error)}); "
+                f"the checkpoint at step {step} does not fit this configuration, or is damaged ({failure}); "
                 "use another --out, or remove the run"
-            ) from error
-        for other, error in bad.items():
-            print(f"the checkpoint of step {other} cannot be read ({_first_line(error)}): that of step {step} is taken")
+            )
+        for other, failure in bad.items():
+            print(f"the checkpoint of step {other} cannot be read ({failure}): that of step {step} is taken")
         self._move_aside(list(bad))
-        return found
+        return _unplain(restored["state"]), dict(restored["run"])
 
     def _move_aside(self, steps: list[int]) -> None:
         """What cannot be read makes room for its step to be saved again, and stays for who wants to look at it."""
@@ -112,22 +115,35 @@ class Checkpoints:
         if step is None:
             return None
         args = self._ocp.args.Composite(state=self._ocp.args.StandardRestore())
-        try:
-            return self._best.restore(step, args=args)["state"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        restored, failure = _tried(lambda: self._best.restore(step, args=args))
+        if failure is not None:
             raise UserError(
-                f"the best checkpoint, of step {step}, cannot be read ({_first_line(error)}): best.safetensors is not "
-                "written, last.safetensors is"
-            ) from error
+                f"the best checkpoint, of step {step}, cannot be read ({failure}): best.safetensors is not written, "
+                "last.safetensors is"
+            )
+        return restored["state"]
 
     def close(self) -> None:
         self._last.close()
         self._best.close()
 
 
-def _first_line(error: Exception) -> str:
+def _tried(action: Callable[[], Any]) -> tuple[Any, str | None]:
+    """What Orbax makes of an action, or in words why it failed; what it says itself goes to the log alone."""
+    with errors_kept():
+        try:
+            return action(), None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            failure = _in_words(error)
+        gc.collect()  # what it left behind complains while it is collected
+    return None, failure
+
+
+def _in_words(error: Exception) -> str:
+    """The system's reason if it is one, else the first line."""
+    system = re.search(r": ([^:]+) \[os_error_code", str(error))
     lines = str(error).splitlines() or [type(error).__name__]
-    return lines[0][:300]
+    return system[1] if system else lines[0][:SHOWN]
 
 
 def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:

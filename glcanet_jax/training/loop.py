@@ -28,7 +28,7 @@ from glcanet_jax.training.messages import native_kept, warnings_kept
 from glcanet_jax.training.phases import Phase
 from glcanet_jax.training.records import Log, Monitor, Timer, record, room_told
 from glcanet_jax.training.step import TrainState, create_state, make_train_step
-from glcanet_jax.training.stopping import Stop, on_any_host
+from glcanet_jax.training.stopping import Stop, listening, on_any_host
 
 MESSAGES = "messages.log"  # in the run's folder: what libraries have to say
 SECONDS_AN_ARRAY = 0.1  # of parameters: about what compiling a step takes, on two cores or for a GPU
@@ -90,8 +90,7 @@ def _train_in(out: Path, work: Work, variables: dict[str, Any]) -> Path:
     log = Log(out, start, config.train.tensorboard, scored=not unscored)
 
     # ------------------------------------------------------------------ the steps
-    stop = Stop()
-    with contextlib.closing(log), Progress(work.steps, "training", "steps", start) as progress, stop.listening():
+    with contextlib.closing(log), Progress(work.steps, "training", "steps", start) as progress, listening() as stop:
         monitor, rates = Monitor(work.scenes), optim.rates(config.optimiser, work.spans)
         predictor = predictor_of(work, state)
         run = Run(

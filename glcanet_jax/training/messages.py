@@ -31,6 +31,24 @@ def warnings_kept(path: Path) -> Iterator[None]:
         kept.close()
 
 
+@contextlib.contextmanager
+def errors_kept() -> Iterator[None]:
+    """Errors that are logged inside go to the file alone, and what is ignored while memory is cleared is not told: for what
+    fails, and is told in other words.
+    """
+    seen = [h for h in logging.getLogger().handlers if not isinstance(h, logging.FileHandler)]
+    nothing, hook = lambda record: False, sys.unraisablehook  # noqa: E731
+    for handler in seen:
+        handler.addFilter(nothing)
+    sys.unraisablehook = lambda _: None
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+        for handler in seen:
+            handler.removeFilter(nothing)
+
+
 def _on_terminal(handler: logging.Handler) -> bool:
     """Whether a handler writes to the standard error: absl's is one that does, by an attribute of its own."""
     stream = getattr(handler, "stream", None) or getattr(getattr(handler, "python_handler", None), "stream", None)

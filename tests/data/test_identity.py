@@ -134,11 +134,37 @@ def test_scenes_of_scenes_and_scenes_in_memory():
     assert list(identity.files_of(ArrayScene("x", np.zeros((2, 2, 3))))) == []
 
 
+def test_a_mosaic_is_what_it_draws_from(folder, tmp_path):
+    """A VRT's sources count, wherever they lie; what a viewer wrote beside them does not."""
+    rasterio = pytest.importorskip("rasterio")
+    tile = tmp_path / "tile.tif"
+    place = {"crs": "EPSG:32640", "transform": rasterio.Affine(1, 0, 7, 0, -1, 9)}
+
+    def write_tile(value):
+        with rasterio.open(tile, "w", driver="GTiff", height=16, width=20, count=3, dtype="uint8", **place) as file:
+            file.write(np.full((3, 16, 20), value, np.uint8))
+
+    write_tile(1)
+    bands = "".join(
+        f'<VRTRasterBand dataType="Byte" band="{b}"><SimpleSource><SourceFilename>{tile}</SourceFilename>'
+        f"<SourceBand>{b}</SourceBand></SimpleSource></VRTRasterBand>"
+        for b in (1, 2, 3)
+    )
+    (folder / "images" / "s1.png").unlink()
+    (folder / "images" / "s1.vrt").write_text(f'<VRTDataset rasterXSize="20" rasterYSize="16">{bands}</VRTDataset>')
+    before = record_of(folder)
+    assert str(tile) in before["scenes"]["train"]["s1"]["files"]
+    (tmp_path / "tile.tif.aux.xml").write_text("<PAMDataset></PAMDataset>")
+    assert identity.changes(record_of(folder), before) == []
+    write_tile(2)
+    assert identity.changes(record_of(folder), before) == [f"{tile} of train has changed"]
+
+
 def test_a_window_elsewhere_is_other_data():
     sample = open_dataset("sample")
     ours, theirs = (identity.describe(sample, [split]) for split in ("train", "test"))
     renamed = {**theirs, "scenes": {"train": {"tile2-upper": theirs["scenes"]["test"]["tile2-lower"]}}}
-    assert identity.changes(ours, renamed) == ["tile2-upper of train has another size, or parts elsewhere"]
+    assert identity.changes(ours, renamed) == ["tile2-upper of train has another size or type, or parts elsewhere"]
 
 
 @pytest.mark.parametrize(

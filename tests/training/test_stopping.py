@@ -27,7 +27,7 @@ from glcanet_jax.training import loop, optim
 from glcanet_jax.training.checkpoints import Checkpoints
 from glcanet_jax.training.records import Log, room_told
 from glcanet_jax.training.step import create_state
-from glcanet_jax.training.stopping import Stop, on_any_host
+from glcanet_jax.training.stopping import listening, on_any_host
 from tests.data.test_identity import CLASSES, write_scene, write_splits
 from tests.training.test_resume import ROOT, Toy, configured
 
@@ -99,7 +99,7 @@ def test_in_another_thread_signals_stay_what_they_were():
     handler = signal.getsignal(signal.SIGINT)
 
     def look():
-        with Stop().listening():
+        with listening():
             found.append(signal.getsignal(signal.SIGINT))
 
     thread = threading.Thread(target=look)
@@ -112,8 +112,7 @@ def test_what_is_ignored_stays_ignored():
     """A command in the background of a script must not hear the Ctrl-C of its terminal."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        stop = Stop()
-        with stop.listening():
+        with listening() as stop:
             os.kill(os.getpid(), signal.SIGINT)
         assert stop.signal is None
     finally:
@@ -122,8 +121,7 @@ def test_what_is_ignored_stays_ignored():
 
 def test_a_command_that_was_stopped_says_how_to_go_on(capsys):
     def command():
-        stop = Stop()
-        with stop.listening():
+        with listening() as stop:
             os.kill(os.getpid(), signal.SIGTERM)
             while stop.signal is None:
                 time.sleep(0.001)
@@ -142,9 +140,9 @@ def test_a_second_signal_ends_compiled_code_at_once(number):
     code = """
         import hashlib
         from glcanet_jax import cli
-        from glcanet_jax.training.stopping import Stop
+        from glcanet_jax.training.stopping import listening
         def work():
-            with Stop().listening():
+            with listening():
                 print("under way", flush=True)
                 hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
         cli.run(work)
@@ -267,20 +265,21 @@ def test_what_a_kill_left_half_written_is_cleared(tmp_path):
     assert not half.exists()
 
 
-def test_a_full_disk_ends_in_one_line_and_the_last_checkpoint_stays(tmp_path):
-    """Here the system refuses files above a size."""
+def test_a_full_disk_ends_in_one_line_and_the_last_checkpoint_stays(tmp_path, capsys):
+    """Here the system refuses files above a size. Nothing else is told, in no thread."""
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(state_at(2, 2, 10**6), {}, None)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limits[1]))
         with pytest.raises(
-            UserError, match="the checkpoint of step 3 cannot be written .*; that of step 2 is whole"
+            UserError,
+            match=r"the checkpoint of step 3 cannot be written to .*last \(File too large\); that of step 2 is whole",
         ) as told:
             checkpoints.save(state_at(3, 3, 10**6), {}, None)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(told.value) and capsys.readouterr().err == ""
     restored, _ = Checkpoints(tmp_path).restore(state_at(0, 0, 10**6))
     assert int(restored.step) == 2
 
