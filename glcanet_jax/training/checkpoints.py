@@ -141,6 +141,8 @@ def _tried(action: Callable[[], Any]) -> tuple[Any, str | None]:
 
 def _in_words(error: Exception) -> str:
     """The system's reason if it is one, else the first line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     system = re.search(r": ([^:]+) \[os_error_code", str(error))
     lines = str(error).splitlines() or [type(error).__name__]
     return system[1] if system else lines[0][:SHOWN]
