@@ -106,6 +106,7 @@ def save_weights(
     stay float32). ``bands`` are those of the images; None: those of
     the kernel that is called ``stem_conv``.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     path = Path(path)
@@ -130,9 +131,15 @@ def save_weights(
         "bands": str(bands),
     }
     temporary = path.with_name(path.name + ".part")
-    save_file(arrays, temporary, metadata)
-    temporary.chmod(0o644)  # safetensors makes files that only their owner can read
-    os.replace(temporary, path)
+    try:
+        save_file(arrays, temporary, metadata)
+        temporary.chmod(0o644)  # safetensors makes files that only their owner can read
+        os.replace(temporary, path)
+    except (SafetensorError, OSError) as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"{path} cannot be written ({error}); make room, or give another place, and try again"
+        ) from error
 
 
 def _quantised(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

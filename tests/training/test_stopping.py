@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from glcanet_jax import cli, report, runs
+from glcanet_jax import cli, report, runs, weights
 from glcanet_jax.config import Config, DataConfig
 from glcanet_jax.errors import Stopped, UserError
 from glcanet_jax.training import loop, optim
@@ -192,8 +192,8 @@ def test_there_is_a_checkpoint_every_few_minutes(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("minutes", [0.0, -1.0, float("nan")])
 def test_minutes_must_be_some(monkeypatch, tmp_path, minutes):
-    with pytest.raises(UserError, match="train.checkpoint_minutes is .*; it must be above 0"):
-        loop.prepare(toy(monkeypatch, tmp_path / "run", checkpoint_minutes=minutes))
+    with pytest.raises(UserError, match="checkpoint.minutes is .*above 0"):
+        toy(monkeypatch, tmp_path / "run", checkpoint_minutes=minutes)
 
 
 def state_at(step, seed=0, size=15):
@@ -282,6 +282,20 @@ def test_a_full_disk_ends_in_one_line_and_the_last_checkpoint_stays(tmp_path, ca
     assert "\n" not in str(told.value) and capsys.readouterr().err == ""
     restored, _ = Checkpoints(tmp_path).restore(state_at(0, 0, 10**6))
     assert int(restored.step) == 2
+
+
+def test_weights_on_a_full_disk_leave_those_that_were_there(tmp_path):
+    path, limits = tmp_path / "last.safetensors", resource.getrlimit(resource.RLIMIT_FSIZE)
+    meta = {"config": {}, "classes": {}, "normalisation": {}, "bands": 3}
+    weights.save_weights(path, {"params": {"w": np.zeros(10, np.float32)}}, **meta)
+    before = path.read_bytes()
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limits[1]))
+        with pytest.raises(UserError, match="last.safetensors cannot be written .*make room"):
+            weights.save_weights(path, {"params": {"w": np.zeros(10**6, np.float32)}}, **meta)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
 def test_other_files_on_a_full_disk(tmp_path):
