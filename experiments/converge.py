@@ -319,7 +319,9 @@ def save(path: Path, variables: Any) -> None:
         parts[-1] |= new
         size += more
     for i, part in enumerate(parts):
-        np.savez(f"{path}.{i}.npz", **part)
+        partial = path.with_name(f".{path.name}.{i}.part.npz")
+        np.savez(partial, **part)
+        partial.replace(f"{path}.{i}.npz")
 
 
 # ------------------------------------------------------------------------------------------------------------- the command

@@ -26,15 +26,19 @@ PRESETS = {
 
 
 def main() -> None:
-    name, config = cli.choose_preset(PRESETS, "paper", "experiments.deepglobe", sys.argv[1:], __doc__)
+    argv = sys.argv[1:]
+    name, config = cli.choose_preset(PRESETS, "paper", "experiments.deepglobe", argv, __doc__)
     from glcanet_jax import experiment, runs
 
     try:
         if name != "sample":
             runs.open_data(config.data)
     except DatasetMissing as missing:
+        if any(cli.chosen(argv, f"data.{asked}") for asked in ("dir", "tfds-dir", "dataset")):
+            raise  # what was asked for is not there: nothing else is what was meant
         print(missing, "\n\nrunning the bundled sample instead\n", sep="", flush=True)
-        config = SAMPLE
+        given = argv[1:] if argv and not argv[0].startswith("-") else argv
+        _, config = cli.choose_preset(PRESETS, "sample", "experiments.deepglobe", ["sample", *given], __doc__)
     experiment.run(config, split="test")
 
 

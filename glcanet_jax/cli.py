@@ -6,33 +6,72 @@ import dataclasses
 import importlib.metadata
 import inspect
 import io
+import os
 import re
 import shutil
+import signal
 import sys
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from glcanet_jax.errors import UserError
+from glcanet_jax.errors import Stopped, UserError
 from glcanet_jax.options import MISSING, SHORT, Option, canonical, check, metavar, options_of, perhaps, sentence
 
 COLUMN = 32  # where the words of an option begin
 
 
 def run(main: Callable[[], Any]) -> None:
-    """Run a command; bad input ends in its message alone and exit code 2, Ctrl-C in 130."""
+    """Run a command; bad input ends in its message alone and exit code 2, Ctrl-C in 130; a second Ctrl-C ends at once."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding lacks ends no command
     try:
-        code = main()
+        with _second_ends_at_once():
+            code = main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(stopped.code)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+@contextlib.contextmanager
+def _second_ends_at_once() -> Iterator[None]:
+    """A second Ctrl-C or SIGTERM ends the process, whatever compiled code it is in: Python hears of signals only between
+    its own steps, and nothing that is not whole has its final name.
+    """
+    if os.name == "nt" or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heard, told = os.pipe()
+    os.set_blocking(told, False)
+    terminal = os.dup(2)  # which may go elsewhere meanwhile
+    last = b"\x1b[?25hstopped\n" if os.isatty(terminal) else b"stopped\n"  # a bar has hidden the cursor
+    before = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        numbers = []
+        while found := os.read(heard, 64):
+            numbers += [n for n in found if n in (signal.SIGINT, signal.SIGTERM)]
+            if len(numbers) > 1:
+                os.write(terminal, last)
+                os._exit(128 + numbers[-1])
+        os.close(heard)
+        os.close(terminal)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(told)
 
 
 def program() -> str:
@@ -96,7 +135,7 @@ def chosen(argv: Sequence[str], name: str = "model.network") -> str | None:
     found = None
     for i, word in enumerate(argv):
         flag, equals, value = word.partition("=")
-        if flag in flags and (equals or i + 1 < len(argv)):
+        if flag.replace("_", "-") in flags and (equals or i + 1 < len(argv)):
             found = value if equals else argv[i + 1]
     return found
 

@@ -13,6 +13,7 @@ from glcanet_jax.geometry import Views
 from glcanet_jax.limits import COUNT, DECAY, MOST, SEED, WEIGHT, Range, check_fields
 
 RATE = Range(0)  # of learning
+MINUTES = Range(0, open="low")
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,8 @@ class TrainConfig:
     log_every: Annotated[int, COUNT] = 10  # steps from line to line of log.jsonl
     eval_every: Annotated[int | None, COUNT] = None  # steps from validation to validation; None: an epoch
     checkpoint_every: Annotated[int | None, COUNT] = None  # steps from checkpoint to checkpoint; None: an epoch
+    # minutes after which there is one at the latest: a killed run does again what came after its last checkpoint
+    checkpoint_minutes: Annotated[float, MINUTES] = 5.0
     tensorboard: bool = True  # a log for it, too, if it is installed
 
     def __post_init__(self):

@@ -229,11 +229,12 @@ def _unknown(word: str, name: str, known: dict[str, Option], program: str) -> st
     ends = [other for other in known if other.rpartition(".")[2] == name]
     near = ends or _nearest(name, [*known, *shorts])
     network = known.get("model.network")
-    what = f"there is no option {word}"
-    if name.startswith("model.") and network is not None:
-        what = f"{network.default} has no option {word}"
     meant = f" (perhaps you meant --{near[0]})" if near else ""
-    return f"{what}{meant}; `{program} --help` lists them"
+    if not name.startswith("model.") or network is None:
+        return f"there is no option {word}{meant}; `{program} --help` lists them"
+    own = ", ".join(n.removeprefix("model.") for n in known if n.startswith("model.") and n != "model.network")
+    meant = meant or f" (it has {own})"
+    return f"{network.default} has no option {word}{meant}; `{program} --model.network {network.default} --help` lists them"
 
 
 def _nearest(name: str, known: Sequence[str]) -> list[str]:

@@ -15,9 +15,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from glcanet_jax import border, metrics, models, report, weights
 from glcanet_jax import config as configs
 from glcanet_jax.config import Config
-from glcanet_jax.data import open_dataset
+from glcanet_jax.data import identity, open_dataset
 from glcanet_jax.data.folder import parse_choice
-from glcanet_jax.data.scenes import class_counts, filled, mean_values
+from glcanet_jax.data.scenes import check_labels, class_counts, filled, mean_values
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference.evaluation import countable, evaluate
 from glcanet_jax.inference.predictor import Predictor
@@ -26,13 +26,25 @@ from glcanet_jax.progress import Progress
 
 
 def enable_compilation_cache() -> None:
-    """Keep compiled programs between runs, unless the user has said where or no."""
+    """Keep compiled programs between runs, unless the user has said where or no, or there is no place for them."""
     if jax.config.jax_compilation_cache_dir is None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "glcanet_jax" / "xla"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
+        cache = _cache_folder()
+        if cache is not None:
+            jax.config.update("jax_compilation_cache_dir", str(cache))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         # a network starts with hundreds of small programs, which take half of a second start if they are left out
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def _cache_folder() -> Path | None:
+    """Where this user's compiled programs lie; None for a user without a home, or with one that cannot be written to."""
+    try:
+        above = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        cache = Path(above) / "glcanet_jax" / "xla"
+        cache.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # the latter: there is no home
+        return None
+    return cache if os.access(cache, os.W_OK) else None
 
 
 def open_data(data: configs.DataConfig) -> Any:
@@ -124,6 +136,8 @@ def filled_as_trained(config: Config, dataset: Any) -> Any:
 def _check_numbers(config: Config, dataset: Any) -> None:
     """Lists that have a number for each class or band, and numbers that are divided by."""
     weights, count = config.loss.class_weights, len(dataset.classes.names)
+    if weights and not any(weights):
+        raise UserError("--loss.class-weights are all 0: nothing would be learnt; give one above 0 at least")
     if weights and (len(weights) != count or not all(0 <= w < math.inf for w in weights)):
         raise UserError(
             f"--loss.class-weights has {len(weights)} numbers ({', '.join(f'{w:g}' for w in weights)}); "
@@ -338,8 +352,6 @@ def computing_in(config: Config, dtype: str) -> Config:
 
 def check_fit(dataset: Any, scenes: Any, predictor: Predictor, class_names: list[str], split: str) -> None:
     """Raises UserError if weights cannot be scored on these scenes."""
-    if not scenes:
-        raise UserError(f"split {split!r} of {dataset.name} holds no scenes; choose another with --split")
     if list(dataset.classes.names) != class_names:
         raise UserError(
             f"the weights know the classes {', '.join(class_names)}; {dataset.name} has {', '.join(dataset.classes.names)}; "
@@ -350,6 +362,7 @@ def check_fit(dataset: Any, scenes: Any, predictor: Predictor, class_names: list
             raise UserError(
                 f"scene {scene.name} has {scene.bands} bands, the weights take {predictor.bands}; give scenes of the same bands"
             )
+    check_labels(scenes, split, what="evaluation")
 
 
 def evaluate_split(
@@ -446,7 +459,7 @@ def open_run(config: Config) -> Path:
     """The run's folder, with its configuration; the same command finds its own run again.
 
     Raises:
-        UserError: the folder holds a run of another configuration, or something else.
+        UserError: the folder holds a run of another configuration, or something else, or cannot be made.
     """
     out = Path(config.out)
     ours = configs.to_dict(config)
@@ -454,8 +467,10 @@ def open_run(config: Config) -> Path:
         theirs = border.read_json(out / "config.json")
         # options that are newer than the run have their defaults
         theirs = configs.to_dict(configs.from_dict(theirs, out / "config.json"))
+        if (out / DATA).exists():  # which tells whether the data are the same, wherever they lie
+            theirs["data"]["dir"] = ours["data"]["dir"]
         changed = configs.differences(ours, theirs, words=("here", "there"))
-        if changed and not any((out / "checkpoints").glob("*/[0-9]*")) and not (out / "last.safetensors").exists():
+        if changed and not _kept(out):
             write_json(out / "config.json", ours)  # it was stopped before its first step was kept: nothing is lost
         elif changed:
             raise UserError(
@@ -465,6 +480,37 @@ def open_run(config: Config) -> Path:
         return out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is no run of ours; give another --out, or an empty folder")
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "config.json", ours)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "config.json", ours)
+    except OSError as error:
+        raise UserError(f"{out} cannot be made ({error.strerror}); give another --out") from error
     return out
+
+
+DATA = "data.json"  # in a run's folder: what it was trained on
+
+
+def _kept(out: Path) -> bool:
+    """Whether a run has anything that could go on, or be lost."""
+    return any((out / "checkpoints").glob("*/[0-9]*")) or (out / "last.safetensors").exists()
+
+
+def know_data(out: Path, config: Config, dataset: Any) -> None:
+    """Record what a run is trained and validated on, or see that it still is what was recorded.
+
+    A copy of the data is the same data. A run that is older than these records takes what is there now.
+
+    Raises:
+        UserError: the data have changed since the run began, and how; a file of theirs cannot be read.
+    """
+    path = out / DATA
+    before = identity.read(path) if path.exists() and _kept(out) else None
+    now = identity.describe(dataset, [s for s in (config.data.train_split, config.data.val_split) if s], before)
+    changed = [] if before is None else identity.changes(now, before)
+    if changed:
+        raise UserError(
+            f"{out} holds a run on other data: {'; '.join(changed)}; give another --out, or the data as they were to go on"
+        )
+    if now != before:
+        write_json(path, now)

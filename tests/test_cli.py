@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from experiments import deepglobe
-from glcanet_jax import cli
+from glcanet_jax import cli, experiment
 from glcanet_jax import config as configs
+from glcanet_jax.data import DatasetMissing
 from glcanet_jax.errors import UserError
 from glcanet_jax.geometry import Views
 from glcanet_jax.measure import info
@@ -185,45 +186,47 @@ def test_a_missing_dataset_is_explained(tmp_path):
         )
 
 
-def deepglobe_without_data(tmp_path, prepare):
-    code = f"import sys; import experiments.deepglobe as e; {prepare}; from glcanet_jax import cli; cli.run(e.main)"
-    args = [sys.executable, "-c", code, "--data.dir", str(tmp_path / "none"), str(tmp_path / "run")]
-    result = subprocess.run(args, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=500)
-    assert result.returncode == 0, result.stderr
+def asked_of_deepglobe(monkeypatch, cwd, *argv):
+    """What ``experiments.deepglobe`` hands to the experiment, in a folder without data."""
+    handed = []
+    monkeypatch.setattr(experiment, "run", lambda config, split: handed.append((config, split)))
+    monkeypatch.setattr(sys, "argv", ["deepglobe", *argv])
+    monkeypatch.chdir(cwd)
+    deepglobe.main()
+    return handed[0]
+
+
+def test_deepglobe_without_data_goes_on_with_the_sample(monkeypatch, tmp_path, capsys):
+    """It says what is missing; whatever else was asked for holds for the sample, too."""
+    assert asked_of_deepglobe(monkeypatch, tmp_path) == (deepglobe.SAMPLE, "test")
+    told = capsys.readouterr().out
     for part in (
         "deepglobe was not found",
-        str(tmp_path / "none"),
+        "looked at: data/deepglobe",
         "_sat.jpg",
         "register at",
         "running the bundled sample",
     ):
-        assert part in result.stdout
-    return result.stdout
+        assert part in told
+    config, _ = asked_of_deepglobe(monkeypatch, tmp_path, "tiny", "--out", "mine", "--train.steps", "3")
+    assert (config.data.dataset, config.out, config.train.steps) == ("sample", "mine", 3)
 
 
-def test_deepglobe_without_data_goes_on_with_the_sample(tmp_path):
-    """It says what is missing, and hands the sample's configuration to the experiment."""
-    told = deepglobe_without_data(
-        tmp_path,
-        "sys.argv.pop(); from glcanet_jax import experiment; "
-        "experiment.run = lambda config, split: print('RUN', config == e.SAMPLE, split)",
-    )
-    assert told.rstrip().endswith("RUN True test")
+@pytest.mark.parametrize(
+    "asked", [("--data.dir", "none"), ("--data-dir=none",), ("--data.tfds_dir", "none"), ("--dataset", "folder")]
+)
+def test_data_that_were_asked_for_and_are_not_there_end_the_command(monkeypatch, tmp_path, asked):
+    """Nothing else is trained on in their place."""
+    with pytest.raises(DatasetMissing):
+        asked_of_deepglobe(monkeypatch, tmp_path, "tiny", *asked)
+    assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
-def test_deepglobe_without_data_runs_the_sample(tmp_path):
-    """All of it: here told to do next to nothing with the bundled scene."""
-    told = deepglobe_without_data(
-        tmp_path,
-        "import dataclasses; s = e.SAMPLE;"
-        "e.SAMPLE = dataclasses.replace(s, out=sys.argv.pop(), train=dataclasses.replace(s.train, steps=1),"
-        " model=dataclasses.replace(s.model, depth=10, width=8, fpn_channels=16, fast_conv=False),"
-        " views=dataclasses.replace(s.views, global_size=64, patch_size=128), eval_batch=16)",
-    )
-    for name in ("curve.png", "eval-test/metrics.json", "eval-test/confusion.png", "last.safetensors"):
-        assert str(tmp_path / "run" / name) in told and (tmp_path / "run" / name).is_file()
-    assert "mIoU" in told and list((tmp_path / "run" / "eval-test").glob("overlay_*.png"))
+@pytest.mark.parametrize("name", ["deepglobe", "mbrsc", "vaihingen", "potsdam"])
+def test_an_experiment_without_its_data_exits_with_2(tmp_path, name):
+    result = run(f"experiments.{name}", "tiny", "--data.dir", tmp_path / "none", "--out", tmp_path / "run")
+    assert_told(result, "was not found", str(tmp_path / "none"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_unknown_option_is_told():
@@ -255,7 +258,8 @@ def test_a_preset_takes_another_network_and_its_options():
 
 def test_an_option_of_another_network_is_refused():
     argv = ["tiny", "--model.network", "unet", "--model.mask", "window"]
-    with pytest.raises(UserError, match="unet has no option --model.mask; `python -m experiments.deepglobe --help`"):
+    told = r"unet has no option --model.mask \(it has view, width, .*\); `python -m experiments.deepglobe --model.network unet --help`"
+    with pytest.raises(UserError, match=told):
         cli.choose_preset(deepglobe.PRESETS, "paper", "experiments.deepglobe", argv)
 
 

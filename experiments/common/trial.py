@@ -95,10 +95,19 @@ def _one(trial: Trial, budget: Budget, folder: Path) -> dict[str, Any]:
             continue
         with (folder / f"{part}.log").open("w", encoding="utf-8") as log:
             command = [sys.executable, "-m", "experiments.common.trial", part, str(folder)]
-            code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode
+            code = _finished(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT))
         if code:
             return base | {"status": "failed", "reason": _reason(folder / f"{part}.log", code)}
     return base | {"status": "done"} | _result(folder, config)
+
+
+def _finished(process: subprocess.Popen) -> int:
+    """Exit code of a process; after Ctrl-C, which it hears too, when it has saved what it was at."""
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.wait()
+        raise
 
 
 def _result(folder: Path, config: Config) -> dict[str, Any]:

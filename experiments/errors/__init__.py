@@ -261,19 +261,22 @@ def gain(outcomes: Int[np.ndarray, "4"]) -> dict[str, Any]:
 def write(result: dict[str, Any], pictures: dict[str, list[Picture]], table: ClassTable, folder: Path) -> None:
     """``errors-<dataset>.json`` and ``.md``, and the pictures ``errors-<dataset>-<kind>-<number>.webp`` in place of earlier ones."""
     folder.mkdir(parents=True, exist_ok=True)
-    windows = []
+    windows, left_over = [], []
     for kind in SIGNS:
         for i in range(SHOWN):
             path = folder / f"errors-{result['dataset']}-{kind}-{i + 1}.webp"
-            path.unlink(missing_ok=True)
             if i < len(pictures[kind]):
                 record, *panels = pictures[kind][i]
                 report.save_comparison(path, *panels, table.palette, table.names)
                 windows.append({"picture": path.name, "kind": kind} | record)
+            else:
+                left_over.append(path)
     if "gain" in result:
         result["gain"]["windows"] = windows
     runs.write_json(folder / f"errors-{result['dataset']}.json", result)
     report.write_text(folder / f"errors-{result['dataset']}.md", markdown(result))
+    for path in left_over:  # of an earlier result, which has been replaced by now
+        path.unlink(missing_ok=True)
 
 
 def _percent(*values: float | None) -> str:

@@ -135,6 +135,14 @@ def html(text: str) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------------- pictures
+def kept_pictures(folder: Path) -> dict[str, str]:
+    """Captions by file name of the pictures that the page shows and that lie beside it: they take runs that may be gone."""
+    page = folder / "REPORT.md"
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    shown = re.findall(r"^!\[(.*)\]\((report_\w+\.webp)\)$", text, flags=re.MULTILINE)
+    return {name: caption for caption, name in shown if (folder / name).is_file()}
+
+
 def chosen_rows(result: dict[str, Any]) -> dict[str, str]:
     """The runs to draw by what they are called: GLCANet, GLNet and the best rival of one view, the best of each."""
     split, best = result["splits"][0], {}
@@ -212,13 +220,13 @@ def main() -> None:
     results = load(options.results)
     name = f"table1-{options.data.dataset}-{options.size}"
     table = results.get(name)
-    pictures: dict[str, str] = {}
+    pictures = kept_pictures(options.results)
     if options.work is not None:
         if table is None:
             raise UserError(
                 f"{options.results} has no {name}.json; run `python -m experiments.table1` first, or leave out --work"
             )
-        pictures = draw(options, table)
+        pictures |= draw(options, table)
     paths = [path for kind in KINDS for path in sorted(options.results.glob(f"{kind}-*.md"))]
     tables = {path.stem: border.read_text(path) for path in paths}
     text = markdown(results, tables, pictures)

@@ -17,8 +17,8 @@ def write(result: dict[str, Any], folder: Path) -> None:
     path = path.with_name(f"{path.name}.webp")
     if any("memory" in row["cost"] for row in result["rows"]):
         picture(result, path)
-    else:
-        path.unlink(missing_ok=True)  # an earlier one's rows are others
+    elif path.exists():  # an earlier one's rows are others, and its memory may not be told again
+        path.replace(path.with_name(f"{path.stem}.earlier.webp"))
 
 
 def _value(value: Any, digits: int = 1) -> str:

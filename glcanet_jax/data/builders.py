@@ -7,6 +7,7 @@ time. :func:`open_tfds` gives the same scenes as the plain files, pixel for pixe
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import re
 import zlib
@@ -21,7 +22,8 @@ from glcanet_jax.data import OPTIONS, check_options
 from glcanet_jax.data.deepglobe import open_deepglobe
 from glcanet_jax.data.files import CACHE, FileScene, open_image
 from glcanet_jax.data.folder import open_folder
-from glcanet_jax.data.isprs import SURVEYS, TileScene, open_potsdam, open_vaihingen
+from glcanet_jax.data.identity import files_of
+from glcanet_jax.data.isprs import SURVEYS, open_potsdam, open_vaihingen
 from glcanet_jax.data.mbrsc import CALLED, FOLD, as_test, assign, open_mbrsc
 from glcanet_jax.data.moments import ExtraBand, Moments
 from glcanet_jax.data.raster import fitting, in_memory
@@ -216,16 +218,6 @@ def _describe(scene: Any) -> dict[str, Any]:
     return described | ({"truths": list(truths)} if truths else {})
 
 
-def _files(scene: Any) -> Iterator[Path]:
-    if isinstance(scene, GridScene):
-        for part, _, _ in scene.parts:
-            yield from _files(part)
-    elif isinstance(scene, TileScene):
-        yield from scene.files
-    else:
-        yield from (path for path in (scene.image, scene.mask) if path is not None)
-
-
 def fingerprint(dataset: Dataset) -> str:
     """Changes when a file of the dataset, its splits or its classes do."""
     seen = [repr((dataset.classes, dataset.protocols))]
@@ -234,7 +226,7 @@ def fingerprint(dataset: Dataset) -> str:
     for split, scenes in dataset.splits.items():
         for scene in scenes:
             seen.append(f"{in_files.get(split, split)} {scene.name} {getattr(scene, 'crop', None)}")
-            seen += [f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in _files(scene)]
+            seen += [f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path, _ in files_of(scene)]
     return hashlib.sha256("\n".join(seen).encode()).hexdigest()
 
 
@@ -252,6 +244,11 @@ class RecordScene:
     labelled: bool
     truths: tuple[str, ...] = ()  # besides the labels
     fill: tuple[float, ...] | None = None  # a value per band where there is no data
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The records of its split, those of other scenes among them."""
+        return _record_files(self.key)
 
     def _record(self, what: str) -> np.ndarray:
         def decoded() -> np.ndarray:
@@ -311,6 +308,12 @@ def _damage_told(folder: Path) -> Iterator[None]:
     except (UserError, *_failures()) as error:  # UserError: a picture in a record
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"the build in {folder} is damaged ({reason}); remove it, and it is built again") from error
+
+
+@functools.cache
+def _record_files(key: str) -> tuple[Path, ...]:
+    folder, _, split = key.rpartition("/")
+    return tuple(sorted(Path(folder).glob(f"*-{_stored_name(split)}.array_record*")))
 
 
 def _config_for(name: str, dataset: Dataset, options: dict[str, Any]) -> PartsConfig | None:

@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from glcanet_jax.data.masks import MaskSource, misplaced
+from glcanet_jax.data.provenance import local_file
 from glcanet_jax.data.raster import RasterSource, fitting
 from glcanet_jax.data.scenes import IGNORE, Cache, ClassTable, window
 from glcanet_jax.errors import UserError
@@ -17,6 +18,8 @@ from glcanet_jax.errors import UserError
 CACHE = Cache()
 
 WHOLE = 2**30  # bytes; a picture without random access is decoded whole if it needs no more
+
+VIEWED = (".ovr", ".aux.xml")  # endings of what GIS writes beside a file: overviews, statistics
 
 OPEN = 32  # files that a thread keeps open
 
@@ -114,6 +117,21 @@ class FileScene:
         if self.mask is not None:
             for problem in problems_of_pair(self._image(), self._mask()):
                 raise UserError(problem)
+
+    def read_from(self) -> Iterator[tuple[Path, bool]]:
+        """The files behind it, and whether each holds labels: image and mask, and what a mosaic of either draws from.
+
+        Overviews and what viewers write beside a file when it is looked at are none of them.
+        """
+        drawn = [(self.image, False, self._image())]
+        if self.mask is not None:
+            drawn.append((self.mask, True, self._mask()))
+        for path, labels, source in drawn:
+            yield path, labels
+            for name, *_ in source.identity()["draws_from"]:
+                place = local_file(name)
+                if place is not None and not name.endswith(VIEWED):
+                    yield place, labels
 
     def _image(self) -> RasterSource:
         return open_image(self.image, self.choice, self.heed_alpha)

@@ -39,6 +39,10 @@ class MaskSource:
         if self.coloured and file.dtype != np.uint8:
             raise UserError(f"{path}: a mask of colours is {np.dtype(file.dtype)}; it must be uint8")
 
+    def identity(self) -> dict[str, Any]:
+        """As :meth:`RasterSource.identity`."""
+        return self._raster.identity()
+
     @cached_property
     def by_index(self) -> bool:
         """Whether the indices of its palette are the ids: some pixel's colour is no class, and all indices are ids."""

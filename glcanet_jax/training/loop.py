@@ -1,8 +1,9 @@
 """The training loop: from a configuration to a finished run, going on where a killed one stopped."""
 
 import contextlib
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from glcanet_jax import geometry, models, runs
 from glcanet_jax.config import Config, numbers_of
 from glcanet_jax.data import disk
 from glcanet_jax.data.loader import TrainLoader
-from glcanet_jax.data.scenes import Dataset
+from glcanet_jax.data.scenes import Dataset, check_labels
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference.evaluation import evaluate
 from glcanet_jax.inference.predictor import Predictor
@@ -26,8 +27,9 @@ from glcanet_jax.training import optim, phases
 from glcanet_jax.training.checkpoints import Checkpoints
 from glcanet_jax.training.messages import native_kept, warnings_kept
 from glcanet_jax.training.phases import Phase
-from glcanet_jax.training.records import Log, Monitor, Timer, record
+from glcanet_jax.training.records import Log, Monitor, Timer, record, room_told
 from glcanet_jax.training.step import TrainState, create_state, make_train_step
+from glcanet_jax.training.stopping import Stop, listening, on_any_host
 
 MESSAGES = "messages.log"  # in the run's folder: what libraries have to say
 SECONDS_AN_ARRAY = 0.1  # of parameters: about what compiling a step takes, on two cores or for a GPU
@@ -52,7 +54,9 @@ def train(config: Config) -> Path:
     """Train to the end, from the last checkpoint if there is one; returns the run's folder.
 
     Raises:
-        UserError: the data, the weights or the options do not fit, or the loss is not finite.
+        UserError: the data, the weights or the options do not fit, the data are not those that the run began with, or the
+            loss is not finite.
+        Stopped: Ctrl-C or SIGTERM asked for it; the run is saved.
     """
     # ------------------------------------------------------------------ what there is to train on, and with what
     runs.enable_compilation_cache()
@@ -63,11 +67,12 @@ def train(config: Config) -> Path:
     variables = runs.initial_variables(config, work.model, work.bands)
     optim.frozen(variables["params"], config.freeze)  # what is no parameter is told
     out = runs.open_run(config)  # so late, that a refused configuration leaves nothing behind
+    runs.know_data(out, config, work.dataset)
     print(f"training on {len(work.scenes)} scenes for {work.steps} steps; everything is written to {out}")
     for name in ("checkpoints", "tensorboard"):
         disk.check_no_links(out / name)
     disk.own(out / MESSAGES)
-    with warnings_kept(out / MESSAGES):
+    with warnings_kept(out / MESSAGES), room_told(out):
         return _train_in(out, work, variables)
 
 
@@ -80,30 +85,33 @@ def _train_in(out: Path, work: Work, variables: dict[str, Any]) -> Path:
 
     # ------------------------------------------------------------------ where a killed run stopped
     # 1. the state, with the optimiser and the step; 2. the iterator's position; 3. the log up to that step
-    checkpoints, batches, best = Checkpoints(out / "checkpoints"), iter(work.loader), None
+    checkpoints, batches, saved = Checkpoints(out / "checkpoints"), iter(work.loader), {}
     if checkpoints.last_step() is not None:
         state, saved = checkpoints.restore(state)
         batches.set_state(saved["data"])
-        best = saved["best"]
         print(f"going on from step {int(state.step)}")
-    start = int(state.step)
-    log = Log(out, start, config.train.tensorboard)
+    start, unscored = int(state.step), saved.get("unscored", False)
+    log = Log(out, start, config.train.tensorboard, scored=not unscored)
 
     # ------------------------------------------------------------------ the steps
-    with contextlib.closing(log), Progress(work.steps, "training", "steps", start) as progress:
+    with contextlib.closing(log), Progress(work.steps, "training", "steps", start) as progress, listening() as stop:
         monitor, rates = Monitor(work.scenes), optim.rates(config.optimiser, work.spans)
         predictor = predictor_of(work, state)
-        run = Run(out, work, tx, batches, checkpoints, log, progress, predictor, best, monitor, rates)
+        run = Run(
+            out, work, tx, batches, checkpoints, log, progress, predictor, saved.get("best"), monitor, rates, stop
+        )
+        if unscored:
+            score(run, state, start)
         for phase in (p for p in work.spans if start < p.stop):
             if start <= phase.start:
                 state = state.entering(lambda variables, phase=phase: phase.stage.enter(work.model, variables))
             state = train_phase(run, state, phase, max(start, phase.start))
 
     # ------------------------------------------------------------------ weights out
+    runs.save(out / "last.safetensors", config, work.dataset, state.answering)
     best_variables = checkpoints.restore_best() if work.val_scenes else None
     if best_variables is not None:
         runs.save(out / "best.safetensors", config, work.dataset, best_variables)
-    runs.save(out / "last.safetensors", config, work.dataset, state.answering)
     checkpoints.close()
     return out
 
@@ -116,11 +124,14 @@ def prepare(config: Config) -> Work:
         UserError: they do not fit each other.
     """
     dataset = runs.open_data(config.data)
+    check_labels(dataset.scenes(config.data.train_split), config.data.train_split, what="training")
     config = runs.resolve(config, dataset)
     dataset = runs.filled_as_trained(config, dataset)
     scenes = dataset.scenes(config.data.train_split)
     val_scenes = dataset.scenes(config.data.val_split) if config.data.val_split else ()
-    bands = _common_bands(scenes, val_scenes, config.data.train_split)
+    if config.data.val_split:
+        check_labels(val_scenes, config.data.val_split, dataset.protocols[0].ignore, what="validation")
+    bands = _common_bands(scenes, val_scenes)
     _check_options(config)
     num_classes = len(dataset.classes.names)
     loader = TrainLoader(scenes, config.views, config.loader, num_classes)
@@ -133,10 +144,7 @@ def prepare(config: Config) -> Work:
     return Work(config, dataset, scenes, val_scenes, bands, loader, model, mesh, steps, spans)
 
 
-def _common_bands(scenes: Sequence[Any], val_scenes: Sequence[Any], split: str) -> int:
-    for scene in scenes:
-        if not scene.labelled:
-            raise UserError(f"scene {scene.name} of split {split} has no labels; training needs them")
+def _common_bands(scenes: Sequence[Any], val_scenes: Sequence[Any]) -> int:
     counts = {s.bands for s in (*scenes, *val_scenes)}
     if len(counts) != 1:
         raise UserError(
@@ -211,6 +219,9 @@ class Run:
     best: float | None  # the highest validation mIoU so far
     monitor: Monitor
     rates: Mapping[str, optax.Schedule]
+    stop: Stop
+    # when the last checkpoint was written, or the run began
+    saved_at: float = field(default_factory=lambda: time.monotonic())
 
 
 def _tell(run: Run) -> None:
@@ -239,11 +250,14 @@ def train_phase(run: Run, state: TrainState, phase: Phase, start: int) -> TrainS
         if step % log_every == 0 or step == phase.stop:
             run.log.write(record(step, per_epoch, metrics, run.rates, work.spans, timer))
         if due["validation"](step):
-            validate(run, state, step)
-        if due["checkpoint"](step):
-            run.monitor.flush()  # nothing that is not finite is ever saved
-            run.checkpoints.save(state, run.batches.get_state(), run.best)
-        if due["validation"](step) or due["checkpoint"](step):
+            score(run, state, step)
+        late = time.monotonic() - run.saved_at > 60 * work.config.train.checkpoint_minutes
+        late, stopping = on_any_host(late, run.stop.signal is not None, meeting=step % log_every == 0)
+        if due["checkpoint"](step) or late or stopping:
+            save(run, state)
+        if stopping and step < work.steps:
+            raise run.stop.told(step, work.steps)
+        if due["validation"](step) or due["checkpoint"](step) or late:
             timer = Timer()
     return state
 
@@ -256,6 +270,13 @@ def _intervals(work: Work) -> dict[str, Callable[[int], bool]]:
         "validation": lambda step: bool(work.val_scenes) and (step % evaluated == 0 or step == work.steps),
         "checkpoint": lambda step: step % saved == 0 or step == work.steps,
     }
+
+
+def save(run: Run, state: TrainState, unscored: bool = False) -> None:
+    """A checkpoint of all that a run goes on with."""
+    run.monitor.flush()  # nothing that is not finite is ever saved
+    run.checkpoints.save(state, run.batches.get_state(), run.best, unscored)
+    run.saved_at = time.monotonic()
 
 
 def place_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
@@ -287,8 +308,28 @@ def compile_step(run: Run, train_step: Any, state: TrainState, batch: dict[str, 
     return compiled
 
 
-def validate(run: Run, state: TrainState, step: int) -> None:
-    """Score the validation scenes; keep the state if it is the best one so far."""
+class _Cut(Exception):
+    """A validation that is asked to stop."""
+
+
+def score(run: Run, state: TrainState, step: int) -> None:
+    """Validate, and keep the state if it is the best one so far.
+
+    Raises:
+        Stopped: the run was asked to stop meanwhile; it validates when it goes on.
+    """
+    try:
+        miou = validate(run, state, step)
+    except _Cut:
+        save(run, state, unscored=True)
+        raise run.stop.told(step, run.work.steps) from None
+    if miou is not None and (run.best is None or miou > run.best):
+        run.best = miou
+        run.checkpoints.save_best(state, miou)
+
+
+def validate(run: Run, state: TrainState, step: int) -> float | None:
+    """The mIoU of the validation scenes."""
     run.monitor.flush()
     run.predictor.variables = state.answering
     scenes = run.work.val_scenes
@@ -297,11 +338,16 @@ def validate(run: Run, state: TrainState, step: int) -> None:
         with run.progress.doing("compiling what validates"), native_kept(run.out / MESSAGES):
             run.predictor.compile(dtype, run.work.config.views.context_extent(*context))
     with run.progress.part(sum(s.height * s.width for s in scenes) / 1e6, "validating", "Mpx") as part:
-        result, _ = evaluate(run.predictor, scenes, run.work.dataset, {}, lambda pixels: part.advance(pixels / 1e6))
+
+        def advance(pixels: int) -> None:
+            part.advance(pixels / 1e6)
+            if run.stop.signal is not None and jax.process_count() == 1:  # several hosts go through it together
+                raise _Cut
+
+        result, _ = evaluate(run.predictor, scenes, run.work.dataset, {}, advance)
     scores = next(iter(result["protocols"].values()))
-    miou = scores["miou"]
-    run.log.write({"kind": "eval", "step": step, "miou": miou, "mf1": scores["mf1"], "oa": scores["oa"]})
-    print(f"step {step}: validation mIoU {miou:.4f}, OA {scores['oa']:.4f}")
-    if miou is not None and (run.best is None or miou > run.best):
-        run.best = miou
-        run.checkpoints.save_best(state, miou)
+    miou, accuracy = scores["miou"], scores["oa"]
+    run.log.write({"kind": "eval", "step": step, "miou": miou, "mf1": scores["mf1"], "oa": accuracy})
+    shown = ["-" if value is None else f"{value:.4f}" for value in (miou, accuracy)]
+    print(f"step {step}: validation mIoU {shown[0]}, OA {shown[1]}")
+    return miou

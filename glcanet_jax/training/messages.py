@@ -11,11 +11,23 @@ from pathlib import Path
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
+class _Kept(logging.FileHandler):
+    """Messages in a file, which are lost where the disk is full: what that means for the run is told by the run."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, the name is logging's
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
+
+
 @contextlib.contextmanager
 def warnings_kept(path: Path) -> Iterator[None]:
     """Append what is logged (by orbax, by absl, by JAX) and warned of inside to a file; errors are seen as well."""
     root = logging.getLogger()
-    kept, before = logging.FileHandler(path, delay=True), root.handlers[:]
+    kept, before = _Kept(path, delay=True), root.handlers[:]
     kept.setFormatter(logging.Formatter(FORMAT))
     seen = logging.StreamHandler()  # the standard error
     seen.setLevel(logging.ERROR)
@@ -29,6 +41,24 @@ def warnings_kept(path: Path) -> Iterator[None]:
         warnings.showwarning = show
         root.handlers = before
         kept.close()
+
+
+@contextlib.contextmanager
+def errors_kept() -> Iterator[None]:
+    """Errors that are logged inside go to the file alone, and what is ignored while memory is cleared is not told: for what
+    fails, and is told in other words.
+    """
+    seen = [h for h in logging.getLogger().handlers if not isinstance(h, logging.FileHandler)]
+    nothing, hook = lambda record: False, sys.unraisablehook  # noqa: E731
+    for handler in seen:
+        handler.addFilter(nothing)
+    sys.unraisablehook = lambda _: None
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+        for handler in seen:
+            handler.removeFilter(nothing)
 
 
 def _on_terminal(handler: logging.Handler) -> bool:

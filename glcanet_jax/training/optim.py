@@ -1,6 +1,7 @@
 """Adam with a rate per root of the parameter tree; what a phase does not train is left as it is."""
 
 import fnmatch
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from glcanet_jax.config import OptimiserConfig
 from glcanet_jax.errors import UserError
+from glcanet_jax.options import perhaps
 from glcanet_jax.training.phases import ROOTS, Phase
 
 BACKBONES = ("resnet", "vgg")  # modules that hold them
@@ -59,12 +61,22 @@ def frozen(params: dict[str, Any], patterns: tuple[str, ...]) -> dict[str, Any]:
 
     for pattern in patterns:
         if not any(is_meant(path, pattern) for path in flat):
-            modules = sorted({"/".join(path[:2]) for path in flat})
-            raise UserError(f"--freeze {pattern} means no parameter; there are {', '.join(modules)}")
+            raise UserError(_no_parameter(pattern, flat))
     mask = {path: any(is_meant(path, pattern) for pattern in patterns) for path in flat}
     if mask and all(mask.values()):
         raise UserError(f"--freeze {' '.join(patterns)} leaves nothing to train; name less")
     return unflatten_dict(mask)
+
+
+def _no_parameter(pattern: str, paths: Iterable[tuple[str, ...]]) -> str:
+    """What to tell of a pattern that means nothing: the names near it, or the modules that there are."""
+    paths = list(paths)
+    modules = sorted({"/".join(path[:end]) for path in paths for end in range(1, len(path) + 1)})
+    has_backbone = any(name in BACKBONES for path in paths for name in path)
+    near = perhaps(pattern, ["backbone", *modules] if has_backbone else modules)
+    roots = sorted({path[0] for path in paths})
+    shown = near or f"; the network has {', '.join(['backbone'] * has_backbone + roots)}"
+    return f"--freeze {pattern} means no parameter{shown}; give backbone, or a pattern as {roots[0]}/*"
 
 
 def optimiser(

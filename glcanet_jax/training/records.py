@@ -2,10 +2,11 @@
 
 import collections
 import contextlib
+import errno
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ from glcanet_jax.training.phases import Phase
 class Log:
     """JSON lines in the run's folder; TensorBoard beside them if wanted and installed."""
 
-    def __init__(self, folder: Path, start_step: int, tensorboard: bool):
+    def __init__(self, folder: Path, start_step: int, tensorboard: bool, *, scored: bool = True):
+        """``scored``: the scores of the start step hold; if not, they will come again."""
         path = folder / "log.jsonl"
-        _forget(path, start_step)
+        _forget(path, start_step, scored)
         self._file = path.open("a", buffering=1, encoding="utf-8")
         self._board = _Board(folder / "tensorboard", start_step) if tensorboard else None
 
@@ -59,14 +61,36 @@ class _Board:
             self._writer.close()
 
 
-def _forget(path: Path, step: int) -> None:
+def _forget(path: Path, step: int, scored: bool) -> None:
     """Drop what a killed run logged after its last checkpoint: it will be logged again."""
     disk.own(path)
     if path.exists():
         lines = border.read_bytes(path).decode("utf-8", errors="replace").splitlines()
         records = [(line, report.log_record(line)) for line in lines]
-        kept = [line for line, record in records if record is not None and record["step"] <= step]
+        kept = [line for line, record in records if record is not None and _holds(record, step, scored)]
         report.write_text(path, "".join(line + "\n" for line in kept))
+
+
+def _holds(record: dict[str, Any], step: int, scored: bool) -> bool:
+    return record["step"] < step or (record["step"] == step and (scored or record.get("kind") != "eval"))
+
+
+@contextlib.contextmanager
+def room_told(folder: Path) -> Iterator[None]:
+    """A disk that fills while a run writes to its folder is told, by whatever it was found out.
+
+    Raises:
+        UserError: there is no room.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"{folder} cannot be written to ({error.strerror}); make room, then the same command goes on from the last "
+            "checkpoint"
+        ) from error
 
 
 class Monitor:

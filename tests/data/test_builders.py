@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from glcanet_jax.data import DatasetMissing, deepglobe, open_dataset
+from glcanet_jax.data.identity import files_of
 from glcanet_jax.data.mbrsc import SAMPLE
 from glcanet_jax.data.scenes import Cache
 from glcanet_jax.errors import UserError
@@ -54,6 +55,9 @@ def assert_same(plain, built):
     for split, scenes in plain.splits.items():
         for a, b in zip(scenes, built.splits[split], strict=True):
             assert (a.height, a.width, a.bands, a.labelled) == (b.height, b.width, b.bands, b.labelled)
+            for scene in (a, b):  # what each is read from
+                files = [path for path, _ in files_of(scene)]
+                assert files and all(path.is_file() for path in files)
             np.testing.assert_array_equal(a.read_image(), b.read_image(), strict=True)
             np.testing.assert_array_equal(a.read_labels(), b.read_labels(), strict=True)
             top, left = a.height // 3, a.width // 4  # a window across parts

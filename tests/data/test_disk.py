@@ -2,7 +2,6 @@
 
 import errno
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -119,6 +118,7 @@ place = dict(crs="EPSG:32640", transform=rasterio.Affine(1, 0, 3e5, 0, -1, 2.8e6
 shape = dict(driver="GTiff", height=1024, width=1024, count=1, dtype="uint8", nodata=255)
 with rasterio.open(folder / "map.tif", "w", **shape, **place, compress="deflate") as file:
     file.write(np.kron(np.random.default_rng(0).integers(0, 2, (128, 128)), np.ones((8, 8))).astype("uint8"), 1)
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 out = folder / f"out.{kind}"
 try:
@@ -136,8 +136,7 @@ def test_no_room_for_polygons(tmp_path, kind, least):
     if kind == "gpkg":
         pytest.importorskip("pyogrio")
     done = subprocess.run(
-        [sys.executable, "-c", SIEVE, str(tmp_path), kind, "200000", str(least)], cwd=ROOT, text=True, capture_output=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CORE, (0, 0)), timeout=100,
+        [sys.executable, "-c", SIEVE, str(tmp_path), kind, "200000", str(least)], cwd=ROOT, text=True, capture_output=True, timeout=100
     )  # fmt: skip
     told, left = done.stdout.splitlines()
     assert done.returncode == 0 and told.startswith("told: ") and "could not be written whole" in told, done.stderr

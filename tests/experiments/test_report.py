@@ -9,6 +9,7 @@ from PIL import Image
 
 from experiments import ablation, report, table1
 from experiments.report import claims
+from experiments.table1 import report as table1_report
 from glcanet_jax import report as pictures
 from glcanet_jax.errors import UserError
 from tests.experiments.test_ablation import records
@@ -145,3 +146,36 @@ def test_the_paper_s_cells_are_the_ablation_s():
     for claim in claims.CLAIMS:
         assert claim.wants[1].startswith("python -m experiments.")
     assert {"footprint-sa", "cross-sa", "footprint", "glnet-sa"} <= set(ablation.CELLS)
+
+
+def test_pictures_that_cannot_be_made_again_stay_on_the_page(tmp_path, monkeypatch):
+    """Without the runs the page keeps what it shows, if it is still there; what is no picture of its own is not taken in."""
+    for name in ("report_scene.webp", "report_zoom.webp", "other.webp"):
+        (tmp_path / name).write_bytes(name.encode())
+    captions = {
+        "report_scene.webp": "tile2, maps (of four)",
+        "report_zoom.webp": "where they differ",
+        "report_gone.webp": "x",
+    }
+    first = report.markdown({}, {}, captions | {"other.webp": "theirs"})
+    (tmp_path / "REPORT.md").write_text(first)
+    monkeypatch.setattr("sys.argv", ["report", "--results", str(tmp_path)])
+    for _ in range(2):
+        report.main()
+        page = (tmp_path / "REPORT.md").read_text()
+        assert page == report.markdown({}, {}, {n: captions[n] for n in ("report_scene.webp", "report_zoom.webp")})
+    assert (tmp_path / "report_scene.webp").read_bytes() == b"report_scene.webp"
+
+
+def test_table_1_without_memory_keeps_the_picture_of_one_with_it(tmp_path):
+    """Under another name: its rows are others, and nobody may be able to tell their memory again."""
+    result = of_table() | {
+        "size": {"name": "small", "patch_size": 64, "context_size": 128, "global_size": 64, "global_side": 64}
+    }
+    for row in result["rows"]:
+        row["cost"] = {}
+    (tmp_path / "table1-mbrsc-small.webp").write_bytes(b"picture")
+    for _ in range(2):
+        table1_report.write(result, tmp_path)
+    assert (tmp_path / "table1-mbrsc-small.earlier.webp").read_bytes() == b"picture"
+    assert not (tmp_path / "table1-mbrsc-small.webp").exists()

@@ -6,11 +6,13 @@ import subprocess
 import sys
 import textwrap
 import warnings
+from pathlib import Path
 
 import pytest
 
+from glcanet_jax.errors import UserError
 from glcanet_jax.progress import Progress
-from glcanet_jax.training.messages import warnings_kept
+from glcanet_jax.training.messages import errors_kept, warnings_kept
 
 
 def test_warnings_go_to_the_file_and_errors_are_seen(tmp_path, capsys):
@@ -26,6 +28,25 @@ def test_warnings_go_to_the_file_and_errors_are_seen(tmp_path, capsys):
     seen = capsys.readouterr().err
     assert "very wrong" in seen and "very slow" not in seen and "very old" not in seen
     assert (root.handlers, warnings.showwarning) == before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a Linux device")
+def test_on_a_full_disk_messages_are_lost_and_nothing_else_happens(capsys):
+    with pytest.raises(UserError, match="no room"), warnings_kept(Path("/dev/full")):
+        logging.getLogger("absl").warning("very slow")
+        raise UserError("no room")
+    assert capsys.readouterr().err == ""
+
+
+def test_what_is_told_in_other_words_goes_to_the_file_alone(tmp_path, capsys):
+    hook = sys.unraisablehook
+    with warnings_kept(tmp_path / "messages.log"):
+        with errors_kept():
+            logging.getLogger("absl").error("traceback of a thread")
+        logging.getLogger("absl").error("seen again")
+    assert "traceback of a thread" in (tmp_path / "messages.log").read_text() and sys.unraisablehook is hook
+    seen = capsys.readouterr().err
+    assert "seen again" in seen and "traceback" not in seen
 
 
 def test_nothing_to_say_makes_no_file(tmp_path):
