@@ -630,8 +630,9 @@ def test_windows_that_do_not_fit(tmp_path):
         with pytest.raises(ValueError, match="classes.part.tif|classes.tif"):
             writer.write(top, left, {"classes": values})
     writer.close()
-    with pytest.raises(ValueError, match="layers are"):
-        writer_of(tmp_path, 100, 100, ["confidence"])
+    for layers in ([], ["heights"]):
+        with pytest.raises(ValueError, match="layers are"):
+            writer_of(tmp_path, 100, 100, layers)
 
 
 KILLED = """
