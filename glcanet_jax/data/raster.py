@@ -86,7 +86,7 @@ class RasterSource:
                 self.all_valid = self._masks == NO_MASKS
                 self.nodata = file.nodatavals[self._taken.indexes[0] - 1]
                 # of an overview without a place rasterio gives numbers that nothing has set
-            self.georeference = _georeference(file) if level is None else Georeference()
+                self.georeference = _georeference(file) if level is None else Georeference()
                 self.orientation = orientation(self.path, file)
                 self._overviews = tuple(file.overviews(self._taken.indexes[0]))  # how far each is shrunk
             said = [self._taken.note, *notes(self.orientation, file), drawn.note]
