@@ -20,7 +20,7 @@ from glcanet_jax.data.gdal import steps
 from glcanet_jax.data.masks import MaskSource
 from glcanet_jax.data.mbrsc import SAMPLE, as_test, assign, splits_of
 from glcanet_jax.data.raster import RasterSource
-from glcanet_jax.data.scenes import IGNORE, ClassTable, DatasetMissing, describe_colours
+from glcanet_jax.data.scenes import IGNORE, ClassTable, Dataset, DatasetMissing, check_labels, describe_colours
 from glcanet_jax.data.tables import class_table, entries_of, lacking, same, split_lists
 from glcanet_jax.errors import UserError
 
@@ -349,8 +349,7 @@ def main(
     if not problems:
         try:
             dataset = open_dataset(name, data_dir, **({} if bands is None else {"bands": bands}))
-            for split in dataset.splits:
-                dataset.scenes(split)
+            problems = [*_unusable(dataset)]
         except UserError as error:
             problems = [str(error)]
     for line in (*seen.images.lines(patch), *(seen.labels.lines() if seen.labels is not None else ())):
@@ -364,6 +363,17 @@ def main(
     counted = ", ".join(f"{split} {len(scenes)}" for split, scenes in dataset.splits.items())
     print(f"{name}: no problems; scenes: {counted}")
     return 0
+
+
+def _unusable(dataset: Dataset) -> Iterator[str]:
+    """Splits that nothing can be learnt or scored with."""
+    for split in dataset.splits:
+        try:
+            scenes = dataset.scenes(split)
+            if scenes and (split == dataset.validation_split or any(scene.labelled for scene in scenes)):
+                check_labels([scene for scene in scenes if scene.labelled], split, what="training and scoring")
+        except UserError as error:
+            yield str(error)
 
 
 def _suggest(seen: Survey, name: str, path: Path | None) -> None:
