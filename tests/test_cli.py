@@ -27,14 +27,11 @@ SMALL = [
 
 
 def environment():
-    from tests.conftest import CACHE
+    from tests.conftest import CACHE, QUICK
 
-    quick = (
-        "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # and one device, as users have
-    )
     return dict(os.environ) | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": quick,
+        "XLA_FLAGS": QUICK,  # one device, as users have
         "XDG_CACHE_HOME": str(CACHE),
         "COLUMNS": "200",
     }
