@@ -140,7 +140,7 @@ def test_what_was_trained_maps_a_scene_and_is_exported(trained, tmp_path):
 
 def test_the_same_folder_with_other_options_is_refused(trained):
     before = (trained / "run" / "last.safetensors").read_bytes()
-    result = call(
+    result = run(
         "glcanet_jax", "train", "--data.dataset", "folder", "--data.dir", trained / "data", "--out", trained / "run",
         "--train.steps", "5", *SMALL,
     )  # fmt: skip
