@@ -173,7 +173,7 @@ def test_check(trained, tmp_path):
     bad = call("glcanet_jax", "check", "--dataset", "folder", "--data-dir", tmp_path)
     assert bad.returncode != 0 and "Traceback" not in bad.stderr
     told = bad.stdout + bad.stderr
-    assert "s0.png cannot be read as an image" in told
+    assert "s0.png cannot be read as a raster" in told
     assert "5 x 5 pixels, its image 150 x 180" in told
     assert "(1, 2, 3) on 27000 pixels from row 0 column 0" in told
     assert "s1" in told and "mask" in told

@@ -185,6 +185,8 @@ def test_a_cut_out_scene_has_the_same_answer_where_blocks_are_aligned(aligned):
 class Holey(ArrayScene):
     """A scene with pixels that hold no data."""
 
+    all_valid = False
+
     def read_valid(self, top, left, height, width):
         return self.valid[top : top + height, left : left + width]
 
