@@ -39,6 +39,28 @@ def weights(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def loaded():
+    """Networks by what was asked for, with the batch that they began with."""
+    return {}
+
+
+@pytest.fixture(autouse=True)
+def load_once(monkeypatch, loaded):
+    """A network that is loaded again is traced and compiled again."""
+    real = runs.load_predictor
+
+    def load(*args, **options):
+        asked = repr((args, sorted(options.items())))
+        if asked not in loaded:
+            made = real(*args, **options)
+            loaded[asked] = made, made[0].batch
+        made, made[0].batch = loaded[asked]  # a budget may have changed it
+        return made
+
+    monkeypatch.setattr(runs, "load_predictor", load)
+
+
+@pytest.fixture(scope="module")
 def image():
     """A window of the bundled scene, ``[h, w, 3]``."""
     (scene,) = open_dataset("sample").scenes("test")
