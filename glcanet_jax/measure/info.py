@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any
 
 import jax
@@ -87,14 +88,15 @@ def _is_jaxpr(value: Any) -> bool:
     return hasattr(value, "eqns")  # both the open and the closed kind
 
 
-def _flops(fn: Any, *args: Any) -> float:
-    return count_flops(jax.make_jaxpr(fn)(*args))
-
-
-def _needed_flops(fn: Any, *args: Any) -> float:
-    """Without what leads to no result, as compilers leave it out."""
-    jaxpr = jax.make_jaxpr(fn)(*args).jaxpr
-    return count_flops(pe.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
+def _cost(needed: bool, fn: Any, *args: Any) -> tuple[float, Any]:
+    """Operations of a function and the shapes of its result, from one trace; ``needed``: without what leads to no result, as
+    compilers leave it out.
+    """
+    closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
+    jaxpr = closed.jaxpr
+    if needed:
+        jaxpr, _ = pe.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return count_flops(jaxpr), shapes
 
 
 def flops(model: Any, views: geometry.Views, bands: int = 3, *, predicted: bool = False) -> dict[str, float]:
@@ -107,20 +109,19 @@ def flops(model: Any, views: geometry.Views, bands: int = 3, *, predicted: bool 
         variables = jax.eval_shape(ready.prepare, variables)
     image = spec(1, views.global_size, views.global_size, bands)
     patches, boxes = spec(1, 1, views.patch_size, views.patch_size, bands), spec(1, 1, 4)
-    context = jax.eval_shape(fns.encode_global, variables, image)
-    features = jax.eval_shape(fns.encode_local, variables, patches)
-    count = _flops if ready is None else _needed_flops
-    once, each = count(fns.encode_global, variables, image), count(fns.encode_local, variables, patches)
+    cost = partial(_cost, predicted)
+    once, context = cost(fns.encode_global, variables, image)
+    each, features = cost(fns.encode_local, variables, patches)
     second = models.second_pass(model) if ready is None else ready.second_pass
     if second is None:
         fuse = fns.fuse if ready is None else lambda *args: fns.fuse(*args)[0]  # other stages are not asked for
-        each += count(fuse, variables, context, features, boxes)
+        each += cost(fuse, variables, context, features, boxes)[0]
     else:
         looked = variables, context, features, boxes, jax.ShapeDtypeStruct((1, 1), jnp.bool_)
-        kept, gathered = jax.eval_shape(second.collect, *looked)
-        again = jax.eval_shape(second.encode_again, variables, context, gathered, image)
-        once += count(second.encode_again, variables, context, gathered, image)
-        each += count(second.collect, *looked) + count(second.fuse_again, variables, again, kept, boxes)
+        collecting, (kept, gathered) = cost(second.collect, *looked)
+        encoding, again = cost(second.encode_again, variables, context, gathered, image)
+        once += encoding
+        each += collecting + cost(second.fuse_again, variables, again, kept, boxes)[0]
     return {"context": once / 1e9, "patch": each / 1e9}
 
 

@@ -1,6 +1,7 @@
 """Blended scenes against a dense reference, scores of a split, and what is written."""
 
 import csv
+import functools
 import json
 
 import jax
@@ -62,6 +63,12 @@ def ramp(start, length, patch):
     )
 
 
+@functools.cache
+def whole_patch(model, side):
+    """The composed network, logits at every pixel of a patch; compiled once for all scenes."""
+    return jax.jit(lambda *args: logits_to_pixels(models.functions(model).apply(*args)[0], (side, side)))
+
+
 def dense_reference(model, variables, scene, views):
     """Every patch by itself, through the composed network, weighted by explicit ramps and divided by their sum.
 
@@ -72,7 +79,7 @@ def dense_reference(model, variables, scene, views):
     image = np.pad(scene.image, (*pad, (0, 0)), mode="symmetric")
     total = np.zeros((*image.shape[:2], CLASSES))
     weights = np.zeros(image.shape[:2])
-    apply = jax.jit(models.functions(model).apply)
+    apply = whole_patch(model, views.patch_size)
     mean, std = np.array(NORMALISATION["mean"]), np.array(NORMALISATION["std"])
     normal = lambda x: ((x / 255.0 - mean) / std).astype(np.float32)  # noqa: E731
     for i, top in enumerate(rows.patch_starts.tolist()):
@@ -83,8 +90,7 @@ def dense_reference(model, variables, scene, views):
             patch = normal(image[top : top + views.patch_size, left : left + views.patch_size])
             box = np.array([(top - y) / height, (left - x) / width, 0, 0], np.float32)
             box[2:] = box[:2] + np.array([views.patch_size / height, views.patch_size / width], np.float32)
-            logits, _ = apply(variables, seen[None], patch[None, None], box[None, None])
-            logits = np.asarray(logits_to_pixels(logits, (views.patch_size,) * 2), np.float64)[0, 0]
+            logits = np.asarray(apply(variables, seen[None], patch[None, None], box[None, None]), np.float64)[0, 0]
             weight = ramp(top, image.shape[0], views.patch_size)[:, None] * ramp(left, image.shape[1], views.patch_size)
             total[top : top + views.patch_size, left : left + views.patch_size] += weight[..., None] * logits
             weights[top : top + views.patch_size, left : left + views.patch_size] += weight

@@ -23,7 +23,7 @@ from glcanet_jax.maps import mapping, writer
 from glcanet_jax.maps.mapping import MapOptions
 from tests.inference.test_evaluation import SMALL, dataset_of, make_predictor
 from tests.maps.test_seams import ROTATED
-from tests.test_cli import ROOT, environment
+from tests.test_cli import ROOT, call, environment
 
 VIEWS = geometry.Views(context_size=128, global_size=64, patch_size=64, overlap=16)
 METRES = Affine(0.5, 0, 325000, 0, -0.5, 2790000)
@@ -36,6 +36,28 @@ def weights(tmp_path_factory):
     config = Config(views=VIEWS, model=model_config(**SMALL), normalisation=NormalisationConfig(scale=255.0))
     runs.save(path, config, dataset_of(names=("water", "land", "road")), make_predictor(VIEWS)[2])
     return path
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    """Networks by what was asked for, with the batch that they began with."""
+    return {}
+
+
+@pytest.fixture(autouse=True)
+def load_once(monkeypatch, loaded):
+    """A network that is loaded again is traced and compiled again."""
+    real = runs.load_predictor
+
+    def load(*args, **options):
+        asked = repr((args, sorted(options.items())))
+        if asked not in loaded:
+            made = real(*args, **options)
+            loaded[asked] = made, made[0].batch
+        made, made[0].batch = loaded[asked]  # a budget may have changed it
+        return made
+
+    monkeypatch.setattr(runs, "load_predictor", load)
 
 
 @pytest.fixture(scope="module")
@@ -411,11 +433,9 @@ def command(*args):
 def test_the_command_and_what_it_says_when_things_go_wrong(tmp_path, weights, image):
     """A scene from a folder, one that is cut short, weights for other bands, no weights: a line each, and exit code 2."""
 
-    def run(*args):
-        return subprocess.run(command(*args), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
-
     scene = write(tmp_path / "scene.tif", image)
-    result = run(scene, "--weights", weights, "--out", tmp_path / "out", "--overlay")
+    args = command(scene, "--weights", weights, "--out", tmp_path / "out", "--overlay")
+    result = subprocess.run(args, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     for part in ("scene: 230 x 310 px, areas planar", "land", "Mpx/s", "device busy", f"written to {tmp_path / 'out'}"):
         assert part in result.stdout
@@ -428,7 +448,7 @@ def test_the_command_and_what_it_says_when_things_go_wrong(tmp_path, weights, im
         ((grey, "--weights", weights), "1 band"),
         ((scene, "--weights", tmp_path / "none.safetensors"), "no weights file"),
     ):
-        result = run(*args, "--out", tmp_path / "bad")
+        result = call("glcanet_jax", "predict", *args, "--out", tmp_path / "bad")
         assert result.returncode == 2 and "Traceback" not in result.stderr, result.stderr
         lines = [line for line in result.stderr.splitlines() if line.startswith("error:")]
         assert len(lines) == 1 and part in lines[0]
@@ -436,7 +456,7 @@ def test_the_command_and_what_it_says_when_things_go_wrong(tmp_path, weights, im
 
 
 def test_ctrl_c_ends_at_once_and_the_next_run_goes_on(tmp_path, weights, image):
-    big = np.tile(image, (5, 4, 1))
+    big = np.tile(image, (3, 3, 1))
     scene, out = write(tmp_path / "scene.tif", big), tmp_path / "out"
     args = command(scene, "--weights", weights, "--out", out)
     process = subprocess.Popen(

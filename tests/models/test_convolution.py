@@ -23,14 +23,16 @@ def gradients(conv, x, kernel, cotangent, **options):
 
 
 def agree(x, kernel, tolerance, **options):
-    rng = np.random.default_rng(5)
-    noise = {}
+    convolutions = convolution.conv_general_dilated, lax.conv_general_dilated
+    stock = partial(lax.conv_general_dilated, dimension_numbers=DIMENSIONS, **options)
+    value = jax.eval_shape(stock, x, kernel)
+    noise = jnp.asarray(np.random.default_rng(5).standard_normal(value.shape), value.dtype)
 
-    def cotangent(value):
-        return noise.setdefault("g", jnp.asarray(rng.standard_normal(value.shape), value.dtype))
+    @jax.jit
+    def both(x, kernel, noise):  # one program, for by itself every operation of every shape would be one
+        return [gradients(conv, x, kernel, lambda _: noise, **options) for conv in convolutions]
 
-    ours = gradients(convolution.conv_general_dilated, x, kernel, cotangent, **options)
-    stock = gradients(lax.conv_general_dilated, x, kernel, cotangent, **options)
+    ours, stock = both(x, kernel, noise)
     for got, wanted in zip(ours, stock, strict=True):
         assert got.dtype == wanted.dtype and got.shape == wanted.shape
         got, wanted = np.asarray(got, np.float64), np.asarray(wanted, np.float64)
@@ -121,14 +123,21 @@ def test_what_it_does_not_know_is_left_to_xla():
 def test_a_network_is_the_same_either_way(key):
     """Through nn.Conv, with jit: the gradient of a whole small ResNet."""
 
-    def gradient(fast):
-        conv = partial(nn.Conv, use_bias=False, conv_general_dilated=convolution.choose(fast))
-        model = resnet.ResNet(depth=10, width=8, conv=conv, norm=resnet.norm_layer("group"))
-        x = jax.random.normal(key, (2, 64, 64, 3))
-        params = jax.jit(model.init)(key, x)
-        return jax.jit(jax.grad(lambda p: sum(jnp.mean(v**2) for v in model.apply(p, x).values())))(params)
+    rng = np.random.default_rng(7)
+    x = jnp.asarray(rng.standard_normal((2, 64, 64, 3)), jnp.float32)
+    model = lambda fast: resnet.ResNet(  # noqa: E731
+        depth=10,
+        width=8,
+        conv=partial(nn.Conv, use_bias=False, conv_general_dilated=convolution.choose(fast)),
+        norm=resnet.norm_layer("group"),
+    )
+    draw = lambda s: rng.normal(s.ndim == 1, np.prod(s.shape[:-1]) ** -0.5 if s.ndim > 1 else 0.1, s.shape)  # noqa: E731
+    params = jax.tree.map(lambda s: jnp.asarray(draw(s), jnp.float32), jax.eval_shape(model(True).init, key, x))
 
-    ours, stock = gradient(True), gradient(False)
+    def gradient(fast, params):
+        return jax.grad(lambda p: sum(jnp.mean(v**2) for v in model(fast).apply(p, x).values()))(params)
+
+    ours, stock = jax.jit(lambda p: (gradient(True, p), gradient(False, p)))(params)
     for got, wanted in zip(jax.tree.leaves(ours), jax.tree.leaves(stock), strict=True):
         assert np.abs(got - wanted).max() <= 1e-4 * np.abs(wanted).max() + 1e-9
 
@@ -143,9 +152,13 @@ def test_only_cpus_take_ours(monkeypatch):
 @settings(max_examples=5, derandomize=True)
 @given(st.tuples(st.integers(1, 2), st.integers(3, 12), st.integers(3, 12), st.integers(1, 4)))
 def test_max_pool_is_the_window_maximum(shape):
-    x = jax.nn.relu(jnp.asarray(np.random.default_rng(6).standard_normal(shape), jnp.float32))
-    wanted = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
-    np.testing.assert_array_equal(resnet.max_pool(x), wanted)
-    g = jax.grad(lambda x: (resnet.max_pool(jax.nn.relu(x)) ** 2).sum())(x)
-    stock = jax.grad(lambda x: (nn.max_pool(jax.nn.relu(x), (3, 3), (2, 2), ((1, 1), (1, 1))) ** 2).sum())(x)
+    x = jnp.asarray(np.maximum(np.random.default_rng(6).standard_normal(shape), 0), jnp.float32)
+    pools = resnet.max_pool, partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+
+    @jax.jit
+    def both(x):
+        return [(pool(x), jax.grad(lambda x, pool=pool: (pool(jax.nn.relu(x)) ** 2).sum())(x)) for pool in pools]
+
+    (ours, g), (wanted, stock) = both(x)
+    np.testing.assert_array_equal(ours, wanted)
     np.testing.assert_allclose(g, stock, rtol=1e-6)

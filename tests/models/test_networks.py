@@ -315,7 +315,7 @@ def test_the_third_stage_trains_what_goes_back(tmp_path):
     config = dataclasses.replace(TINY, optimiser=OptimiserConfig(1e-3, 1e-3, 1e-3, schedule="constant"))
     spans = phases.plan("staged", 9, None, models.stages(model))
     tx = optim.optimiser(config.optimiser, spans)
-    variables = phases.FEEDBACK.enter(model, models.init(model, jax.random.key(0), 3))
+    variables = phases.FEEDBACK.enter(model, drawn(model))
     np.testing.assert_array_equal(
         variables["params"]["feedback"]["resnet"]["stem_conv"]["kernel"],
         variables["params"]["global"]["resnet"]["stem_conv"]["kernel"],
@@ -354,7 +354,7 @@ def torchvision_resnet(template):
 def test_backbones_are_loaded_wherever_a_network_has_them(tmp_path, name, places):
     options = {"depth": 18, "width": 64} | ({"stem": "conv7"} if name == "icnet" else {})
     model = small(name, **options)
-    variables = models.init(model, jax.random.key(0), 3)
+    variables = drawn(model)
     roots = [root for root in variables["params"] if "resnet" in variables["params"][root]]
     assert len(roots) == places
     template = {k: variables[k][roots[0]]["resnet"] for k in ("params", "batch_stats")}
@@ -373,7 +373,7 @@ def test_backbones_are_loaded_wherever_a_network_has_them(tmp_path, name, places
 @pytest.mark.parametrize(("name", "told"), [("unet", "unet has none"), ("segnet", "segnet has a vgg")])
 def test_a_backbone_of_another_kind_is_told_before_anything_is_written(tmp_path, name, told):
     model = small("pspnet", depth=18, width=4)
-    variables = models.init(model, jax.random.key(0), 3)
+    variables = drawn(model)
     template = {k: variables[k]["local"]["resnet"] for k in ("params", "batch_stats")}
     np.savez(tmp_path / "resnet.npz", **torchvision_resnet(template))
     config = dataclasses.replace(
@@ -395,13 +395,13 @@ def test_fcn_takes_the_classifier_with_the_backbone_and_segnet_does_not_need_it(
     arrays = torchvision_arrays(norms=False, width=4, fc=6)
     write(tmp_path / "vgg.npz", arrays)
     loaded = weights.load_torchvision(tmp_path / "vgg.npz")
-    variables = models.init(small("fcn8s", fc=6), jax.random.key(0), 3)
+    variables = drawn(small("fcn8s", fc=6))
     new = runs.with_backbones(loaded, variables, 3)["params"]["local"]
     wanted = arrays["classifier.0.weight"].reshape(6, -1, 7, 7).transpose(2, 3, 1, 0)
     np.testing.assert_array_equal(new["fc6"]["kernel"], wanted)
     np.testing.assert_array_equal(new["vgg"]["conv1_2"]["bias"], arrays["features.2.bias"])
     np.testing.assert_array_equal(new["score_fc7"]["kernel"], variables["params"]["local"]["score_fc7"]["kernel"])
-    narrow = models.init(small("fcn8s", fc=5), jax.random.key(0), 3)
+    narrow = drawn(small("fcn8s", fc=5))
     kept = runs.with_backbones(loaded, narrow, 3)["params"]["local"]  # another width: the backbone alone
     np.testing.assert_array_equal(kept["fc6"]["kernel"], narrow["params"]["local"]["fc6"]["kernel"])
     np.testing.assert_array_equal(kept["vgg"]["conv1_2"]["bias"], arrays["features.2.bias"])

@@ -96,10 +96,10 @@ def configured(out, **train):
 
 # ------------------------------------------------------------------------------------------------------ kill and resume
 def environment(cache):
-    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}  # one device, as users have
-    quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    return env | {
-        "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "XLA_FLAGS": quick,
+    from tests.conftest import QUICK
+
+    return os.environ | {  # one device, as users have
+        "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "XLA_FLAGS": QUICK,
         "JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
     }  # fmt: skip
 
