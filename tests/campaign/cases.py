@@ -52,6 +52,8 @@ class Case:
     make: Callable[[Path], None]
     fine: Callable[[Path], Complaint] | None = None
     why: str = ""  # it is right to take it
+    must: bool = False  # be taken
+    beside: str = ""  # a sound scene that is mapped all the same, and whose maps may be there
 
     @property
     def command(self) -> str:

@@ -151,7 +151,9 @@ def _sound(file: str, content: bytes) -> tuple[Callable[[Path], Complaint] | Non
         return None, ""
     if file == "splits.json":
         names = [n for split in value.values() for n in split] if _lists(value) else [None]
-        sound = bool(value) and set(names) <= {"a", "b", "c"} and len(names) == len(set(names)) and bool(value.get("train"))
+        sound = (
+            bool(value) and set(names) <= {"a", "b", "c"} and len(names) == len(set(names)) and bool(value.get("train"))
+        )
         return (fine, "a split less") if sound else (None, "")
     plain = {key: entry for key, entry in value.items()} if isinstance(value, dict) else {}
     names = [c.get("name") for c in plain.get("classes", ()) if isinstance(c, dict)] if _list(plain) else []

@@ -186,7 +186,7 @@ def scratches(seed: int, each: int, site: Path) -> Iterator[Case]:
         files = sorted(p for p in (folder / "out").rglob("*") if p.is_file())
         for path in rng.sample(files, min(len(files), rng.randrange(1, 4))):
             data = bytearray(path.read_bytes())
-            way = rng.choice(("cut", "flip", "flip", "gone", "empty", "longer", "folder"))
+            way = rng.choice(("cut", "flip", "flip", "gone", "empty", "longer"))
             if way == "cut":
                 data = data[: rng.randrange(len(data) or 1)]
             elif way == "flip" and data:
@@ -195,9 +195,7 @@ def scratches(seed: int, each: int, site: Path) -> Iterator[Case]:
             elif way == "longer":
                 data += rng.randbytes(rng.randrange(1, 200))
             path.unlink()
-            if way == "folder":
-                path.mkdir()
-            elif way != "gone":
+            if way != "gone":
                 path.write_bytes(b"" if way == "empty" else data)
 
     def same(folder: Path) -> Complaint:
@@ -207,7 +205,7 @@ def scratches(seed: int, each: int, site: Path) -> Iterator[Case]:
 
     for i in range(each):
         make = lambda folder, i=i: damage(folder, dice(seed, "scratch", i))  # noqa: E731
-        yield Case("scratch", str(i), mapping(site), make, same, "the same bytes as undisturbed")
+        yield Case("scratch", str(i), mapping(site), make, same, "the same bytes as undisturbed", must=True)
 
 
 def mapping(site: Path) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -212,7 +213,9 @@ def readable(path: Path) -> Complaint:
     from rasterio.errors import RasterioError
 
     try:
-        with rasterio.open(path) as file:
+        with warnings.catch_warnings(action="ignore"), rasterio.open(path) as file:
+            if file.width * file.height * file.count > 10**8:
+                return f"it says to have {file.width} x {file.height} pixels"
             file.read()
     except (RasterioError, MemoryError) as error:
         return f"GDAL cannot read it: {str(error)[:100]}"
@@ -317,7 +320,9 @@ def names(seed: int) -> Iterator[Case]:
         def look(folder: Path, name: str = name) -> Complaint:
             return None if (folder / "out" / f"{name}_classes.tif").exists() else "there is no map of this name"
 
-        yield Case("name", ascii(name), (*ARGV["predict"], f"./{name}.tif"), make, look, "its map has its name")
+        yield Case(
+            "name", ascii(name), (*ARGV["predict"], f"./{name}.tif"), make, look, "its map has its name", must=True
+        )
     for length in (200, 240, 251):
         name = "n" * length
         yield Case(
@@ -357,7 +362,9 @@ def sizes(seed: int) -> Iterator[Case]:
             with rasterio.open(folder / "out" / "x_classes.tif") as file:
                 return None if file.shape == size and (file.read(1) < 3).all() else "the map is no map of it"
 
-        yield Case("size", f"{height}x{width}", (*ARGV["predict"], "x.tif"), make, look, "every pixel has a class")
+        yield Case(
+            "size", f"{height}x{width}", (*ARGV["predict"], "x.tif"), make, look, "every pixel has a class", must=True
+        )
 
     def nothing(folder: Path) -> None:
         write_tiff(folder / "x.tif", np.zeros((3, *SMALL), np.uint8), nodata=0)
@@ -366,7 +373,7 @@ def sizes(seed: int) -> Iterator[Case]:
         with rasterio.open(folder / "out" / "x_classes.tif") as file:
             return None if (file.read(1) == 255).all() else "pixels without data have a class"
 
-    yield Case("size", "all nodata", (*ARGV["predict"], "x.tif"), nothing, all_nodata, "a map of no data")
+    yield Case("size", "all nodata", (*ARGV["predict"], "x.tif"), nothing, all_nodata, "a map of no data", must=True)
 
 
 def crowds(seed: int) -> Iterator[Case]:
@@ -379,8 +386,14 @@ def crowds(seed: int) -> Iterator[Case]:
 
     predict = ARGV["predict"]
     yield Case("scenes", "one name twice", (*predict, "x/scene.tif", "y/scene.tif", "scene.tif"), twice)
-    yield Case("scenes", "one is missing", (*predict, "scene.tif", "nowhere.tif"), lambda folder: None)
-    yield Case("scenes", "one is text", (*predict, "scene.tif", "x.tif"), lambda folder: text(folder / "x.tif", dice()))
+    yield Case("scenes", "one is missing", (*predict, "scene.tif", "nowhere.tif"), lambda folder: None, beside="scene")
+    yield Case(
+        "scenes",
+        "one is text",
+        (*predict, "scene.tif", "x.tif"),
+        lambda folder: text(folder / "x.tif", dice()),
+        beside="scene",
+    )
     yield Case("scenes", "none", predict, lambda folder: None)
     yield Case("scenes", "empty folder", (*predict, "x"), lambda folder: (folder / "x").mkdir())
     yield Case(
@@ -425,7 +438,7 @@ def crowds(seed: int) -> Iterator[Case]:
         write_tiff(folder / "out" / "scene.tif", bands(*SCENE))
         write_tiff(folder / "out" / "scene_classes.tif", bands(*SCENE))
 
-    yield Case("--out", "a scene is another's map", over, own)
+    yield Case("--out", "a scene is another's map", over, own, beside="scene_classes_")
 
 
 def masks(seed: int) -> Iterator[Case]:

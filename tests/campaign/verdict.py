@@ -75,21 +75,27 @@ def judge(case: Case, folder: Path, outcome: Outcome, outside: list[str], inside
     """The verdict on a case; ``outside`` and ``inside`` say what changed beside --out and under final names in it."""
     if outcome.code is None:
         return Verdict(case, "FAULT", outcome.err or f"no end within {outcome.seconds:.0f} s")
-    fault = _words(outcome)
+    fault = _words(case, outcome)
     if outside:
         fault = f"outside --out: {', '.join(outside[:4])}"
     if fault is None and outcome.code == 0:
         fault = "taken" if case.fine is None else case.fine(folder)
         if fault is None:
             return Verdict(case, "accepted", case.why)
-    elif fault is None and inside:
+        return _fault(case, fault, outcome)
+    inside = [change for change in inside if not (case.beside and change.startswith((case.beside, "report.json")))]
+    if fault is None and inside:
         fault = f"refused, but in --out {', '.join(inside[:4])}"
-    if fault is not None:
-        return Verdict(case, "FAULT", f"{fault} (exit code {outcome.code}; {_last(outcome)})")
-    return Verdict(case, "refused", _last(outcome))
+    if fault is None and case.must:
+        fault = "refused, but this is right"
+    return Verdict(case, "refused", _last(outcome)) if fault is None else _fault(case, fault, outcome)
 
 
-def _words(outcome: Outcome) -> str | None:
+def _fault(case: Case, what: str, outcome: Outcome) -> Verdict:
+    return Verdict(case, "FAULT", f"{what} (exit code {outcome.code}; {_last(outcome)})")
+
+
+def _words(case: Case, outcome: Outcome) -> str | None:
     """What is wrong with an exit code and what was said."""
     both = f"{outcome.err}\n{outcome.out}"
     if match := PYTHON.search(both):
@@ -97,14 +103,17 @@ def _words(outcome: Outcome) -> str | None:
     if outcome.code == 0:
         return None
     if outcome.code == 1:
-        return None if outcome.out.strip() and not outcome.err.strip() else "exit code 1 without problems listed"
+        listed = outcome.out.strip() and "error: " not in outcome.err
+        return None if listed else "exit code 1 without problems listed"
     if outcome.code != 2:
         return f"exit code {outcome.code}"
     lines = [line for line in outcome.err.splitlines() if line.strip()]
     errors = [i for i, line in enumerate(lines) if line.startswith("error: ")]
-    if len(errors) != 1:
+    if len(errors) != 1 + bool(case.beside):  # one a scene, and one of them all
         return f"{len(errors)} messages"
-    if errors[0] != len(lines) - 1 and "was not found" not in lines[errors[0]]:  # a missing dataset's tree has lines
+    if (
+        not case.beside and errors[0] != len(lines) - 1 and "was not found" not in lines[errors[0]]
+    ):  # a missing dataset's tree has lines
         return "a message of several lines"
     if len(lines[errors[0]]) > LONGEST:
         return f"a message of {len(lines[errors[0]])} letters"
