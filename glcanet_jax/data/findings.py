@@ -98,6 +98,11 @@ class Labels:
         own = np.bincount(ids[ids < count].ravel(), minlength=count)
         self.counts[name] = self.counts.get(name, np.zeros(count, np.int64)) + own
 
+    @property
+    def all_ignored(self) -> bool:
+        """Whether there are masks, and no pixel of any has a class."""
+        return bool(self.counts) and not any(count.any() for count in self.counts.values())
+
     def lines(self) -> Iterator[str]:
         total = sum(self.counts.values(), np.zeros(len(self.table.names), np.int64))
         if not self.counts:
