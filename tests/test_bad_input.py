@@ -89,7 +89,7 @@ def test_bad_input_ends_in_one_line(site, tmp_path):
 
 def test_predict_that_is_killed_goes_on(site, tmp_path):
     """kill -9, Ctrl-C and SIGTERM at random moments: what is final is whole, and in the end the bytes are the undisturbed run's."""
-    count, side = (max(1, COUNT // 20), 512) if COUNT else (KILLS, 1536)
+    count, side = (max(1, COUNT // 20), 384) if COUNT else (KILLS, 1024)
     faults = []
     for what, wrong in itertools.chain(kills.kills(tmp_path, site / "w.safetensors", count, side, SEED)):
         print(f"{what}: {', '.join(wrong) or 'right'}", flush=True)
