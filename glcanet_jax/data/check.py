@@ -351,10 +351,7 @@ def main(
                 dataset.scenes(split)
         except UserError as error:
             problems = [str(error)]
-    if not problems and seen.labels is not None and seen.labels.all_ignored:
-        problems = [
-            f"no pixel of {name} is labelled ({len(seen.labels.counts)} masks, all of them ignored); mend the masks"
-        ]
+    problems = problems or list(_nothing_there(seen, name))
     for line in (*seen.images.lines(patch), *(seen.labels.lines() if seen.labels is not None else ())):
         print(line)
     _suggest(seen, name, normalisation)
@@ -366,6 +363,14 @@ def main(
     counted = ", ".join(f"{split} {len(scenes)}" for split, scenes in dataset.splits.items())
     print(f"{name}: no problems; scenes: {counted}")
     return 0
+
+
+def _nothing_there(seen: Survey, name: str) -> Iterator[str]:
+    """What training and scoring would refuse of files that are each right."""
+    if seen.images.all_without_data:
+        yield f"no pixel of {name} holds data ({len(seen.images.sizes)} images, all of them nodata or no number); mend the images"
+    if seen.labels is not None and seen.labels.all_ignored:
+        yield f"no pixel of {name} is labelled ({len(seen.labels.counts)} masks, all of them ignored); mend the masks"
 
 
 def _suggest(seen: Survey, name: str, path: Path | None) -> None:

@@ -55,6 +55,11 @@ class Images:
             kept = self.moments.get(kind, [Moments()] * len(own))
             self.moments[kind] = [a + b for a, b in zip(kept, own, strict=True)]
 
+    @property
+    def all_without_data(self) -> bool:
+        """Whether there are pixels, and none holds data."""
+        return 0 < self.pixels == self.without_data
+
     def lines(self, patch: int) -> Iterator[str]:
         if not self.sizes:
             return

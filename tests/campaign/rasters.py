@@ -232,9 +232,12 @@ def read_whole(name: str) -> Callable[[Path], Complaint]:
     return lambda folder: readable(folder / name)
 
 
-def whole_dataset(where: str, suffix: str) -> Callable[[Path], Complaint]:
+def whole_dataset(where: str, suffix: str, command: str) -> Callable[[Path], Complaint]:
+    """Of all scenes, or of those that are scored."""
+    stems = "c" if command == "eval" else "abc"
+
     def look(folder: Path) -> Complaint:
-        return next(filter(None, (readable(folder / "data" / where / f"{s}{suffix}") for s in "abc")), None)
+        return next(filter(None, (readable(folder / "data" / where / f"{stem}{suffix}") for stem in stems)), None)
 
     return look
 
@@ -253,7 +256,12 @@ def damaged(seed: int, each: int) -> Iterator[Case]:
                 for command in ("check", "eval") if i < each // 3 else ():
                     make_all = in_dataset(make, suffix, dice(seed, name, command))
                     yield Case(
-                        "dataset", f"images {name}", ARGV[command], make_all, whole_dataset("images", suffix), why
+                        "dataset",
+                        f"images {name}",
+                        ARGV[command],
+                        make_all,
+                        whole_dataset("images", suffix, command),
+                        why,
                     )
         for form, options in {"tiff": {}, "tiled": TILED}.items():
             for i in range(each):
@@ -265,7 +273,14 @@ def damaged(seed: int, each: int) -> Iterator[Case]:
                 )
                 for command in ("check", "eval") if i < each // 3 else ():
                     make_all = in_dataset(make, ".tif", rng, "masks")
-                    yield Case("dataset", f"masks {name}", ARGV[command], make_all, whole_dataset("masks", ".tif"), why)
+                    yield Case(
+                        "dataset",
+                        f"masks {name}",
+                        ARGV[command],
+                        make_all,
+                        whole_dataset("masks", ".tif", command),
+                        why,
+                    )
 
 
 def broken(seed: int) -> Iterator[Case]:
@@ -288,6 +303,8 @@ SCENES = {"300 bands": (fine, "the first three are taken, and the log says so")}
 MAPS = {"1 band": (fine, "one band of 8 bits is a map")}
 CHECKED = "check tells of types and bands, and no network is there to disagree"
 IMAGES = {("check", name): (fine, CHECKED) for name in ("float64", "1 band", "2 bands", "300 bands")}
+SCALED = "divided by the weights' own scale, as training was told by --normalisation.scale"
+IMAGES["eval", "float64"] = fine, SCALED
 IMAGES |= {("train", name): (fine, "trained on as it is") for name in ("1 band", "2 bands", "300 bands", "float64")}
 
 

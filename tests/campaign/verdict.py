@@ -83,12 +83,18 @@ def judge(case: Case, folder: Path, outcome: Outcome, outside: list[str], inside
         if fault is None:
             return Verdict(case, "accepted", case.why)
         return _fault(case, fault, outcome)
-    inside = [change for change in inside if not (case.beside and change.startswith((case.beside, "report.json")))]
+    inside = [change for change in inside if not change.startswith(_may_be_there(case))]
     if fault is None and inside:
         fault = f"refused, but in --out {', '.join(inside[:4])}"
     if fault is None and case.must:
         fault = "refused, but this is right"
     return Verdict(case, "refused", _last(outcome)) if fault is None else _fault(case, fault, outcome)
+
+
+def _may_be_there(case: Case) -> tuple[str, ...]:
+    """How names begin of what is in --out although something was refused: other scenes' maps, and a run that has begun."""
+    run = ("config.json", "data.json", "log.jsonl", "messages.log", "checkpoints/") if case.command == "train" else ()
+    return (*run, case.beside, "report.json") if case.beside else run
 
 
 def _fault(case: Case, what: str, outcome: Outcome) -> Verdict:

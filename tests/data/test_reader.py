@@ -273,6 +273,15 @@ def test_check_refuses_what_training_would(tmp_path, capsys, empty):
     assert ("no pixel of folder is labelled (2 masks" in capsys.readouterr().out) == all(empty)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1.0])
+def test_check_tells_of_images_without_data(tmp_path, capsys, value):
+    """No number is data in any of them."""
+    image = lambda path: save(path.with_suffix(".tif"), np.full((*SIZE, 3), value, np.float32))  # noqa: E731
+    root = folder(tmp_path / "d", {"a.png": MASKS["ids.png"]}, images=image)
+    assert main("folder", root) == (not np.isfinite(value))
+    assert ("no pixel of folder holds data (1 images" in capsys.readouterr().out) == (not np.isfinite(value))
+
+
 def declared(path, side):
     """A TIFF whose header says that it has ``side`` pixels a side."""
     save(path, np.zeros((*SIZE, 3), np.uint8))
