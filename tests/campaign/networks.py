@@ -248,6 +248,10 @@ def trained(seed: int, each: int, site: Path) -> Iterator[Case]:
             data = path.read_bytes()
             path.write_bytes(data[: len(data) // 2] if content is None else content)
 
+    def same(folder: Path) -> Complaint:
+        made, wanted = digests(folder / "out"), digests(site / "run")
+        return None if made["last.safetensors"] == wanted["last.safetensors"] else "the weights are others"
+
     for name, content in RAW.items():
         make = lambda folder, content=content: damage(folder, "config.json", content, dice())  # noqa: E731
         yield Case("run", f"config.json {name}", training(site), make)
@@ -257,7 +261,9 @@ def trained(seed: int, each: int, site: Path) -> Iterator[Case]:
     for i in range(each):
         for name, content in (("cut", None), ("gone to zeros", bytes(50))):
             make = lambda f, i=i, c=content: damage_checkpoint(f, site, c, dice(seed, "run", i))  # noqa: E731
-            yield Case("run", f"checkpoint {name} {i}", training(site), make, fine, "what was hit is not read")
+            yield Case(
+                "run", f"checkpoint {name} {i}", training(site), make, same, "an older one, and the same weights"
+            )
     for name in ("best.safetensors", "last.safetensors"):
         argv = ("export", "--weights", "out", "--out", "out/network.zip")
         yield Case("run", f"{name} cut", argv, lambda f, n=name: damage(f, n, b"\x00" * 20, dice()), *_other(name))
