@@ -21,8 +21,8 @@ AT_MOST = 6  # kills of a map, until it is left to end
 def start(scene: Path, weights: Path, out: Path) -> subprocess.Popen:
     words = [sys.executable, "-m", "glcanet_jax", "predict", scene, "--weights", weights, "--out", out, "--confidence"]
     words += ["--polygons", "geojson", "--min-area", "20", "--context-size", "256", "--batch", "4"]
-    log = out.with_suffix(".log").open("ab")
-    return subprocess.Popen(list(map(str, words)), cwd=ROOT, env=environment(), stdout=log, stderr=log)
+    with out.with_suffix(".log").open("ab") as log:
+        return subprocess.Popen(list(map(str, words)), cwd=ROOT, env=environment(), stdout=log, stderr=log)
 
 
 def kills(folder: Path, weights: Path, count: int, side: int, seed: int) -> Iterator[tuple[str, list[str]]]:
