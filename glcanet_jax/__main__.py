@@ -71,7 +71,10 @@ class Chosen(Source):
 class Check:
     data: Chosen
     normalisation: Path | None = None  # a file to write for --data.normalisation, where images are not of 8 bits
-    patch_size: int = 500  # pixels; scenes smaller than a patch are told
+    patch_size: Annotated[int, Range(1, 2**14)] = 500  # pixels; scenes smaller than a patch are told
+
+    def __post_init__(self):
+        check_fields(self, "--")
 
 
 def train(argv: Sequence[str], page: tuple[str, str]) -> None:

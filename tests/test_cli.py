@@ -283,3 +283,10 @@ def test_info_knows_other_networks():
         told = json.loads(info.report(args))
         assert told["patches"] == 2 and told["parameters"]["total"] > 1e6
         assert told["gflop"]["scene"] == pytest.approx(told["gflop"]["context"] + 2 * told["gflop"]["patch"], rel=1e-3)
+
+
+@pytest.mark.parametrize("letter", ["\n", "\r", "\x1b", "\x00", "\u2028", "\x9b"])
+def test_a_message_is_one_line_whatever_a_file_is_called(letter):
+    told = str(UserError(f"a{letter}b.tif cannot be opened"))
+    assert len(told.splitlines()) == 1 and letter not in told and told.startswith("a\\")
+    assert str(UserError("ä🛰 C:\\new")) == "ä🛰 C:\\new"

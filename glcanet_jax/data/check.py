@@ -16,15 +16,13 @@ from glcanet_jax.border import read_json
 from glcanet_jax.data import deepglobe, folder, isprs, open_dataset
 from glcanet_jax.data.files import problems_of_pair
 from glcanet_jax.data.findings import Images, Labels, kind_of, write_normalisation
-from glcanet_jax.data.gdal import steps
+from glcanet_jax.data.gdal import strips
 from glcanet_jax.data.masks import MaskSource
 from glcanet_jax.data.mbrsc import SAMPLE, as_test, assign, splits_of
 from glcanet_jax.data.raster import RasterSource
 from glcanet_jax.data.scenes import IGNORE, ClassTable, Dataset, DatasetMissing, check_labels, describe_colours
 from glcanet_jax.data.tables import class_table, entries_of, lacking, same, split_lists
 from glcanet_jax.errors import UserError
-
-ROWS = 512  # of a TIFF at a time
 
 
 class Survey:
@@ -39,7 +37,7 @@ class Survey:
         try:
             with contextlib.closing(RasterSource(path, self.choice)) as source:
                 kind = self.images.begin(source, path.name)
-                for rows in steps(source.height, ROWS):
+                for rows in strips(source.height, source.width):
                     self.images.add(kind, *source.read(rows.start, 0, rows.stop - rows.start))
                 kinds.setdefault(kind_of(source), []).append(path.name)
                 return (source.height, source.width), []
@@ -89,7 +87,7 @@ class Survey:
 
     def _unknown(self, path: Path, source: MaskSource, unknown: dict[Any, tuple[int, tuple[int, int]]]) -> bool:
         """Goes through a mask; adds what is no class to ``unknown``; returns whether it holds colours."""
-        for rows in steps(source.height, ROWS):
+        for rows in strips(source.height, source.width):
             raw = source.read_raw(rows.start, 0, rows.stop - rows.start)
             if raw.ndim == 3:
                 found = source.classes.unknown_colours(raw)
@@ -352,6 +350,7 @@ def main(
             problems = [*_unusable(dataset)]
         except UserError as error:
             problems = [str(error)]
+    problems = problems or list(_nothing_there(seen, name))
     for line in (*seen.images.lines(patch), *(seen.labels.lines() if seen.labels is not None else ())):
         print(line)
     _suggest(seen, name, normalisation)
@@ -374,6 +373,14 @@ def _unusable(dataset: Dataset) -> Iterator[str]:
                 check_labels([scene for scene in scenes if scene.labelled], split, what="training and scoring")
         except UserError as error:
             yield str(error)
+
+
+def _nothing_there(seen: Survey, name: str) -> Iterator[str]:
+    """What training and scoring would refuse of files that are each right."""
+    if seen.images.all_without_data:
+        yield f"no pixel of {name} holds data ({len(seen.images.sizes)} images, all of them nodata or no number); mend the images"
+    if seen.labels is not None and seen.labels.all_ignored:
+        yield f"no pixel of {name} is labelled ({len(seen.labels.counts)} masks, all of them ignored); mend the masks"
 
 
 def _suggest(seen: Survey, name: str, path: Path | None) -> None:

@@ -17,6 +17,7 @@ from glcanet_jax.errors import UserError
 from glcanet_jax.options import perhaps
 
 CACHE_BYTES = 64 * 2**20  # GDAL's cache of blocks, for all threads together
+STRIP_ROWS, STRIP_PIXELS = 512, 2**25  # at a time, where a whole file is gone through
 
 # Raster formats that people keep scenes in. Left out: formats of tables of other files (GTI, MRF, STAC), of vectors and
 # of grids with their own way to a server (netCDF), and databases.
@@ -245,3 +246,8 @@ def rectangle(rows: slice, columns: slice) -> Any:
 
 def steps(stop: int, step: int) -> Iterator[slice]:
     return (slice(start, min(start + step, stop)) for start in range(0, stop, step))
+
+
+def strips(height: int, width: int) -> Iterator[slice]:
+    """The rows of a raster, so many at a time that whole ones fit into memory: at most 512, and 32 Mpx unless one has more."""
+    return steps(height, max(1, min(STRIP_ROWS, STRIP_PIXELS // width)))

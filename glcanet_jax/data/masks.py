@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 
 from glcanet_jax.data.bands import NUMBERS
-from glcanet_jax.data.gdal import steps
+from glcanet_jax.data.gdal import strips
 from glcanet_jax.data.raster import RasterSource
 from glcanet_jax.data.scenes import IGNORE, ClassTable, window
 from glcanet_jax.errors import UserError
 
-ROWS = 512  # read at a time where a whole mask is gone through
 SAMPLE = 32  # masks that say how grey ones are meant
 
 
@@ -32,7 +31,12 @@ class MaskSource:
         self.height, self.width, self.sequential = file.height, file.width, file.sequential
         self.georeference, self.orientation = file.georeference, file.orientation
         self.palette = file._taken.palette
-        self.coloured = file.bands >= 3
+        self.coloured = file.bands == 3
+        if file.bands not in (1, 3):
+            raise UserError(
+                f"{path} has {file.bands} bands beside alpha; a mask has one of ids or three of colours: keep those, as with "
+                "`gdal_translate -b 1`"
+            )
         if self.palette is not None:
             file.close()
             self._raster = RasterSource(path, [1], types=NUMBERS)
@@ -48,7 +52,7 @@ class MaskSource:
         """Whether the indices of its palette are the ids: some pixel's colour is no class, and all indices are ids."""
         if self.palette is None:
             return False
-        used = np.unique(np.concatenate([np.unique(self._numbers(rows)) for rows in steps(self.height, ROWS)]))
+        used = np.unique(np.concatenate([np.unique(self._numbers(rows)) for rows in strips(self.height, self.width)]))
         colours = self.palette[np.minimum(used, len(self.palette) - 1), :3]
         return bool(self.classes.unknown_colours(colours[None])) and not self.classes.unknown_ids(used).any()
 
@@ -120,7 +124,7 @@ def meant_as_colours(masks: Sequence[Path], classes: ClassTable) -> bool:
         except UserError:  # told where it is read
             continue
         if not source.coloured:
-            for rows in steps(source.height, ROWS):
+            for rows in strips(source.height, source.width):
                 seen |= set(np.unique(source._numbers(rows)).tolist())
         source.close()
         if any(value in range(len(greys)) and value not in greys for value in seen):

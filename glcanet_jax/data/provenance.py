@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -89,10 +90,10 @@ def orientation(path: str | Path, file: Any) -> int:
     from PIL import Image
 
     try:
-        with Image.open(place) as picture:
+        with warnings.catch_warnings(action="ignore"), Image.open(place) as picture:
             value = picture.getexif().get(ORIENTATION, 1)
-    except (OSError, ValueError, SyntaxError, TypeError, KeyError):
-        return 1
+    except (OSError, ValueError, SyntaxError, TypeError, KeyError, Image.DecompressionBombError):
+        return 1  # no header of one, or too large for it to be a photograph
     return value if value in range(1, 9) else 1
 
 

@@ -115,13 +115,24 @@ class RasterSource:
         """A window ``[h, w, bands]``, ``fill`` where not valid; and bool ``[h, w]``, False there, or None: all is valid."""
         at = window(self, top, left, height, width)
         indexes, stored = self._taken.indexes, self._taken.stored
-        raw = np.empty((*(side.stop - side.start for side in at), len(indexes)), stored)
+        raw = self._room(at, len(indexes), stored)
         self._read("read", indexes, *at, out=np.moveaxis(raw, -1, 0))  # into place: they never stand in memory twice
         image = self._taken.values(raw)
         valid = None if self.all_valid else self._valid(at, raw)
         if valid is not None and self._fill is not None:
             image[~valid] = self._fill
         return image, valid
+
+    def _room(self, at: tuple[slice, slice], count: int, dtype: np.dtype) -> np.ndarray:
+        shape = *(side.stop - side.start for side in at), count
+        try:
+            return np.empty(shape, dtype)
+        except MemoryError as error:
+            size = math.prod(shape) * np.dtype(dtype).itemsize / 1e9
+            raise UserError(
+                f"{without_secrets(self.path)} has {self.height} x {self.width} pixels, and a window of {shape[0]} x {shape[1]} "
+                f"needs {size:,.0f} GB, more than there is; replace the file, or free memory"
+            ) from error
 
     def _valid(self, at: tuple[slice, slice], raw: np.ndarray | None) -> np.ndarray:
         """Where a window holds data; ``raw [h, w, c]`` are its values as stored, if they were read."""

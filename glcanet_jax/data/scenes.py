@@ -514,6 +514,8 @@ class Dataset:
 class DatasetMissing(UserError):
     """A dataset is not where it was looked for. The message spans lines: path, what was found, layout, how to get it."""
 
+    lines = True
+
     def __init__(self, name: str, path: Path, tree: str, how: str):
         found = "nothing: the folder does not exist"
         if path.exists() and not path.is_dir():

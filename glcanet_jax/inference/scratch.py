@@ -74,12 +74,23 @@ class Scratch:
         self._path = self.folder / JOURNAL
         self.done: set[Place] = set()
         self._left: dict[Edge, int] = {}  # checksums of the edges that are on disk
-        self._sum = 0  # of the journal's lines so far
-        kept = self._read(_head(fingerprint))
+        self._head, self._sum = _head(fingerprint), 0  # checksum of the journal's lines so far
+        self._begin(self._read(self._head))
+
+    def _begin(self, kept: bytes) -> None:
+        """Go on writing behind ``kept``."""
         temporary = self._path.with_suffix(".part")
         temporary.write_bytes(kept)
         os.replace(temporary, self._path)
         self._journal = self._path.open("ab")
+
+    def restart(self) -> None:
+        """Nothing is finished any more: what was made of the blocks is lost."""
+        self._journal.close()
+        self.done, self._left, self._sum = set(), {}, zlib.crc32(self._head)
+        self._begin(self._head + b"\n")
+        for stale in self.folder.glob("*.npy"):
+            stale.unlink()
 
     def _read(self, head: bytes) -> bytes:
         """Take over what the journal says, and return so much of it; its head alone where that cannot be gone on with."""

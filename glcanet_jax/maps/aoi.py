@@ -1,5 +1,6 @@
 """Areas of interest: polygons of a file, brought to a scene's pixels, and filled window by window."""
 
+import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from glcanet_jax import border
-from glcanet_jax.data.gdal import cause
+from glcanet_jax.data.gdal import cause, environment
 from glcanet_jax.data.georeference import LONLAT, Georeference
 from glcanet_jax.data.guard import crs_text
 from glcanet_jax.errors import UserError
@@ -224,21 +225,34 @@ def _read(path: Path) -> dict:
 
 
 def _polygons(path: Path, node: Any) -> Iterator[Any]:
-    """The coordinates of every polygon."""
-    try:
-        kind = node["type"]
-        if kind == "Feature":
-            if node["geometry"] is not None:
-                yield from _polygons(path, node["geometry"])
-        elif kind in ("FeatureCollection", "GeometryCollection"):
-            for part in node["features" if kind == "FeatureCollection" else "geometries"]:
-                yield from _polygons(path, part)
-        elif kind == "Polygon":
-            yield node["coordinates"]
-        elif kind == "MultiPolygon":
-            yield from node["coordinates"]
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path} is no GeoJSON: {error!r} in {str(node)[:60]}; save it again as GeoJSON") from error
+    """The coordinates of every polygon.
+
+    Raises:
+        UserError: an object lacks what its type must have.
+    """
+    kind = _member(path, node, "type", str)
+    if kind == "Feature":
+        if _member(path, node, "geometry", dict | None) is not None:
+            yield from _polygons(path, node["geometry"])
+    elif kind in ("FeatureCollection", "GeometryCollection"):
+        for part in _member(path, node, "features" if kind == "FeatureCollection" else "geometries", list):
+            yield from _polygons(path, part)
+    elif kind == "Polygon":
+        yield _member(path, node, "coordinates", list)
+    elif kind == "MultiPolygon":
+        yield from _member(path, node, "coordinates", list)
+
+
+def _member(path: Path, node: Any, key: str, kind: Any) -> Any:
+    if not isinstance(node, dict) or key not in node:
+        told = f"it has no {key!r}" if isinstance(node, dict) else "an object is wanted"
+        raise UserError(f"{path} is no GeoJSON: {told} in {json.dumps(node)[:60]}; save it again as GeoJSON")
+    if not isinstance(node[key], kind):
+        wanted = {str: "a text", list: "a list"}.get(kind, "an object")
+        raise UserError(
+            f"{path} is no GeoJSON: {key!r} is {json.dumps(node[key])[:60]}, it must be {wanted}; save it again as GeoJSON"
+        )
+    return node[key]
 
 
 def _rings(path: Path, i: int, rings: Any) -> list[np.ndarray]:
@@ -266,10 +280,13 @@ def _crs(path: Path, document: dict) -> Any:
     from rasterio.crs import CRS
     from rasterio.errors import CRSError
 
-    member = document.get("crs")
+    member, text = document.get("crs"), LONLAT
+    if member is not None:
+        text = _member(path, _member(path, _member(path, document, "crs", dict), "properties", dict), "name", str)
     try:
-        return CRS.from_user_input(LONLAT if member is None else crs_text(member["properties"]["name"]))
-    except (CRSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        with environment():  # else PROJ says it, too
+            return CRS.from_user_input(crs_text(text))
+    except (CRSError, ValueError) as error:
         raise UserError(
             f'{path} has crs {str(member)[:200]}, which names no known CRS ({cause(error)}); name one as {{"type": "name", "properties": {{"name": '
             '"urn:ogc:def:crs:EPSG::32640"}}, or leave it out for longitude and latitude'

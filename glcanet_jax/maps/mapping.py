@@ -324,7 +324,8 @@ def _walked(
     place = source.georeference
     if plan.crs_text is not None:  # it lies beside the map
         place = dataclasses.replace(place, crs=None)
-    writer = MapWriter(folder, source.height, source.width, place, model.names, model.palette, layers, tags)
+    size, legend = (source.height, source.width), (model.names, model.palette)
+    writer = MapWriter(folder, *size, place, *legend, layers, tags, anew=scratch.restart)
     stack.callback(writer.close)
     total = source.height * source.width / 1e6
     with memory_told(model.predictor), Progress(total, plan.name, "Mpx") as progress:

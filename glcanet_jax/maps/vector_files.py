@@ -98,7 +98,8 @@ def _crs(path: Path, text: str | None) -> Any | None:
     if text is None:
         return None
     try:
-        return CRS.from_user_input(crs_text(text))
+        with environment():  # else PROJ says it, too
+            return CRS.from_user_input(crs_text(text))
     except (CRSError, ValueError) as error:
         raise UserError(
             f"{path} has a CRS that is not known ({' '.join(str(error).split())}); save it in another"

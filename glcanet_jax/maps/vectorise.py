@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from glcanet_jax.data.gdal import environment, failures, open_raster, rectangle, steps
+from glcanet_jax.data.gdal import cause, environment, failures, open_raster, rectangle, steps
 from glcanet_jax.data.georeference import Georeference
 from glcanet_jax.data.raster import RasterSource
 from glcanet_jax.data.scenes import IGNORE
@@ -149,7 +149,7 @@ def _ids(path: Path) -> set[int]:
             for window in _blocks(file):
                 found[file.read(1, window=window)] = True
     except failures() as error:
-        raise UserError(f"{path} cannot be read ({error}); replace the file") from error
+        raise UserError(f"{path} cannot be read ({cause(error)}); replace the file") from error
     return set(np.flatnonzero(found).tolist())
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +40,9 @@ class MapWriter:
         palette: Sequence[tuple[int, int, int]],
         layers: Sequence[str],
         tags: Mapping[str, str],
+        anew: Callable[[], None] = lambda: None,
     ):
+        """``anew`` is called before a layer is made that is not there, or is not whole: no block of it is finished."""
         unknown = [layer for layer in layers if layer not in LAYERS]
         if unknown or not layers:
             raise ValueError(f"layers are {list(layers)}; some of {LAYERS} are wanted")
@@ -48,6 +50,7 @@ class MapWriter:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.height, self.width = height, width
         self.about = Description(georeference, tuple(names), tuple(palette), dict(tags))
+        self._anew = anew
         self._tiles = {layer: self._layer(layer) for layer in LAYERS if layer in layers}
 
     def _layer(self, layer: str) -> Tiles:
@@ -56,6 +59,7 @@ class MapWriter:
         shape = (len(self.about.names) if layer == "probabilities" else 1, self.height, self.width, np.uint8)
         with contextlib.suppress(*failures(), ValueError):
             return Tiles(path, *shape)
+        self._anew()
         tiles = Tiles.create(temporary, *shape, fill=IGNORE)
         tiles.flush()
         os.replace(temporary, path)

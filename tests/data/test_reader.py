@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import struct
 
 import numpy as np
 import pytest
@@ -251,6 +252,58 @@ def test_nodata_of_a_mask_is_ignored_unless_it_is_a_class(tmp_path):
     np.testing.assert_array_equal(found["a"][1:], ids()[1:])
     np.testing.assert_array_equal(found["b"], ids())
     assert check_dataset("folder", root) == []
+
+
+@pytest.mark.parametrize("count", [2, 4, 5])
+def test_a_mask_of_neither_ids_nor_colours(tmp_path, count):
+    """More bands than are read would be dropped without a word."""
+    many = lambda path: save(path, np.zeros((*SIZE, count), np.uint8), photometric="minisblack", alpha="no")  # noqa: E731
+    root = folder(tmp_path / "d", {"a.tif": many})
+    with pytest.raises(UserError, match=f"has {count} bands beside alpha; a mask has one of ids or three of colours"):
+        labels_of(root)
+    assert len(check_dataset("folder", root)) == 1
+
+
+@pytest.mark.parametrize("empty", [(True, True), (True, False)])
+def test_check_refuses_what_training_would(tmp_path, capsys, empty):
+    """Masks without a labelled pixel, if they all are."""
+    write = lambda none: lambda path: Image.fromarray(ids() * 0 + 255 if none else ids()).save(path)  # noqa: E731
+    root = folder(tmp_path / "d", {f"{i}.png": write(none) for i, none in enumerate(empty)})
+    assert main("folder", root) == all(empty)
+    assert ("no pixel of folder is labelled (2 masks" in capsys.readouterr().out) == all(empty)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1.0])
+def test_check_tells_of_images_without_data(tmp_path, capsys, value):
+    """No number is data in any of them."""
+    image = lambda path: save(path.with_suffix(".tif"), np.full((*SIZE, 3), value, np.float32))  # noqa: E731
+    root = folder(tmp_path / "d", {"a.png": MASKS["ids.png"]}, images=image)
+    assert main("folder", root) == (not np.isfinite(value))
+    assert ("no pixel of folder holds data (1 images" in capsys.readouterr().out) == (not np.isfinite(value))
+
+
+def declared(path, side):
+    """A TIFF whose header says that it has ``side`` pixels a side."""
+    save(path, np.zeros((*SIZE, 3), np.uint8))
+    data = bytearray(path.read_bytes())
+    start = struct.unpack_from("<I", data, 4)[0]
+    for i in range(struct.unpack_from("<H", data, start)[0]):
+        at = start + 2 + 12 * i
+        if struct.unpack_from("<H", data, at)[0] in (256, 257):  # width and height
+            struct.pack_into("<HII", data, at + 2, 4, 1, side)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("side", [10**7, 2**31 - 1])
+@pytest.mark.parametrize("mask", [False, True])
+def test_sizes_that_no_memory_holds(tmp_path, side, mask):
+    """Are told in one line, whatever is gone through."""
+    huge = lambda path: declared(path, side)  # noqa: E731
+    images = None if mask else lambda path: huge(path.with_suffix(".tif"))
+    root = folder(tmp_path / "d", {"a.tif": huge} if mask else {"a.png": MASKS["ids.png"]}, images)
+    problems = check_dataset("folder", root)
+    assert problems and all("\n" not in problem for problem in problems)
+    assert any("cannot be read" in problem or "more than there is" in problem for problem in problems), problems
 
 
 @pytest.mark.parametrize(

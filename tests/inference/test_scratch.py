@@ -99,6 +99,16 @@ def test_an_edge_that_is_gone_begins_the_scene_anew(tmp_path):
     assert len(walk(tmp_path, 9)) == 9
 
 
+def test_a_restart_leaves_nothing_finished(tmp_path):
+    """Not in memory, and not for the next one that opens the folder."""
+    walk(tmp_path, 4)
+    with Scratch(tmp_path, FINGERPRINT) as scratch:
+        scratch.restart()
+        assert not scratch.done and not list(tmp_path.glob("*.npy"))
+        assert scratch.load_edge("right", (0, 0)) is None
+    assert is_of(tmp_path, FINGERPRINT) and len(walk(tmp_path, 9)) == 9
+
+
 def test_a_line_cut_short_before_its_edges_were_dropped_loses_that_block_alone(tmp_path):
     """As a kill leaves it: the line is not whole, and what its block took is still there."""
     walk(tmp_path, 4)

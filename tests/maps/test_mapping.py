@@ -372,6 +372,33 @@ def test_a_run_that_stopped_goes_on_to_the_same_bytes(tmp_path, weights, image, 
     assert {p.name: p.read_bytes() for p in out.iterdir() if "report" not in p.name} == wanted
 
 
+def test_blocks_of_a_half_made_map_that_is_lost_are_made_again(tmp_path, weights, image, monkeypatch):
+    """Whichever layer is gone, cut short or another's: the journal alone does not make a block finished."""
+    scene = write(tmp_path / "scene.tif", image)
+    options = MapOptions(confidence=True)
+    mapping.map_scenes([scene], weights, tmp_path / "whole", options)
+    wanted = {p.name: p.read_bytes() for p in (tmp_path / "whole").iterdir() if "report" not in p.name}
+    real, calls = writer.MapWriter.write, []
+
+    def write_some(self, *args):
+        calls.append(args)
+        if len(calls) > 5:
+            raise Stop
+        return real(self, *args)
+
+    for i, (layer, size) in enumerate((("classes", None), ("confidence", 0), ("classes", 5000))):
+        out = tmp_path / f"out{i}"
+        calls.clear()
+        with monkeypatch.context() as m, pytest.raises(Stop):
+            m.setattr(writer.MapWriter, "write", write_some)
+            mapping.map_scenes([scene], weights, out, options)
+        path = out / ".scene.partial" / f"{layer}.tif"
+        path.unlink() if size is None else os.truncate(path, size)
+        (report,) = mapping.map_scenes([scene], weights, out, options)
+        assert report["blocks"]["resumed"] == 0
+        assert {p.name: p.read_bytes() for p in out.iterdir() if "report" not in p.name} == wanted
+
+
 def test_two_processes_do_not_share_a_scene(tmp_path, weights, image):
     pytest.importorskip("fcntl")
     scene = write(tmp_path / "scene.tif", image[:90, :90])
