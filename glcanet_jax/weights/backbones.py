@@ -102,7 +102,7 @@ def _clean(arrays: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
             f"{path} holds {len(prefixes)} backbones ({', '.join(p or '(no prefix)' for p in prefixes[:4])}); save the one to start from"
         )
     prefix = prefixes[0] if prefixes else ""
-    parts = ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.", "features.", "classifier.")
+    parts = ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.", "features.", "classifier.", "pre_logits.")
     out = {}
     for name, array in arrays.items():
         own = name.removeprefix(prefix)
