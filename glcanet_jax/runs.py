@@ -350,6 +350,21 @@ def computing_in(config: Config, dtype: str) -> Config:
     return config
 
 
+INTEGERS = (255.0, 65535.0, 32767.0)  # full scales that integers alone are divided by
+
+
+def check_values(what: str, dtype: Any, scale: float, cure: str) -> None:
+    """Raises UserError if values of this type cannot be those that weights were trained on, which divide by ``scale``."""
+    if np.issubdtype(dtype, np.floating):
+        fits = scale not in INTEGERS
+    else:
+        fits = scale != 1 and (np.iinfo(dtype).max > 255) == (scale > 255)
+    if not fits:
+        raise UserError(
+            f"{what} holds {np.dtype(dtype)} values, the weights were trained on values up to {scale:g}; {cure}"
+        )
+
+
 def check_fit(dataset: Any, scenes: Any, predictor: Predictor, class_names: list[str], split: str) -> None:
     """Raises UserError if weights cannot be scored on these scenes."""
     if list(dataset.classes.names) != class_names:
@@ -362,6 +377,9 @@ def check_fit(dataset: Any, scenes: Any, predictor: Predictor, class_names: list
             raise UserError(
                 f"scene {scene.name} has {scene.bands} bands, the weights take {predictor.bands}; give scenes of the same bands"
             )
+        if dataset.extra is None:  # heights make float32 of all bands, in the colours' own units
+            scale = predictor.normalisation["scale"]
+            check_values(f"scene {scene.name}", scene.dtype, scale, "give scenes of the same type")
     check_labels(scenes, split, what="evaluation")
 
 

@@ -350,7 +350,6 @@ def main(
             problems = [*_unusable(dataset)]
         except UserError as error:
             problems = [str(error)]
-    problems = problems or list(_nothing_there(seen, name))
     for line in (*seen.images.lines(patch), *(seen.labels.lines() if seen.labels is not None else ())):
         print(line)
     _suggest(seen, name, normalisation)
@@ -373,14 +372,6 @@ def _unusable(dataset: Dataset) -> Iterator[str]:
                 check_labels([scene for scene in scenes if scene.labelled], split, what="training and scoring")
         except UserError as error:
             yield str(error)
-
-
-def _nothing_there(seen: Survey, name: str) -> Iterator[str]:
-    """What training and scoring would refuse of files that are each right."""
-    if seen.images.all_without_data:
-        yield f"no pixel of {name} holds data ({len(seen.images.sizes)} images, all of them nodata or no number); mend the images"
-    if seen.labels is not None and seen.labels.all_ignored:
-        yield f"no pixel of {name} is labelled ({len(seen.labels.counts)} masks, all of them ignored); mend the masks"
 
 
 def _suggest(seen: Survey, name: str, path: Path | None) -> None:

@@ -52,6 +52,8 @@ class _Opened(threading.local):
 
 _opened = _Opened()
 
+_verified: set[Any] = set()  # images and masks, as they are, that fit
+
 
 def _key(path: Path) -> tuple[str, int, int]:
     """A file as it is now: one that was replaced is read anew."""
@@ -114,9 +116,13 @@ class FileScene:
 
     def verify(self) -> None:
         """Raises UserError if the mask cannot be that of the image: another size, place or orientation."""
-        if self.mask is not None:
+        if self.mask is None:
+            return
+        pair = _key(self.image), _key(self.mask), self.choice
+        if pair not in _verified:
             for problem in problems_of_pair(self._image(), self._mask()):
                 raise UserError(problem)
+            _verified.add(pair)
 
     def read_from(self) -> Iterator[tuple[Path, bool]]:
         """The files behind it, and whether each holds labels: image and mask, and what a mosaic of either draws from.

@@ -55,11 +55,6 @@ class Images:
             kept = self.moments.get(kind, [Moments()] * len(own))
             self.moments[kind] = [a + b for a, b in zip(kept, own, strict=True)]
 
-    @property
-    def all_without_data(self) -> bool:
-        """Whether there are pixels, and none holds data."""
-        return 0 < self.pixels == self.without_data
-
     def lines(self, patch: int) -> Iterator[str]:
         if not self.sizes:
             return
@@ -102,11 +97,6 @@ class Labels:
         count = len(self.table.names)
         own = np.bincount(ids[ids < count].ravel(), minlength=count)
         self.counts[name] = self.counts.get(name, np.zeros(count, np.int64)) + own
-
-    @property
-    def all_ignored(self) -> bool:
-        """Whether there are masks, and no pixel of any has a class."""
-        return bool(self.counts) and not any(count.any() for count in self.counts.values())
 
     def lines(self) -> Iterator[str]:
         total = sum(self.counts.values(), np.zeros(len(self.table.names), np.int64))

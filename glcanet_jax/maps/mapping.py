@@ -181,23 +181,11 @@ def _alone(folder: Path, name: str) -> Iterator[None]:
         yield
 
 
-INTEGERS = (255.0, 65535.0, 32767.0)  # full scales that integers alone are divided by
-
-
 def check_scale(what: str, dtype: Any, predictor: Predictor, options: MapOptions) -> None:
     """Raises UserError if values of this type cannot be those that the weights were trained on."""
-    scale = predictor.normalisation["scale"]
-    if options.scale is not None:
-        return
-    if np.issubdtype(dtype, np.floating):
-        fits = scale not in INTEGERS
-    else:
-        fits = scale != 1 and (np.iinfo(dtype).max > 255) == (scale > 255)
-    if not fits:
-        raise UserError(
-            f"{what} holds {np.dtype(dtype)} values, the weights were trained on values up to {scale:g}; "
-            "say what the scene's full scale is with --scale (as 1, 255, 10000 or 65535)"
-        )
+    if options.scale is None:
+        cure = "say what the scene's full scale is with --scale (as 1, 255, 10000 or 65535)"
+        runs.check_values(what, dtype, predictor.normalisation["scale"], cure)
 
 
 def open_scene(path: str | Path, model: Model, options: MapOptions) -> raster.RasterSource:

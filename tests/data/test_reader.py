@@ -270,7 +270,7 @@ def test_check_refuses_what_training_would(tmp_path, capsys, empty):
     write = lambda none: lambda path: Image.fromarray(ids() * 0 + 255 if none else ids()).save(path)  # noqa: E731
     root = folder(tmp_path / "d", {f"{i}.png": write(none) for i, none in enumerate(empty)})
     assert main("folder", root) == all(empty)
-    assert ("no pixel of folder is labelled (2 masks" in capsys.readouterr().out) == all(empty)
+    assert ("no pixel of split all is labelled (2 scenes" in capsys.readouterr().out) == all(empty)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1.0])
@@ -279,7 +279,7 @@ def test_check_tells_of_images_without_data(tmp_path, capsys, value):
     image = lambda path: save(path.with_suffix(".tif"), np.full((*SIZE, 3), value, np.float32))  # noqa: E731
     root = folder(tmp_path / "d", {"a.png": MASKS["ids.png"]}, images=image)
     assert main("folder", root) == (not np.isfinite(value))
-    assert ("no pixel of folder holds data (1 images" in capsys.readouterr().out) == (not np.isfinite(value))
+    assert ("no pixel of split all is labelled (1 scenes" in capsys.readouterr().out) == (not np.isfinite(value))
 
 
 def declared(path, side):
