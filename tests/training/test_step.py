@@ -1,6 +1,7 @@
 """One training step: who learns, how fast, from what; and the same on several devices."""
 
 import dataclasses
+import os
 
 import jax
 import jax.numpy as jnp
@@ -108,7 +109,7 @@ def test_the_moving_average_of_the_weights():
 
     To the bit, where two programs that differ in the average alone are fused alike: by the compiler's own emitters.
     """
-    own = {"xla_cpu_use_fusion_emitters": True}
+    own = {"xla_cpu_use_fusion_emitters": True} if "use_fusion_emitters" in os.environ["XLA_FLAGS"] else {}
     plain, averaged = configured({"schedule": "joint"}), configured({"schedule": "joint", "ema": 0.3})
     model, tx, spans, state = start(plain, network="toy")
     by_hand = copy(state.variables)
