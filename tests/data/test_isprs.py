@@ -19,7 +19,7 @@ from experiments import vaihingen as vaihingen_experiment
 from glcanet_jax import config as configs
 from glcanet_jax import geometry, runs
 from glcanet_jax.config import Config, DataConfig, NormalisationConfig, TrainConfig
-from glcanet_jax.data import DatasetMissing, check, isprs, open_dataset
+from glcanet_jax.data import DatasetMissing, gdal, isprs, open_dataset
 from glcanet_jax.data.check import check_dataset
 from glcanet_jax.data.loader import LoaderConfig, TrainLoader, make_example
 from glcanet_jax.data.moments import Moments
@@ -599,7 +599,7 @@ def test_check_lists_everything(tmp_path, monkeypatch):
     window = RasterSource._read
     monkeypatch.setattr(RasterSource, "_read", lambda *args, **more: (read.append(args[3]), window(*args, **more))[1])
     for rows in (512, 32):  # at once, TIFFs never whole
-        monkeypatch.setattr(check, "ROWS", rows)
+        monkeypatch.setattr(gdal, "STRIP_ROWS", rows)
         problems = check_dataset("potsdam", tmp_path)
         assert len(problems) == len(expected), "\n".join(problems)
         for line, part in zip(problems, expected, strict=True):

@@ -434,7 +434,11 @@ def test_what_is_frozen_stays_and_the_rest_moves():
 
 
 @pytest.mark.parametrize(
-    "patterns, told", [(("local/resnet",), "means no parameter; there are"), (("*",), "nothing to train")]
+    "patterns, told",
+    [
+        (("local/resnet",), "means no parameter .perhaps you meant .*; give backbone, or a pattern"),
+        (("*",), "nothing to train"),
+    ],
 )
 def test_what_cannot_be_frozen_is_told(patterns, told):
     params = {"local": {"lem": {"kernel": np.zeros(2)}}}
