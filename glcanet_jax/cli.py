@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 import textwrap
+import warnings
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,8 @@ def run(main: Callable[[], Any]) -> None:
     """Run a command; bad input ends in its message alone and exit code 2, Ctrl-C in 130; a second Ctrl-C ends at once."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding lacks ends no command
+    # of pictures that lie nowhere; hidden where they are opened, too, but filters are one for all threads
+    warnings.filterwarnings("ignore", "Dataset has no geotransform")
     try:
         with _second_ends_at_once():
             code = main()
