@@ -12,8 +12,8 @@ import shutil
 import signal
 import sys
 import textwrap
-import warnings
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
