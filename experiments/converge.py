@@ -359,7 +359,7 @@ def field_of(given: argparse.Namespace) -> Field:
     train = read(given.data, "train")
     if given.tiny:
         train = {"tile4": train["tile4"]}
-    tests = {"tile2": read(given.data, "val")} | {root.name: read(root, None) for root in given.also}
+    tests = {"tile2": read(given.data, "test")} | {root.name: read(root, None) for root in given.also}
     extents = [label.shape for scenes in tests.values() for _, label in scenes.values()]
     canvas = tuple(max(extent[axis] for extent in extents) for axis in (0, 1))
     shares = sum(np.bincount(label.ravel(), minlength=256)[:CLASSES] for _, label in train.values())
