@@ -16,7 +16,7 @@ from glcanet_jax import border, metrics, models, report, weights
 from glcanet_jax import config as configs
 from glcanet_jax.config import Config
 from glcanet_jax.data import identity, open_dataset
-from glcanet_jax.data.folder import parse_choice
+from glcanet_jax.data.bands import parse_bands
 from glcanet_jax.data.scenes import check_labels, class_counts, filled, mean_values
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference.evaluation import countable, evaluate
@@ -281,7 +281,7 @@ def trained_bands(path: Path, dataset: str) -> str | None:
 
 def chosen_bands(config: Config) -> tuple[int, ...] | None:
     """The bands that a folder's images were trained on, if they were named by number."""
-    return parse_choice(config.data.bands) if config.data.dataset == "folder" else None
+    return parse_bands(config.data.bands) if config.data.dataset == "folder" else None
 
 
 def read_weights(path: Path) -> tuple[Config, weights.WeightsFile]:

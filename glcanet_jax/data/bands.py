@@ -1,6 +1,7 @@
 """Which bands of a raster are read, how their values become a scene's, and what says that a pixel is not valid."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,6 +50,20 @@ class Masks(NamedTuple):
 
 
 NO_MASKS = Masks()
+
+
+def parse_bands(text: str | None) -> tuple[int, ...] | None:
+    """``4,1,2`` as numbers, counted from 1; None: no choice.
+
+    Raises:
+        UserError: anything else.
+    """
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch(r"[0-9]{1,5}", part) and int(part) > 0 for part in parts):
+        raise UserError(f"--bands is {text[:60]!r}; it must be band numbers from 1, as 4,1,2")
+    return tuple(map(int, parts))
 
 
 def choose_bands(

@@ -26,7 +26,7 @@ from glcanet_jax.data.identity import files_of
 from glcanet_jax.data.isprs import SURVEYS, open_potsdam, open_vaihingen
 from glcanet_jax.data.mbrsc import CALLED, FOLD, as_test, assign, open_mbrsc
 from glcanet_jax.data.moments import ExtraBand, Moments
-from glcanet_jax.data.raster import fitting, in_memory
+from glcanet_jax.data.raster import in_memory, with_fill
 from glcanet_jax.data.scenes import IGNORE, ClassTable, Dataset, GridScene, Protocol, WindowScene, has_truth, window
 from glcanet_jax.errors import UserError
 
@@ -269,9 +269,8 @@ class RecordScene:
         self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
     ) -> np.ndarray:
         image = self._record("image")[window(self, top, left, height, width)]
-        if self.fill is None or self.all_valid:
-            return image
-        return np.where(self.read_valid(top, left, height, width)[..., None], image, fitting(self.fill, image.dtype))
+        unfilled = self.fill is None or self.all_valid
+        return with_fill(image, None if unfilled else self.read_valid(top, left, height, width), self.fill)
 
     def read_valid(
         self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None

@@ -14,13 +14,14 @@ import numpy as np
 
 from glcanet_jax.border import read_json
 from glcanet_jax.data import deepglobe, folder, isprs, open_dataset
+from glcanet_jax.data.bands import parse_bands
 from glcanet_jax.data.files import problems_of_pair
 from glcanet_jax.data.findings import Images, Labels, kind_of, write_normalisation
 from glcanet_jax.data.gdal import strips
 from glcanet_jax.data.masks import MaskSource
 from glcanet_jax.data.mbrsc import SAMPLE, as_test, assign, splits_of
 from glcanet_jax.data.raster import RasterSource
-from glcanet_jax.data.scenes import IGNORE, ClassTable, Dataset, DatasetMissing, check_labels, describe_colours
+from glcanet_jax.data.scenes import ClassTable, Dataset, DatasetMissing, check_labels, describe_colours
 from glcanet_jax.data.tables import class_table, entries_of, lacking, same, split_lists
 from glcanet_jax.errors import UserError
 
@@ -89,18 +90,12 @@ class Survey:
         """Goes through a mask; adds what is no class to ``unknown``; returns whether it holds colours."""
         for rows in strips(source.height, source.width):
             raw = source.read_raw(rows.start, 0, rows.stop - rows.start)
-            if raw.ndim == 3:
-                found = source.classes.unknown_colours(raw)
-            else:
-                nothing = source.nothing(raw)
-                raw = raw if nothing is None else np.where(nothing, source.classes.numbers[0], raw)
-                found = _unknown_ids(raw, source.classes)
+            coloured = raw.ndim == 3
+            found = source.classes.unknown_colours(raw) if coloured else _unknown_ids(source.known(raw), source.classes)
             _merge(unknown, found, rows.start)
             if not found:
-                ids = source.classes.encode(raw) if raw.ndim == 3 else source.classes.encode_ids(raw)
-                nothing = None if raw.ndim == 3 else nothing
-                self.labels.add(path.name, ids if nothing is None else np.where(nothing, np.uint8(IGNORE), ids))
-        return raw.ndim == 3
+                self.labels.add(path.name, source.ids(raw))
+        return coloured
 
 
 def _unknown_ids(ids: np.ndarray, table: ClassTable) -> dict[int | float, tuple[int, tuple[int, int]]]:
@@ -341,7 +336,7 @@ def main(
         normalisation: a file to write what values that are not of 8 bits should be normalised by.
         patch: pixels a side; smaller scenes are told.
     """
-    seen = Survey(folder.parse_choice(bands) if name == "folder" else None)
+    seen = Survey(parse_bands(bands) if name == "folder" else None)
     problems = check_dataset(name, data_dir, seen)
     dataset = None
     if not problems:

@@ -11,7 +11,7 @@ import numpy as np
 
 from glcanet_jax.data.masks import MaskSource, misplaced
 from glcanet_jax.data.provenance import local_file
-from glcanet_jax.data.raster import RasterSource, fitting
+from glcanet_jax.data.raster import RasterSource, with_fill
 from glcanet_jax.data.scenes import IGNORE, Cache, ClassTable, window
 from glcanet_jax.errors import UserError
 
@@ -154,9 +154,7 @@ class FileScene:
     ) -> np.ndarray:
         """``[h, w, bands]``, ``fill`` where there is no data."""
         image, valid = read_image(self.image, self.choice, *window(self, top, left, height, width), self.heed_alpha)
-        if valid is None or self.fill is None:
-            return image
-        return np.where(valid[..., None], image, fitting(self.fill, image.dtype))
+        return with_fill(image, valid, self.fill)
 
     def read_valid(
         self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from glcanet_jax.border import read_json
+from glcanet_jax.data.bands import parse_bands
 from glcanet_jax.data.files import FileScene
 from glcanet_jax.data.masks import meant_as_colours
 from glcanet_jax.data.mbrsc import protocols
@@ -30,20 +31,6 @@ def listing(folder: Path) -> dict[str, Path]:
     """Images of a folder by stem, whatever form its accents have; files that are hidden are none."""
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     return {same(p.stem): p for p in files if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")}
-
-
-def parse_choice(text: str | None) -> tuple[int, ...] | None:
-    """Bands as they are named on the command line, ``4,1,2``, counted from 1; None: all.
-
-    Raises:
-        UserError: anything else.
-    """
-    if text is None:
-        return None
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() and len(part) < 6 and int(part) > 0 for part in parts):
-        raise UserError(f"bands are given as {text[:60]!r}; they must be numbers from 1, as 4,1,2")
-    return tuple(map(int, parts))
 
 
 def pairs(root: Path) -> dict[str, dict[str, tuple[Path, Path | None]]]:
@@ -100,7 +87,7 @@ def open_folder(data_dir: str | Path | None, bands: str | None = None) -> Datase
         DatasetMissing: there is no ``classes.json`` or no image.
         UserError: an image cannot be read, or they are of several types.
     """
-    root, choice = Path(data_dir or "data/folder"), parse_choice(bands)
+    root, choice = Path(data_dir or "data/folder"), parse_bands(bands)
     if not os.path.lexists(root / "classes.json"):
         raise DatasetMissing("folder", root, TREE, HOW)
     found = pairs(root)

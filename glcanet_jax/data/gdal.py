@@ -181,11 +181,18 @@ def open_raster(path: str | Path, mode: str = "r", **options: Any) -> Any:
         with environment(), _open_lock, warnings.catch_warnings():
             warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
             return rasterio.open(path, mode, **options)
+    if os.path.exists(path):
+        look_at(path)
+    return open_seen(path, **options)
+
+
+def open_seen(path: str | Path, **options: Any) -> Any:
+    """:func:`open_raster` of a file that was looked at (:func:`look_at`)."""
+    import rasterio
+
     name = os.fspath(path)
     network = guard.is_virtual(name) and guard.is_network(name)
-    if os.path.exists(name):
-        look_at(name)
-    with environment(network=network), rasterio.Env(GDAL_PAM_ENABLED=True):
+    with environment(network=network), side_files():
         with _open_lock, warnings.catch_warnings():
             warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
             if network:  # rasterio.open finds the credentials
@@ -199,6 +206,13 @@ def open_raster(path: str | Path, mode: str = "r", **options: Any) -> Any:
         file.close()
         raise
     return file
+
+
+def side_files() -> Any:
+    """GDAL's setting under which files beside a raster are heeded, which may say where it lies or what is nodata."""
+    import rasterio
+
+    return rasterio.Env(GDAL_PAM_ENABLED=True)
 
 
 def look_at(path: str | Path) -> guard.Drawn:

@@ -16,7 +16,7 @@ import numpy as np
 
 from glcanet_jax.data.files import FileScene, open_image, read_image
 from glcanet_jax.data.moments import ExtraBand, Moments, total
-from glcanet_jax.data.raster import fitting
+from glcanet_jax.data.raster import with_fill
 from glcanet_jax.data.scenes import IGNORE, ClassTable, Dataset, DatasetMissing, Protocol, window
 from glcanet_jax.errors import UserError
 
@@ -261,9 +261,8 @@ class TileScene:
         if self.heights is not None:
             bands = [b.astype(np.float32) for b in bands] + [self.heights.filled(*at)[..., None]]
         image = bands[0] if len(bands) == 1 else np.concatenate(bands, axis=-1)
-        if self.fill is None or self.all_valid:
-            return image
-        return np.where(self.read_valid(top, left, height, width)[..., None], image, fitting(self.fill, image.dtype))
+        unfilled = self.fill is None or self.all_valid
+        return with_fill(image, None if unfilled else self.read_valid(top, left, height, width), self.fill)
 
     def read_valid(
         self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None

@@ -74,20 +74,30 @@ class MaskSource:
             return lacking
         return (raw == nodata) if lacking is None else (raw == nodata) | lacking
 
+    def known(self, raw: np.ndarray) -> np.ndarray:
+        """Numbers ``[h, w]`` of which those that are nothing stand for the first class, so that they are not unknown."""
+        nothing = self.nothing(raw)
+        return raw if nothing is None else np.where(nothing, self.classes.numbers[0], raw)
+
+    def ids(self, raw: np.ndarray) -> np.ndarray:
+        """uint8 ids ``[h, w]`` of what :meth:`read_raw` gave, 255 where ignored or without data.
+
+        Raises:
+            UserError: a colour or a number is no class.
+        """
+        if raw.ndim == 3:
+            return self.classes.encode(raw)
+        nothing, ids = self.nothing(raw), self.classes.encode_ids(self.known(raw))
+        return ids if nothing is None else np.where(nothing, np.uint8(IGNORE), ids)
+
     def read(self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None) -> np.ndarray:
         """uint8 ids ``[h, w]``, 255 where ignored or without data.
 
         Raises:
             UserError: a colour or a number is no class.
         """
-        raw = self.read_raw(top, left, height, width)
         try:
-            if raw.ndim == 3:
-                return self.classes.encode(raw)
-            if (nothing := self.nothing(raw)) is None:
-                return self.classes.encode_ids(raw)
-            ids = self.classes.encode_ids(np.where(nothing, self.classes.numbers[0], raw))
-            return np.where(nothing, np.uint8(IGNORE), ids)
+            return self.ids(self.read_raw(top, left, height, width))
         except UserError as error:
             raise UserError(
                 f"{self.path}: {error}{self._hint()}; run `python -m glcanet_jax check` to list every such file"

@@ -12,9 +12,19 @@ from typing import Any
 import numpy as np
 
 from glcanet_jax.data.bands import NO_MASKS, TYPES, choose_bands, find_masks
-from glcanet_jax.data.gdal import cause, environment, failures, look_at, open_raster, rectangle, steps
+from glcanet_jax.data.gdal import (
+    cause,
+    environment,
+    failures,
+    look_at,
+    open_raster,
+    open_seen,
+    rectangle,
+    side_files,
+    steps,
+)
 from glcanet_jax.data.georeference import Georeference
-from glcanet_jax.data.guard import Drawn, check_file, is_network, is_virtual
+from glcanet_jax.data.guard import Drawn, is_network, is_virtual
 from glcanet_jax.data.provenance import files_of, notes, orientation, stamp, without_secrets
 from glcanet_jax.data.scenes import window
 from glcanet_jax.data.tiles import TILE, Tiles, check_disk
@@ -244,13 +254,6 @@ class RasterSource:
             self._dataset.close()
 
 
-def side_files() -> Any:
-    """GDAL's setting under which files beside a raster are heeded, which may say where it lies or what is nodata."""
-    import rasterio
-
-    return rasterio.Env(GDAL_PAM_ENABLED=True)
-
-
 def in_memory(data: bytes) -> np.ndarray:
     """The values ``[h, w, bands]`` of all bands of a picture that is held as its file's bytes."""
     from rasterio.io import MemoryFile
@@ -260,6 +263,13 @@ def in_memory(data: bytes) -> np.ndarray:
             bands = list(opened.indexes)
         with contextlib.closing(RasterSource(file.name, bands)) as source:
             return source.read_image()
+
+
+def with_fill(image: np.ndarray, valid: np.ndarray | None, fill: Sequence[float] | None) -> np.ndarray:
+    """An image ``[h, w, bands]`` with ``fill`` where ``valid [h, w]`` says that there is no data; itself where nothing says so."""
+    if valid is None or fill is None:
+        return image
+    return np.where(valid[..., None], image, fitting(fill, image.dtype))
 
 
 def fitting(fill: Sequence[float], dtype: Any) -> np.ndarray:
@@ -273,12 +283,9 @@ def fitting(fill: Sequence[float], dtype: Any) -> np.ndarray:
 def _open_source(path: str | Path, level: int | None) -> tuple[Drawn, Any]:
     """What a raster draws from, as far as its text says, and the raster, open."""
     options = {} if level is None else {"OVERVIEW_LEVEL": level}
-    drawn = Drawn((), ())
-    if not is_virtual(path):
-        check_file(path)
-        drawn = look_at(path)
+    drawn = Drawn((), ()) if is_virtual(path) else look_at(path)
     try:
-        file = open_raster(path, **options)
+        file = open_seen(path, **options)
     except failures() as error:
         formats = ", or name GDAL's driver for it with --drivers" if "not recognized" in str(error) else ""
         raise UserError(

@@ -26,6 +26,7 @@ from glcanet_jax import config as configs
 from glcanet_jax import models, report, runs
 from glcanet_jax.data import disk, gdal, raster
 from glcanet_jax.data.arrays import ArraySource
+from glcanet_jax.data.bands import parse_bands
 from glcanet_jax.data.overview import overview
 from glcanet_jax.data.scenes import mean_values
 from glcanet_jax.data.tiles import check_disk
@@ -65,20 +66,6 @@ def parse_bytes(text: str) -> int:
             f"--memory-budget is {text!r}, {budget:.0f} bytes, which is less than any walk needs; give a size as 800MB or 4GB"
         )
     return int(budget)
-
-
-def parse_bands(text: str | None) -> tuple[int, ...] | None:
-    """``4,1,2`` as numbers.
-
-    Raises:
-        UserError: anything else.
-    """
-    if text is None:
-        return None
-    parts = [part.strip() for part in text.split(",")]
-    if not all(re.fullmatch(r"[0-9]{1,5}", part) and int(part) > 0 for part in parts):
-        raise UserError(f"--bands is {text[:60]!r}; it must be band numbers from 1, as 4,1,2")
-    return tuple(map(int, parts))
 
 
 @dataclass(frozen=True)
