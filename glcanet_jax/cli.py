@@ -57,22 +57,34 @@ def _second_ends_at_once() -> Iterator[None]:
     os.set_blocking(told, False)
     terminal = os.dup(2)  # which may go elsewhere meanwhile
     last = b"\x1b[?25hstopped\n" if os.isatty(terminal) else b"stopped\n"  # a bar has hidden the cursor
-    before = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+    before, hook, repeated = signal.set_wakeup_fd(told, warn_on_full_buffer=False), sys.unraisablehook, []
+
+    def swallowed(what: Any) -> None:
+        """A Ctrl-C that fell into a finaliser or a collector's callback ended that alone: it is given again, once out of there."""
+        if what.exc_type is not KeyboardInterrupt:
+            return hook(what)
+        main = threading.main_thread().ident
+        repeated.append(threading.Timer(0.01, signal.pthread_kill, (main, signal.SIGINT)))
+        repeated[-1].start()
 
     def watch() -> None:
         numbers = []
         while found := os.read(heard, 64):
             numbers += [n for n in found if n in (signal.SIGINT, signal.SIGTERM)]
-            if len(numbers) > 1:
+            if len(numbers) > 1 + len(repeated):
                 os.write(terminal, last)
                 os._exit(128 + numbers[-1])
         os.close(heard)
         os.close(terminal)
 
     threading.Thread(target=watch, daemon=True).start()
+    sys.unraisablehook = swallowed
     try:
         yield
     finally:
+        sys.unraisablehook = hook
+        for timer in repeated:
+            timer.cancel()
         signal.set_wakeup_fd(before)
         os.close(told)
 

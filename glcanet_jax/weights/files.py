@@ -135,7 +135,18 @@ def save_weights(
             save_file(arrays, place, metadata)
         except SafetensorError as error:  # the system's own error is in its words alone
             raise OSError(str(error)) from error
+        _in_order(place)
         place.chmod(0o644)  # safetensors makes files that only their owner can read
+
+
+def _in_order(path: Path) -> None:
+    """Sort a file's metadata, which safetensors writes in any order: the same weights are the same bytes."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        ordered = {"__metadata__": dict(sorted(header.pop("__metadata__").items()))} | header
+        file.seek(8)
+        file.write(json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode().ljust(length))
 
 
 def _quantised(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -164,6 +164,10 @@ def test_weights_out_and_in(tmp_path):
         jax.tree.map(np.testing.assert_array_equal, file.variables, variables)
         assert file.variables["params"]["a"]["kernel"].dtype == np.float32
         assert (file.config, file.classes, file.normalisation) == TOLD and file.bands == 5
+    before = (tmp_path / "w.safetensors").read_bytes()
+    for _ in range(3):  # metadata in the order that it happens to have would differ
+        weights.save_weights(tmp_path / "w.safetensors", variables, *TOLD, dtype, bands=5)
+        assert (tmp_path / "w.safetensors").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
     save_file(arrays(), tmp_path / "other.safetensors")
     with pytest.raises(UserError, match="no weights of glcanet_jax"):
