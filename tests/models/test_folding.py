@@ -54,7 +54,7 @@ FROZEN = pytest.param("glcanet", SMALL | {"norm": "frozen"}, marks=pytest.mark.s
 SEGNET = pytest.param("segnet", {}, marks=pytest.mark.slow)  # convolutions with biases before their norms
 
 
-NONLINEAR = ("glcanet", SMALL | {"head": "nonlinear", "feed_forward": 2})
+NONLINEAR = pytest.param("glcanet", SMALL | {"head": "nonlinear", "feed_forward": 2}, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize("network, options", [("glcanet", SMALL), NONLINEAR, FROZEN, SEGNET])

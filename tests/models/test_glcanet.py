@@ -98,8 +98,8 @@ def test_starts_as_the_network_without_attention_and_lem(key, options, head):
 @pytest.mark.parametrize(
     "options",
     [
-        {},
         {"head": "nonlinear", "feed_forward": 2},
+        pytest.param({}, marks=pytest.mark.slow),
         pytest.param({"residual": "input"}, marks=pytest.mark.slow),
         pytest.param({"head": "nonlinear", "sharing": "glnet"}, marks=pytest.mark.slow),
         pytest.param({"mask": "window", "mask_radius": 60.0}, marks=pytest.mark.slow),
@@ -186,19 +186,25 @@ def test_changes_of_the_global_map_are_zero_where_nothing_is_visible(key):
 BOTH_HEADS = [{}, pytest.param({"head": "nonlinear", "feed_forward": 2}, marks=pytest.mark.slow)]
 
 
-@pytest.mark.parametrize("options", BOTH_HEADS, ids=str)
-def test_remat_and_bfloat16(key, options):
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"head": "nonlinear", "feed_forward": 2}], ids=str)
+def test_remat_changes_no_gradient(key, options):
     plain, remat = small(**options), small(remat=True, **options)
     variables = models.init(plain, key, 3)
-    args = inputs(key)
 
     def gradient(model):
-        fn = lambda p: models.functions(model).apply({**variables, "params": p}, *args, train=True)[0][0].sum()  # noqa: E731
+        fn = lambda p: models.functions(model).apply({**variables, "params": p}, *inputs(key), train=True)[0][0].sum()  # noqa: E731
         return jax.jit(jax.grad(fn))(variables["params"])
 
     for a, b in zip(jax.tree.leaves(gradient(plain)), jax.tree.leaves(gradient(remat)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
-    half = small(dtype="bfloat16", **options)
+
+
+@pytest.mark.parametrize("options", BOTH_HEADS, ids=str)
+def test_bfloat16(key, options):
+    plain, half = small(**options), small(dtype="bfloat16", **options)
+    variables = models.init(plain, key, 3)
+    args = inputs(key)
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(jax.eval_shape(lambda: models.init(half, key, 3))))
     logits, out = jitted(half).apply(variables, *args)
     assert out["local/x"].dtype == jnp.bfloat16 and logits.dtype == jnp.float32
@@ -326,10 +332,7 @@ SIZES = {  # options: parameters of global, local and fusion; GFLOP of a context
 # one of each way that the code can go; the other rows are the same code with another number, and counted when asked for
 COUNTED = [
     (),
-    (("depth", 18),),
     (("share_backbone", True),),
-    (("attn_levels", (5, 4, 3, 2)),),
-    (("lem", False),),
     (("head", "nonlinear"), ("feed_forward", 2)),
     (("head", "nonlinear"), ("sharing", "glnet"), ("self_attention", False)),
 ]

@@ -253,8 +253,10 @@ def test_another_network_keeps_the_options_that_it_has():
 @pytest.mark.parametrize(
     ("name", "options", "train", "loader"),
     [
-        ("pspnet", {}, {}, {}),
-        ("deeplabv3plus", {"view": "global"}, {"schedule": "staged"}, {}),
+        ("unet", {}, {}, {}),
+        ("unet", {"view": "global"}, {"schedule": "staged"}, {}),
+        pytest.param("pspnet", {}, {}, {}, marks=pytest.mark.slow),
+        pytest.param("deeplabv3plus", {"view": "global"}, {"schedule": "staged"}, {}, marks=pytest.mark.slow),
         pytest.param(
             "glnet",
             {"mutual": True},

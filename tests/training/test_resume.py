@@ -169,6 +169,7 @@ def killed_and_whole(tmp_path, command_of, moments):
     assert losses[0] == losses[1] and [step for step, _ in losses[1]] == list(range(1, len(losses[1]) + 1))
 
 
+@pytest.mark.slow
 def test_killed_while_writing_a_checkpoint(tmp_path):
     """The worst moment: the last whole checkpoint is used, and the steps after it are done again, to the bit."""
     moments = [(writing(after=5), float(np.random.default_rng().uniform(0, 0.05)))]
