@@ -1,4 +1,4 @@
-"""The campaign of bad input: ``python -m pytest -m slow -n0 -s tests/test_bad_input.py``, about an hour on two cores.
+"""The campaign of bad input: ``python -m pytest -m slow -n0 -s tests/test_bad_input.py``, about twelve minutes on two cores.
 
 Every command gets what is damaged, odd, contradictory or in the way. Right is: exit code 2 (1 of ``check`` with problems), one
 line that says what is wrong, nothing touched beside --out, nothing half-made under a final name, in time. Or the input is
