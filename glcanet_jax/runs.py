@@ -485,6 +485,7 @@ def open_run(config: Config) -> Path:
         theirs = border.read_json(out / "config.json")
         # options that are newer than the run have their defaults
         theirs = configs.to_dict(configs.from_dict(theirs, out / "config.json"))
+        theirs["out"] = ours["out"]  # a run may be moved
         if (out / DATA).exists():  # which tells whether the data are the same, wherever they lie
             theirs["data"]["dir"] = ours["data"]["dir"]
         changed = configs.differences(ours, theirs, words=("here", "there"))

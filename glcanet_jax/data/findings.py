@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from glcanet_jax.data import disk
 from glcanet_jax.data.moments import Moments
 from glcanet_jax.data.raster import RasterSource
 from glcanet_jax.data.scenes import ClassTable
@@ -147,5 +148,6 @@ def _of(names: list[str], count: int) -> str:
 
 
 def write_normalisation(path: Path, values: dict[str, Any]) -> None:
-    """As ``--data.normalisation`` reads it."""
-    path.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    """As ``--data.normalisation`` reads it; whole or not at all."""
+    with disk.whole(path) as place:
+        place.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", encoding="utf-8")

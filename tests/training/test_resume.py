@@ -250,6 +250,15 @@ def test_the_best_weights_by_validation_are_kept(tmp_path, monkeypatch):
 
 
 # ------------------------------------------------------------------------------------------------------- a folder
+def test_a_run_that_was_moved_goes_on(tmp_path):
+    runs.open_run(configured(tmp_path / "run"))
+    (tmp_path / "run" / "checkpoints" / "last" / "5").mkdir(parents=True)
+    moved = (tmp_path / "run").rename(tmp_path / "elsewhere")
+    assert runs.open_run(configured(moved)) == moved
+    with pytest.raises(UserError, match="another configuration"):
+        runs.open_run(configured(moved, steps=30))
+
+
 def test_a_run_without_a_step_is_begun_again_with_other_options(tmp_path):
     """One that was stopped while its first step was compiled leaves nothing that could go on."""
     first = configured(tmp_path / "run")
