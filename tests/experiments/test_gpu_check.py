@@ -1,6 +1,7 @@
 """The check of a GPU, rehearsed without one."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +10,13 @@ import numpy as np
 import pytest
 
 from experiments import gpu_check
+from experiments.gpu_check import answers
 from experiments.speed import cases as speed_cases
 
 
 def test_distance_of_answers():
-    assert gpu_check.apart([np.ones(3)], [np.ones(3)]) == 0
-    assert gpu_check.apart([np.array([3.0, 0.0])], [np.array([3.0, 4.0])]) == pytest.approx(0.8)
+    assert answers.apart([np.ones(3)], [np.ones(3)]) == 0
+    assert answers.apart([np.array([3.0, 0.0])], [np.array([3.0, 4.0])]) == pytest.approx(0.8)
 
 
 def test_shares_are_of_the_same_type():
@@ -31,6 +33,26 @@ def test_what_does_not_fit_is_named(tmp_path):
     result = gpu_check.check(gpu_check.STAGES, speed_cases.Sizes(), 0, tmp_path / "gpu.json", tiny=False)
     assert not result["found"] and {"device", "answers", "decode to map"} <= set(result["left_out"])
     assert json.loads((tmp_path / "gpu.json").read_text()) == result
+
+
+def test_commands_that_lack_a_package_are_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_check.commands, "lacking", lambda: ["rasterio", "tyro"])
+    result = gpu_check.check(("commands",), gpu_check.TINY, 1, tmp_path / "gpu.json", tiny=True)
+    assert result["left_out"] == ["commands (without rasterio, tyro)"] and not result["failed"]
+
+
+def test_what_a_call_of_predict_took(tmp_path):
+    """Two scenes of 4 megapixels: the first map after 3 of 10 seconds, the device busy for a quarter of the walks."""
+    scene = {"height": 2000, "width": 2000, "batch": 12, "device": "gpu"}
+    walks = [scene | {"walk_seconds": 2.0, "device_busy": 0.5}, scene | {"walk_seconds": 6.0, "device_busy": 1 / 6}]
+    (tmp_path / "report.json").write_text(json.dumps({"scenes": walks}))
+    for i, moment in enumerate((1003.0, 1009.0)):
+        (tmp_path / f"s{i}_classes.tif").touch()
+        os.utime(tmp_path / f"s{i}_classes.tif", (moment, moment))
+    found = gpu_check.commands.mapped(tmp_path, began=1000.0, seconds=10.0)
+    assert found["first_map_seconds"] == 3 and found["scenes_per_second"] == 0.2 and found["device_busy"] == 0.25
+    assert found["scenes_per_second_after_the_first"] == pytest.approx(1 / 7, abs=1e-3)
+    assert found["megapixels_per_second"] == 0.8 and found["walk_megapixels_per_second"] == 1.0
 
 
 def test_a_measure_that_fails_is_told_and_the_others_go_on(tmp_path, monkeypatch):
@@ -54,6 +76,8 @@ def test_rehearsal(tmp_path):
     assert not result["failed"] and not result["left_out"]
     assert result["found"]["answers"]["float32"]["apart"]["logits"] < 1e-6
     assert result["found"]["scenes bfloat16 2"]["share_of_matmul"] > 0
+    assert result["found"]["predict"]["warm"]["scenes"] == 2 and result["found"]["predict"]["large"]["scenes"] == 1
+    assert result["found"]["train from files"]["images_per_second"] > 0
     assert result["found"]["memory train-joint-bfloat16-remat-6"]["figures"]["peak RSS"] > 0
 
 
