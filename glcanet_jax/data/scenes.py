@@ -3,6 +3,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -230,32 +231,43 @@ def check_labels(scenes: Sequence[Any], split: str, ignored: Iterable[int] = (),
 
 
 class Cache:
-    """Decoded files, the least recently used dropped first; several threads may ask at once, each file is decoded once."""
+    """Decoded files, the least recently used dropped first; several threads may ask at once, each file is decoded once.
+
+    Its files together take no more than ``limit`` bytes, unless a single one does.
+    """
 
     def __init__(self, limit: int = 256 * 2**20):
-        self._limit, self._size = limit, 0
+        self.limit, self.size = limit, 0  # bytes; the latter of what is kept
         self._items: OrderedDict[Any, Any] = OrderedDict()  # each with its nbytes
         self._lock = threading.Lock()
-        self._busy: dict[Any, threading.Lock] = {}
+        self._making: dict[Any, Future[Any]] = {}  # by the thread that asked first, for all that ask meanwhile
 
     def get(self, key: Any, make: Callable[[], Any]) -> Any:
         with self._lock:
             if key in self._items:
                 self._items.move_to_end(key)
                 return self._items[key]
-            busy = self._busy.setdefault(key, threading.Lock())
-        with busy:
-            with self._lock:
-                if key in self._items:
-                    return self._items[key]
+            made, mine = self._making.get(key), key not in self._making
+            if made is None:
+                made = self._making[key] = Future()
+        return self._make(key, make, made) if mine else made.result()
+
+    def _make(self, key: Any, make: Callable[[], Any], made: "Future[Any]") -> Any:
+        try:
             value = make()
+        except BaseException as error:
             with self._lock:
-                self._items[key] = value
-                self._size += value.nbytes
-                while self._size > self._limit and len(self._items) > 1:
-                    self._size -= self._items.popitem(last=False)[1].nbytes
-                self._busy.pop(key, None)
-            return value
+                del self._making[key]
+            made.set_exception(error)
+            raise
+        with self._lock:
+            self._items[key] = value
+            self.size += value.nbytes
+            while self.size > self.limit and len(self._items) > 1:
+                self.size -= self._items.popitem(last=False)[1].nbytes
+            del self._making[key]
+        made.set_result(value)
+        return value
 
 
 @dataclass(frozen=True)
