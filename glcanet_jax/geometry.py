@@ -293,6 +293,20 @@ def turn_back(image, view: int):
     return image[..., ::-1, :] if view >= 4 else image
 
 
+def turn_back_corners(corners, side: int, extent: tuple[int, int], view: int):
+    """Where squares of ``side`` px lie in a window of ``extent`` (height, width), by where they lie in a view of it.
+
+    Args:
+        corners: top and left ``[..., 2]``, numpy's or JAX's; ``side`` and ``extent`` may be JAX's, too.
+    """
+    top, left = corners[..., 0], corners[..., 1]
+    for i in reversed(range(view % 4)):
+        width = extent[1] if i % 2 == 0 else extent[0]  # before this turn
+        top, left = left, width - side - top
+    left = extent[1] - side - left if view >= 4 else left
+    return top, left
+
+
 def turn_boxes(boxes: np.ndarray, view: int) -> np.ndarray:
     """Boxes ``[..., 4]`` of a context as they lie in a view of it."""
     top, left, bottom, right = np.moveaxis(np.asarray(boxes), -1, 0)

@@ -44,9 +44,7 @@ PAPER = Config(
 
 # bf16 and many patches a context, for a large GPU
 FAST = Config(
-    loader=LoaderConfig(
-        batch_size=6, patches_per_context=6, rare_class_fraction=0.25, scale_jitter=(0.75, 1.33), threads=16
-    ),
+    loader=LoaderConfig(batch_size=6, patches_per_context=6, rare_class_fraction=0.25, scale_jitter=(0.75, 1.33)),
     model=model_config(dtype="bfloat16"),
     loss=LossConfig(gamma=2.0),
     optimiser=OptimiserConfig(global_rate=1e-4, local_rate=1e-4, fusion_rate=2e-4, clip=1.0, warmup_steps=100),

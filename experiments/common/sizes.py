@@ -45,7 +45,7 @@ SIZES = {
     "full": Size(
         Views(),
         SCENE // 2,
-        LoaderConfig(batch_size=6, patches_per_context=2, threads=16),
+        LoaderConfig(batch_size=6, patches_per_context=2),
         {"imagenet": 1e-4, "scratch": 5e-4},
         {},
         "batch",
