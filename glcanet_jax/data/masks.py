@@ -28,7 +28,7 @@ class MaskSource:
         self.path, self.classes = Path(path), classes
         self._raster = RasterSource(path, types=NUMBERS)
         file = self._raster
-        self.height, self.width, self.sequential = file.height, file.width, file.sequential
+        self.height, self.width, self.sequential, self.strips = file.height, file.width, file.sequential, file.strips
         self.georeference, self.orientation = file.georeference, file.orientation
         self.palette = file._taken.palette
         self.coloured = file.bands == 3
@@ -46,6 +46,12 @@ class MaskSource:
     def identity(self) -> dict[str, Any]:
         """As :meth:`RasterSource.identity`."""
         return self._raster.identity()
+
+    @property
+    def facts(self) -> tuple[Any, ...]:
+        """What decides, beside its numbers and the classes, which ids they become."""
+        palette = None if self.palette is None else self.palette.tolist()
+        return self.coloured, palette, self._raster.nodata
 
     @cached_property
     def by_index(self) -> bool:

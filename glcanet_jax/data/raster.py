@@ -50,6 +50,7 @@ class RasterSource:
         all_valid: no pixel is without data, as far as the header tells.
         needs_staging: windows are dear (formats without random access, compressed strips of a large scene).
         sequential: the format has no random access.
+        strips: its windows are cut from compressed rows as wide as the scene.
         orientation: how viewers turn the picture (EXIF, 1: not at all); its pixels are read as they are stored.
         looking: positions among the bands of red, green and blue, for a picture.
     """
@@ -88,7 +89,8 @@ class RasterSource:
         try:
             with environment(network=self._network):  # sources of a VRT are opened when something is asked
                 self.height, self.width, self.driver = file.height, file.width, file.driver
-                self.sequential, self.needs_staging = file.driver in SEQUENTIAL, _windows_are_dear(file)
+                self.sequential, self.strips = file.driver in SEQUENTIAL, _in_strips(file)
+                self.needs_staging = (self.sequential or self.strips) and max(self.height, self.width) > STAGING_SIDE
                 self._taken = choose_bands(file, path, bands, wanted, types, heed_alpha)
                 self.bands = 3 if self._taken.palette is not None else len(self._taken.indexes)
                 self.dtype, self.looking = self._taken.dtype, self._taken.looking
@@ -298,11 +300,9 @@ def _open_source(path: str | Path, level: int | None) -> tuple[Drawn, Any]:
     return drawn, file
 
 
-def _windows_are_dear(file: Any) -> bool:
-    if max(file.height, file.width) <= STAGING_SIDE:
-        return False
+def _in_strips(file: Any) -> bool:
     compressed = "COMPRESSION" in file.tags(ns="IMAGE_STRUCTURE")
-    return file.driver in SEQUENTIAL or (compressed and file.block_shapes[0][1] >= file.width)
+    return file.driver not in SEQUENTIAL and compressed and file.block_shapes[0][1] >= file.width
 
 
 def _georeference(file: Any) -> Georeference:
