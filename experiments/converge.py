@@ -24,25 +24,26 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Integer
 
 from experiments.mbrsc import CPU
 from glcanet_jax import models, runs, weights
 from glcanet_jax.config import Config
+from glcanet_jax.data.loader import LoaderConfig, TrainLoader
 from glcanet_jax.data.mbrsc import open_mbrsc
-from glcanet_jax.data.scenes import IGNORE
-from glcanet_jax.models.layers.sampling import lerp
+from glcanet_jax.data.scenes import IGNORE, ArrayScene
+from glcanet_jax.geometry import Views
 from glcanet_jax.training import optim, phases
+from glcanet_jax.training.on_device import Dispatch, Placed, Plan, make_chunk, place
 from glcanet_jax.training.step import TrainState, create_state, make_train_step
 
 CLASSES = 5  # of MBRSC
-SCALES = 0.6, 1.5  # range that contexts are drawn from
-RICH = 0.4  # share of patches that are sought where a class is
-TRIES = 8  # places that such a patch is chosen from
+SCALES = 0.6, 1.5  # range that scenes are scaled by
+RICH = 0.4  # share of patches that are sought near a class
 EDGE = 32  # pixels over which a patch's answer fades where patches meet
 FILE_BYTES = 14e6  # of saved arrays in a file
 Scene = tuple[Integer[np.ndarray, "h w c"], Integer[np.ndarray, "h w"]]
-Scenes = Sequence[tuple[Array, Array]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,82 +57,19 @@ class Sizes:
     chunk: int = 25  # steps in a dispatch
     at_once: int = 16  # patches, in scoring
 
-    @property
-    def window(self) -> int:
-        """Scene pixels that the smallest scale looks at."""
-        return int(self.context / SCALES[0])
+    def plan(self) -> Plan:
+        """What every step draws."""
+        views = Views(context_size=self.context, global_size=self.side, patch_size=self.side, overlap=0)
+        drawn = dict(rare_class_fraction=RICH, scale_jitter=(1 / SCALES[1], 1 / SCALES[0]))
+        loader = LoaderConfig(batch_size=self.contexts, patches_per_context=self.patches, **drawn)
+        return Plan(views, loader, CLASSES, Mesh(np.array(jax.devices()[:1]), ("data",)))
 
 
 TINY = Sizes(context=320, side=64, contexts=2, patches=2, chunk=5, at_once=8)
 
 
-# ------------------------------------------------------------------------------------------- a batch, drawn on the device
-def one_context(key: Array, scenes: Scenes, sizes: Sizes) -> dict[str, Array]:
-    """A context of a random scene, scale and turn, its global view, and patches of it, some of them rich in a class drawn."""
-    k, side = jax.random.split(key, 9), sizes.side
-    image, label = _scaled(k[3:5], *_window(k[:3], scenes, sizes.window), sizes)
-    image, label = _turned(k[5], image, label)
-    nearest = ((np.arange(side) + 0.5) * sizes.context / side).astype(int)
-    place = _places(k[6:], label, sizes)
-    return {
-        "global_image": jax.image.resize(image, (side, side, 3), "linear", antialias=True),
-        "global_labels": label[nearest][:, nearest],
-        "patches": jax.vmap(lambda p: jax.lax.dynamic_slice(image, (p[0], p[1], 0), (side, side, 3)))(place),
-        "patch_labels": jax.vmap(lambda p: jax.lax.dynamic_slice(label, tuple(p), (side, side)))(place),
-        "boxes": jnp.concatenate([place, place + side], -1).astype(jnp.float32) / sizes.context,
-        "valid": jnp.ones((sizes.patches,), bool),
-    }
-
-
-def _window(k: Array, scenes: Scenes, side: int) -> tuple[Array, Array]:
-    """A window of a scene: large ones are drawn more often."""
-
-    def cut(image: Array, label: Array) -> Callable[[Any], tuple[Array, Array]]:
-        def at(_: Any) -> tuple[Array, Array]:
-            top, left = (jax.random.randint(k[1 + i], (), 0, label.shape[i] - side + 1) for i in (0, 1))
-            return (
-                jax.lax.dynamic_slice(image, (top, left, 0), (side, side, 3)),
-                jax.lax.dynamic_slice(label, (top, left), (side, side)),
-            )
-
-        return at
-
-    areas = np.array([label.size for _, label in scenes], float)
-    chance = jnp.asarray(0.5 * areas / areas.sum() + 0.5 / len(scenes))
-    which = jax.random.choice(k[0], len(scenes), p=chance)
-    return jax.lax.switch(which, [cut(*scene) for scene in scenes], 0)
-
-
-def _scaled(k: Array, image: Array, label: Array, sizes: Sizes) -> tuple[Array, Array]:
-    """A context somewhere in a window, brought to its size; its labels are the nearest ones."""
-    scale = jnp.exp(jax.random.uniform(k[0], (), minval=np.log(SCALES[0]), maxval=np.log(SCALES[1])))
-    offset = jax.random.uniform(k[1], (2,)) * (sizes.window - sizes.context / scale)
-    centres = (jnp.arange(sizes.context) + 0.5) / scale
-    rows, columns = (jnp.clip(offset[i] + centres - 0.5, 0, sizes.window - 1) for i in (0, 1))
-    labels = label[jnp.round(rows).astype(int)][:, jnp.round(columns).astype(int)]
-    return lerp(lerp(image.astype(jnp.float32), rows, 0), columns, 1), labels
-
-
-def _turned(k: Array, image: Array, label: Array) -> tuple[Array, Array]:
-    """One of the eight views of a square."""
-    turns = lambda x: jnp.swapaxes(x, 0, 1), lambda x: x[::-1], lambda x: x[:, ::-1]  # noqa: E731
-    for chosen, turn in zip(jax.random.bernoulli(k, 0.5, (3,)), turns, strict=True):
-        image, label = (jnp.where(chosen, turn(x), x) for x in (image, label))
-    return image, label
-
-
-def _places(k: Array, label: Array, sizes: Sizes) -> Integer[Array, "n 2"]:
-    """Where patches begin: at random, or where of some places a class drawn has most pixels."""
-    n, side = sizes.patches, sizes.side
-    places = jax.random.randint(k[0], (n, TRIES, 2), 0, sizes.context - side + 1)
-    wanted, rich = jax.random.randint(k[1], (n,), 0, CLASSES), jax.random.bernoulli(k[2], RICH, (n,))
-    count = lambda p, c: jnp.sum(jax.lax.dynamic_slice(label, tuple(p), (side, side))[::8, ::8] == c)  # noqa: E731
-    best = jax.vmap(lambda ps, c: jnp.argmax(jax.vmap(lambda p: count(p, c))(ps)))(places, wanted)
-    return jnp.take_along_axis(places, jnp.where(rich, best, 0)[:, None, None], axis=1)[:, 0]
-
-
 # ------------------------------------------------------------------------------------------------------------- the scoring
-class Placed(NamedTuple):
+class Scored(NamedTuple):
     """A scene with its patches and their contexts, padded to shapes that all scenes share."""
 
     image: Array
@@ -147,7 +85,7 @@ def grid(length: int, side: int) -> np.ndarray:
     return np.round(np.linspace(0, max(length - side, 0), count)).astype(int)
 
 
-def placed(scene: Scene, canvas: tuple[int, int], sizes: Sizes) -> Placed:
+def placed(scene: Scene, canvas: tuple[int, int], sizes: Sizes) -> Scored:
     """A scene on a canvas as large as the largest one."""
     image, label = scene
     axes = [grid(length, sizes.side) for length in label.shape]
@@ -157,7 +95,7 @@ def placed(scene: Scene, canvas: tuple[int, int], sizes: Sizes) -> Placed:
     more = [(0, -(-int(all_places) // sizes.at_once) * sizes.at_once - len(places)), (0, 0)]
     beyond = [(0, c - n) for c, n in zip(canvas, label.shape, strict=True)]
     padded = np.pad(image, [*beyond, (0, 0)]), np.pad(label, beyond, constant_values=IGNORE)
-    return Placed(*map(jnp.asarray, (*padded, np.pad(places, more), np.pad(contexts, more))), jnp.int32(len(places)))
+    return Scored(*map(jnp.asarray, (*padded, np.pad(places, more), np.pad(contexts, more))), jnp.int32(len(places)))
 
 
 def make_confusion(apply: Callable[..., Any], config: Config, sizes: Sizes) -> Callable[..., Integer[Array, "k k"]]:
@@ -212,8 +150,8 @@ class Field(NamedTuple):
 
     sizes: Sizes
     config: Config
-    scenes: Scenes
-    tests: Mapping[str, Sequence[Placed]]  # by folder
+    scenes: Placed  # trained on
+    tests: Mapping[str, Sequence[Scored]]  # by folder
     backbone: weights.TorchvisionWeights | None
     options: Mapping[str, Any]  # of networks, where they have them
     out: Path
@@ -245,7 +183,7 @@ class Entry:
         phase = phases.Phase(phases.JOINT, 0, field.config.train.steps)
         self.tx = optim.optimiser(field.config.optimiser, (phase,))
         step = make_train_step(self.model, self.tx, field.config, 255.0, phase)
-        self._chunk = jax.jit(make_chunk(step, field.sizes), donate_argnums=0)
+        self._chunk = make_chunk(step, field.sizes.plan(), field.sizes.chunk)
         self._confusion = jax.jit(make_confusion(models.functions(self.model).apply, field.config, field.sizes))
         self.ready = False
         self.thread = threading.Thread(target=self._compile, daemon=True)
@@ -254,11 +192,13 @@ class Entry:
     def _compile(self) -> None:
         began, field = time.time(), self._field
         state = jax.eval_shape(lambda: self.fresh(0))
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        self.chunk = self._chunk.lower(state, key, field.scenes).compile()
+        self.chunk = self._chunk.lower(state, self._dispatch(0)).compile()
         self.confusion = self._confusion.lower(state.average, *next(iter(field.tests.values()))[0]).compile()
         self.compile_seconds = round(time.time() - began, 1)
         self.ready = True
+
+    def _dispatch(self, seed: int) -> Dispatch:
+        return Dispatch(self._field.scenes, jax.random.key(seed), np.int32(self._field.sizes.chunk))
 
     def fresh(self, seed: int) -> TrainState:
         variables = models.init(self.model, jax.random.key(seed), 3)
@@ -269,13 +209,13 @@ class Entry:
     def run(self, seed: int) -> bool:
         """Train and score once; False where there is no time for it."""
         field, steps = self._field, self._field.config.train.steps
-        state, key, began, done = jax.device_put(self.fresh(seed)), jax.random.key(seed), time.time(), 0
+        state, dispatch, began, done = jax.device_put(self.fresh(seed)), self._dispatch(seed), time.time(), 0
         while done < steps:
             if time.time() > field.end:
                 return False
-            state, loss = self.chunk(state, jax.random.fold_in(key, done), field.scenes)
+            state, taken = self.chunk(state, dispatch)
             done += field.sizes.chunk
-            loss.block_until_ready()
+            loss = taken.each["loss"].block_until_ready()
         found = {"network": self.text, "seed": seed, "steps": done, "loss": round(float(loss.mean()), 4)}
         found |= {"seconds": round(time.time() - began, 1), "compile_seconds": self.compile_seconds}
         for group, scenes in field.tests.items():
@@ -286,20 +226,6 @@ class Entry:
         if seed == 0:
             save(field.out / self.text.replace(":", "-").replace("=", "-").replace(",", "-"), state.average)
         return True
-
-
-def make_chunk(step: Callable[..., Any], sizes: Sizes) -> Callable[..., tuple[TrainState, Float[Array, " steps"]]]:
-    """``chunk(state, key, scenes)``: so many steps at once, each on a batch drawn on the device, and their losses."""
-
-    def chunk(state: TrainState, key: Array, scenes: Scenes) -> tuple[TrainState, Array]:
-        def one(state: TrainState, key: Array) -> tuple[TrainState, Array]:
-            batch = jax.lax.map(lambda k: one_context(k, scenes, sizes), jax.random.split(key, sizes.contexts))
-            state, metrics = step(state, batch)
-            return state, metrics["loss"]
-
-        return jax.lax.scan(one, state, jax.random.split(key, sizes.chunk))
-
-    return chunk
 
 
 def save(path: Path, variables: Any) -> None:
@@ -374,7 +300,9 @@ def field_of(given: argparse.Namespace) -> Field:
     options |= dict(depth=10, width=8, fpn_channels=16, dtype="float32", stride="v1.5") if given.tiny else {}
     backbone = None if given.tiny else weights.load_torchvision(given.backbone)
     given.out.mkdir(parents=True, exist_ok=True)
-    on_device = [tuple(map(jnp.asarray, scene)) for scene in train.values()]
+    arrays, plan = [ArrayScene(name, *scene) for name, scene in train.items()], sizes.plan()
+    loader = TrainLoader(arrays, plan.views, plan.config, CLASSES)
+    on_device = place(arrays, [loader.contexts(scene) for scene in arrays], plan.mesh)
     on_canvas = {name: [placed(scene, canvas, sizes) for scene in scenes.values()] for name, scenes in tests.items()}
     return Field(sizes, config, on_device, on_canvas, backbone, options, given.out, end)
 

@@ -74,6 +74,13 @@ class DataConfig:
     bands: str | None = None  # ISPRS: irrg, for Potsdam rgb and irrgb, each also with +dsm; a folder: numbers, as 4,1,2
     normalisation: str | None = None  # a file of `check --normalisation FILE`, whose numbers replace --normalisation.*
     drop_faulty: bool = True  # Potsdam: leave out tile 7_10, whose labels are wrong
+    # decoded scenes, labels as ids, as tiles on disk: auto (beside the data, if memory cannot keep what is dear to decode; what it
+    # takes is said first), off, or a folder
+    cache: str = "auto"
+    kept_mb: Annotated[int, Range(1, 2**22)] = 256  # MB of decoded files that memory keeps
+    # train from scenes that lie on the device, where each step draws its batch: auto (on accelerators, where they fit 40 % of the
+    # free memory), always or never
+    on_device: Literal["auto", "always", "never"] = "auto"
     tfds_dir: str | None = None  # read a prepared tfds build from here (made at first use) instead of the plain files
 
     def __post_init__(self):

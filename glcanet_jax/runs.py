@@ -488,6 +488,8 @@ def open_run(config: Config) -> Path:
         theirs["out"] = ours["out"]  # a run may be moved
         if (out / DATA).exists():  # which tells whether the data are the same, wherever they lie
             theirs["data"]["dir"] = ours["data"]["dir"]
+        for how in ("cache", "kept_mb"):  # of reading, which changes nothing of what is read
+            theirs["data"][how] = ours["data"][how]
         changed = configs.differences(ours, theirs, words=("here", "there"))
         if changed and not _kept(out):
             write_json(out / "config.json", ours)  # it was stopped before its first step was kept: nothing is lost

@@ -224,7 +224,7 @@ def steps_within(config: Config, minutes: float | int) -> int:
 
     from glcanet_jax import models
     from glcanet_jax.data.loader import TrainLoader
-    from glcanet_jax.training import loop, optim, phases
+    from glcanet_jax.training import loop, optim, phases, sources
     from glcanet_jax.training import step as training
 
     dataset = runs.open_data(config.data)
@@ -235,7 +235,7 @@ def steps_within(config: Config, minutes: float | int) -> int:
     tx = optim.optimiser(config.optimiser, spans, config.freeze)
     mesh = loop.make_mesh(config.loader.batch_size, config.train.devices)
     loader = TrainLoader(scenes, config.views, config.loader, len(dataset.classes.names))
-    batches = [loop.place_batch(b, mesh) for b in itertools.islice(iter(loader), PROBE + 1)]
+    batches = [sources.place_batch(b, mesh) for b in itertools.islice(iter(loader), PROBE + 1)]
     per_step = 0.0
     for phase in spans:
         variables = runs.initial_variables(config, model, scenes[0].bands)

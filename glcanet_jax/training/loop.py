@@ -15,7 +15,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from glcanet_jax import geometry, models, runs
 from glcanet_jax.config import Config, numbers_of
-from glcanet_jax.data import disk
+from glcanet_jax.data import disk, files
+from glcanet_jax.data.cached import cached
 from glcanet_jax.data.loader import TrainLoader
 from glcanet_jax.data.scenes import Dataset, check_labels
 from glcanet_jax.errors import UserError
@@ -23,11 +24,13 @@ from glcanet_jax.inference.evaluation import evaluate
 from glcanet_jax.inference.predictor import Predictor
 from glcanet_jax.profiling import program_memory, require_memory
 from glcanet_jax.progress import Progress
-from glcanet_jax.training import optim, phases
+from glcanet_jax.training import optim, phases, sources
 from glcanet_jax.training.checkpoints import Checkpoints
 from glcanet_jax.training.messages import native_kept, warnings_kept
+from glcanet_jax.training.on_device import Plan, place
 from glcanet_jax.training.phases import Phase
 from glcanet_jax.training.records import Log, Monitor, Timer, record, room_told
+from glcanet_jax.training.sources import FromDevice, FromLoader
 from glcanet_jax.training.step import TrainState, create_state, make_train_step
 from glcanet_jax.training.stopping import Stop, listening, on_any_host
 
@@ -43,11 +46,12 @@ class Work(NamedTuple):
     scenes: Sequence[Any]
     val_scenes: Sequence[Any]
     bands: int
-    loader: TrainLoader
+    loader: TrainLoader  # of the scenes as they are, until fed() has made them cheap to read
     model: nn.Module
     mesh: Mesh
     steps: int
     spans: tuple[Phase, ...]
+    on_device: bool = False  # whether scenes lie there
 
 
 def train(config: Config) -> Path:
@@ -68,6 +72,7 @@ def train(config: Config) -> Path:
     optim.frozen(variables["params"], config.freeze)  # what is no parameter is told
     out = runs.open_run(config)  # so late, that a refused configuration leaves nothing behind
     runs.know_data(out, config, work.dataset)
+    work = fed(work)  # scenes that are dear to read are decoded once, where neither memory nor the device keeps them
     print(f"training on {len(work.scenes)} scenes for {work.steps} steps; everything is written to {out}")
     for name in ("checkpoints", "tensorboard"):
         disk.check_no_links(out / name)
@@ -85,7 +90,8 @@ def _train_in(out: Path, work: Work, variables: dict[str, Any]) -> Path:
 
     # ------------------------------------------------------------------ where a killed run stopped
     # 1. the state, with the optimiser and the step; 2. the iterator's position; 3. the log up to that step
-    checkpoints, batches, saved = Checkpoints(out / "checkpoints"), iter(work.loader), {}
+    monitor = Monitor(work.scenes)
+    checkpoints, batches, saved = Checkpoints(out / "checkpoints"), source_of(work, monitor), {}
     if checkpoints.last_step() is not None:
         state, saved = checkpoints.restore(state)
         batches.set_state(saved["data"])
@@ -95,8 +101,7 @@ def _train_in(out: Path, work: Work, variables: dict[str, Any]) -> Path:
 
     # ------------------------------------------------------------------ the steps
     with contextlib.closing(log), Progress(work.steps, "training", "steps", start) as progress, listening() as stop:
-        monitor, rates = Monitor(work.scenes), optim.rates(config.optimiser, work.spans)
-        predictor = predictor_of(work, state)
+        predictor, rates = predictor_of(work, state), optim.rates(config.optimiser, work.spans)
         run = Run(
             out, work, tx, batches, checkpoints, log, progress, predictor, saved.get("best"), monitor, rates, stop
         )
@@ -123,6 +128,7 @@ def prepare(config: Config) -> Work:
     Raises:
         UserError: they do not fit each other.
     """
+    files.CACHE.limit = config.data.kept_mb * 2**20
     dataset = runs.open_data(config.data)
     check_labels(dataset.scenes(config.data.train_split), config.data.train_split, what="training")
     config = runs.resolve(config, dataset)
@@ -141,7 +147,35 @@ def prepare(config: Config) -> Work:
     mesh = make_mesh(config.loader.batch_size, config.train.devices)
     steps = config.train.steps or config.train.epochs * loader.steps_per_epoch
     spans = phases.plan(config.train.schedule, steps, config.train.global_steps, models.stages(model))
-    return Work(config, dataset, scenes, val_scenes, bands, loader, model, mesh, steps, spans)
+    plan = Plan(config.views, config.loader, num_classes, mesh)
+    on_device = sources.choose(config.data.on_device, scenes, plan)
+    return Work(config, dataset, scenes, val_scenes, bands, loader, model, mesh, steps, spans, on_device)
+
+
+def fed(work: Work) -> Work:
+    """The same work, its scenes cheap to read: decoded into tiles on disk where that is worth it and was not yet done.
+
+    Raises:
+        UserError: there is no room for it.
+    """
+    views, train = work.config.views, () if work.on_device else tuple(work.scenes)
+
+    def overview(scene: Any) -> int | None:
+        whole = (scene.height, scene.width)
+        return views.global_size if views.context_extent(*whole) == whole else None
+
+    scenes = cached(work.dataset, (*train, *work.val_scenes), work.config.data.cache, files.CACHE.limit, overview)
+    loader = work.loader.reading(scenes[: len(train)]) if train else work.loader
+    return work._replace(loader=loader, val_scenes=scenes[len(train) :])
+
+
+def source_of(work: Work, monitor: Monitor) -> FromLoader | FromDevice:
+    """Where steps get their batches."""
+    if not work.on_device:
+        return FromLoader(work.loader, work.mesh, monitor)
+    plan = Plan(work.config.views, work.config.loader, len(work.dataset.classes.names), work.mesh)
+    shares = [work.loader.contexts(scene) for scene in work.scenes]
+    return FromDevice(place(work.scenes, shares, work.mesh), plan, monitor)
 
 
 def _common_bands(scenes: Sequence[Any], val_scenes: Sequence[Any]) -> int:
@@ -211,7 +245,7 @@ class Run:
     out: Path
     work: Work
     tx: optax.GradientTransformation
-    batches: Any  # of the loader; knows its position
+    batches: FromLoader | FromDevice  # where steps get theirs; knows its position
     checkpoints: Checkpoints
     log: Log
     progress: Progress
@@ -234,25 +268,22 @@ def train_phase(run: Run, state: TrainState, phase: Phase, start: int) -> TrainS
     """The steps of a phase from ``start`` on; every so often a line of the log, a validation, a checkpoint."""
     work, per_epoch = run.work, run.work.loader.steps_per_epoch
     train_step = make_train_step(work.model, run.tx, work.config, work.config.normalisation.scale, phase)
-    log_every, due = work.config.train.log_every, _intervals(work)
-    timer, compiled = Timer(), None
-    for step in range(start + 1, phase.stop + 1):
-        with timer:
-            batch = next(run.batches)
-        placed = place_batch(batch, work.mesh)
-        if compiled is None:
-            compiled = compile_step(run, train_step, state, placed, phase.name)  # a minute or so for a whole ResNet-50
-        state, metrics = compiled(state, placed)
-        run.monitor.watch(step, metrics, batch)
-        timer.step(batch["patches"].shape[0] * batch["patches"].shape[1])
-        run.progress.advance()
+    due, timer, step = _intervals(work), Timer(), start
+    compiling = lambda program, *given: compile_step(run, program, *given, phase.name)  # noqa: E731
+    take = run.batches.steps(train_step, compiling)  # compiles at first, a minute or so for a whole ResNet-50
+    while step < phase.stop:
+        last = min(step + run.batches.most, phase.stop)
+        count = next((s for s in range(step + 1, last) if any(is_due(s) for is_due in due.values())), last) - step
+        state, metrics = take(state, step, count, timer)
+        step += count
+        run.progress.advance(count)
         _tell(run)
-        if step % log_every == 0 or step == phase.stop:
+        if due["log"](step) or step == phase.stop:
             run.log.write(record(step, per_epoch, metrics, run.rates, work.spans, timer))
         if due["validation"](step):
             score(run, state, step)
         late = time.monotonic() - run.saved_at > 60 * work.config.train.checkpoint_minutes
-        late, stopping = on_any_host(late, run.stop.signal is not None, meeting=step % log_every == 0)
+        late, stopping = on_any_host(late, run.stop.signal is not None, meeting=due["log"](step))
         if due["checkpoint"](step) or late or stopping:
             save(run, state)
         if stopping and step < work.steps:
@@ -263,10 +294,11 @@ def train_phase(run: Run, state: TrainState, phase: Phase, start: int) -> TrainS
 
 
 def _intervals(work: Work) -> dict[str, Callable[[int], bool]]:
-    """After which steps to validate and to save."""
+    """After which steps to write a line of the log, to validate and to save."""
     train, per_epoch = work.config.train, work.loader.steps_per_epoch
     evaluated, saved = train.eval_every or per_epoch, train.checkpoint_every or min(per_epoch, work.steps)
     return {
+        "log": lambda step: step % train.log_every == 0,
         "validation": lambda step: bool(work.val_scenes) and (step % evaluated == 0 or step == work.steps),
         "checkpoint": lambda step: step % saved == 0 or step == work.steps,
     }
@@ -274,25 +306,13 @@ def _intervals(work: Work) -> dict[str, Callable[[int], bool]]:
 
 def save(run: Run, state: TrainState, unscored: bool = False) -> None:
     """A checkpoint of all that a run goes on with."""
-    run.monitor.flush()  # nothing that is not finite is ever saved
+    run.batches.flush()  # nothing that is not finite is ever saved
     run.checkpoints.save(state, run.batches.get_state(), run.best, unscored)
     run.saved_at = time.monotonic()
 
 
-def place_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Spread a batch over the devices by contexts; each process gives its own share."""
-    sharding = NamedSharding(mesh, PartitionSpec("data"))
-    parts, index = jax.process_count(), jax.process_index()
-
-    def place(x: np.ndarray) -> jax.Array:
-        share = len(x) // parts
-        return jax.make_array_from_process_local_data(sharding, x[index * share : (index + 1) * share])
-
-    return {k: place(v) for k, v in batch.items()}
-
-
-def compile_step(run: Run, train_step: Any, state: TrainState, batch: dict[str, jax.Array], phase: str) -> Any:
-    """A train step compiled for a state and batches like these.
+def compile_step(run: Run, train_step: Any, state: TrainState, batch: Any, phase: str) -> Any:
+    """A train step compiled for a state and batches like these, or several steps for what they draw from.
 
     Raises:
         UserError: the device has less memory than it needs.
@@ -330,7 +350,7 @@ def score(run: Run, state: TrainState, step: int) -> None:
 
 def validate(run: Run, state: TrainState, step: int) -> float | None:
     """The mIoU of the validation scenes."""
-    run.monitor.flush()
+    run.batches.flush()
     run.predictor.variables = state.answering
     scenes = run.work.val_scenes
     if not run.predictor.traces:

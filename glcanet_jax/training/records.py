@@ -101,7 +101,7 @@ class Monitor:
         self._scenes = scenes
         self._pending: collections.deque = collections.deque()
 
-    def watch(self, step: int, metrics: Mapping[str, jax.Array], batch: dict[str, np.ndarray]) -> None:
+    def watch(self, step: int, metrics: Mapping[str, Any], batch: Mapping[str, np.ndarray]) -> None:
         self._pending.append((step, metrics, batch["scene"], batch["context"]))
         if len(self._pending) > 1:
             self._check()

@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,7 +14,6 @@ from experiments import converge
 
 ROOT = Path(__file__).parents[2]
 COLOURS = ("#3c1098", "#8429f6", "#6ec1e4", "#fedd3a", "#e2a929")
-SMALL = converge.Sizes(context=48, side=16, contexts=1, patches=3, chunk=1, at_once=4)
 
 
 def test_scores_in_percent():
@@ -28,19 +25,6 @@ def test_scores_in_percent():
 def test_patches_of_a_grid_reach_both_ends():
     starts = converge.grid(300, 64)
     assert starts[0] == 0 and starts[-1] == 300 - 64 and (np.diff(starts) <= 64 - 64 // 5).all()
-
-
-def test_patches_lie_in_their_context():
-    """Their pixels are the context's, and their labels go with them: of a scene whose image is its labels."""
-    label = np.random.default_rng(0).integers(0, 5, (12, 12)).repeat(8, 0).repeat(8, 1).astype(np.uint8)
-    scene = jnp.asarray(np.stack([label] * 3, -1)), jnp.asarray(label)
-    batch = jax.jit(lambda key: converge.one_context(key, [scene], SMALL))(jax.random.key(1))
-    assert batch["patches"].shape == (3, 16, 16, 3) and batch["global_image"].shape == (16, 16, 3)
-    corners = np.asarray(batch["boxes"]) * 48
-    np.testing.assert_allclose(corners, np.round(corners), atol=1e-4)
-    assert (corners[:, 2:] - corners[:, :2] == 16).all() and corners.min() >= 0 and corners.max() <= 48
-    same = np.abs(np.asarray(batch["patches"])[..., 0] - np.asarray(batch["patch_labels"])) < 0.5
-    assert same.mean() > 0.8  # but where the image is between two squares
 
 
 def test_what_is_kept_is_near_what_was_trained(tmp_path):

@@ -176,6 +176,46 @@ def test_killed_while_writing_a_checkpoint(tmp_path):
     killed_and_whole(tmp_path, lambda out: [sys.executable, __file__, str(out)], moments)
 
 
+@pytest.fixture
+def toys(monkeypatch):
+    monkeypatch.setattr(runs, "build_model", lambda config, classes: Toy(classes))
+
+
+def test_from_the_device_a_run_goes_on_to_the_same_bits(tmp_path, toys, monkeypatch):
+    """Stopped between two dispatches; whatever their lengths were, the steps are the same."""
+    whole = loop.train(from_device(configured(tmp_path / "whole")))
+    with monkeypatch.context() as m:
+        m.setattr(loop, "save", saving_until(5))
+        with pytest.raises(KeyboardInterrupt):
+            loop.train(from_device(configured(tmp_path / "cut")))
+    cut = loop.train(from_device(configured(tmp_path / "cut")))
+    files = [load_file(out / "last.safetensors") for out in (whole, cut)]
+    assert all((files[0][name] == files[1][name]).all() for name in files[0])
+    logs = [[(r["step"], r["loss"]) for r in report.read_log(out / "log.jsonl")] for out in (whole, cut)]
+    assert logs[0] == logs[1] and [step for step, _ in logs[1]] == [3, 6, 9, 12]
+    assert json.loads((whole / "config.json").read_text())["data"]["on_device"] == "always"
+
+
+def from_device(config):
+    """Up to three steps a dispatch, fewer before a checkpoint."""
+    data = dataclasses.replace(config.data, on_device="always")
+    train = dataclasses.replace(config.train, log_every=3, steps=12, schedule="joint", global_steps=None, devices=1)
+    loader = dataclasses.replace(config.loader, scale_jitter=(0.8, 1.25))
+    return dataclasses.replace(config, data=data, loader=loader, train=train)
+
+
+def saving_until(step):
+    """What saves, up to the first checkpoint that is due after a step."""
+    save = loop.save
+
+    def saving(run, state, *more):
+        if int(state.step) > step:
+            raise KeyboardInterrupt
+        save(run, state, *more)
+
+    return saving
+
+
 @pytest.mark.slow
 def test_the_command_killed_at_three_random_moments(tmp_path):
     """``experiments.mbrsc sample``: killed as it compiles, between steps, and around the writing of a checkpoint."""
@@ -239,8 +279,7 @@ def test_the_log_forgets_what_will_be_done_again(tmp_path):
 
 
 # -------------------------------------------------------------------------------------------------------- validation
-def test_the_best_weights_by_validation_are_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "build_model", lambda config, classes: Toy(classes))
+def test_the_best_weights_by_validation_are_kept(tmp_path, toys):
     config = configured(tmp_path / "run", schedule="joint", global_steps=None, steps=4, eval_every=2)
     config = dataclasses.replace(config, data=DataConfig("sample", val_split="test"))
     out = loop.train(config)
@@ -272,10 +311,14 @@ def test_a_run_without_a_step_is_begun_again_with_other_options(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------------- not finite
-def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("where", ["never", "always"])
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, toys, capsys, where):
     """With the step and the scenes; what is kept is from before, and nothing is handed out as a result."""
-    monkeypatch.setattr(runs, "build_model", lambda config, classes: Toy(classes))
-    config = configured(tmp_path / "run", schedule="joint", global_steps=None, steps=8, checkpoint_every=1)
+    every = 1 if where == "never" else 2  # so many steps a dispatch
+    config = configured(
+        tmp_path / "run", schedule="joint", global_steps=None, steps=8, checkpoint_every=every, log_every=8
+    )
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, on_device=where))
     rates = dataclasses.replace(config.optimiser, global_rate=1e38, warmup_steps=2)  # the first step's rate is zero
     with pytest.raises(SystemExit) as stopped:
         cli.run(lambda: loop.train(dataclasses.replace(config, optimiser=rates)))
@@ -284,7 +327,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, monkeypatch, capsys):
     assert "not finite at step 3: " in told and "loss/global" in told and told.count("tile2-upper at (") == 4
     assert not (tmp_path / "run" / "last.safetensors").exists()
     kept = tmp_path / "run" / "checkpoints" / "last"
-    assert sorted(p.name for p in kept.iterdir()) == ["1", "2"]
+    assert sorted(p.name for p in kept.iterdir()) == ["1", "2"][every - 1 :]
 
 
 if __name__ == "__main__":  # what the tests above start and kill

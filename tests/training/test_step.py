@@ -16,7 +16,7 @@ from glcanet_jax.config import LossConfig, OptimiserConfig
 from glcanet_jax.errors import UserError
 from glcanet_jax.measure import info
 from glcanet_jax.presets import TINY
-from glcanet_jax.training import loop, losses, optim, phases, records
+from glcanet_jax.training import loop, losses, optim, phases, records, sources
 from glcanet_jax.training import step as training
 from tests.training.test_resume import Toy
 
@@ -224,7 +224,7 @@ def one_step(config, *batches, mesh=None, **options):
         state = training.create_state(jax.tree.map(jnp.array, before), tx, jax.random.key(1))
         if mesh is not None:
             state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
-            batch = loop.place_batch(batch, mesh)
+            batch = sources.place_batch(batch, mesh)
         state, metrics = step(state, batch)
         out.append((copy(state.variables), copy(metrics)))
     return before, *out
