@@ -67,6 +67,31 @@ class Views:
         return None if self.scene_size is None else max(int(1.5 * self.scene_size), self.patch_size)
 
 
+FIT = 8  # a patch that is fitted differs from the one trained on by an eighth of its side at most
+
+
+def fit_patch(height: int, width: int, views: Views) -> int:
+    """The side of patches, near the views' own, with which a scene of this size asks for the fewest pixels to be looked at.
+
+    An evenly spaced grid overlaps more than it must wherever the scene is no whole number of steps: 2448 px take 6 patches of
+    500 px, or 5 of 530.
+    """
+    own = views.patch_size
+    least = max(own - own // FIT, WHOLE.low)
+    most = min(own + own // FIT, WHOLE.high, own * FIT if views.context_size is None else views.context_size)
+    sides = {own, least}
+    for length in (height, width):
+        for count in range(1, 1 + len(patch_starts(length, least, min(views.overlap, least - 1)))):
+            sides.add(-(-(length + (count - 1) * views.overlap) // count))  # the least whose grid has so many
+    sides = {s for s in sides if least <= s <= most and views.overlap <= s - s // LEAST_STEP} | {own}
+
+    def looked_at(side: int) -> int:
+        rows, columns = (len(patch_starts(max(length, side), side, views.overlap)) for length in (height, width))
+        return rows * columns * side**2
+
+    return min(sides, key=lambda side: (looked_at(side), abs(side - own)))
+
+
 def patch_starts(length: int, patch: int, overlap: int) -> np.ndarray:
     """Starts of an evenly spaced patch grid along one axis, the first at 0 and the last flush with the end.
 

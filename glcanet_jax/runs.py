@@ -314,12 +314,18 @@ def load_predictor(
     tta: bool = False,
     stage: str | None = None,
     scale: float | None = None,
+    devices: int | None = None,
 ) -> tuple[Predictor, Config, dict[str, Any]]:
     """A network rebuilt from a weights file alone, its configuration and its classes.
 
-    ``dtype`` and ``views`` (fields of :class:`glcanet_jax.geometry.Views`) and ``scale`` (the images' full scale) replace what the file says; ``stage`` as
-    :class:`Predictor` has it.
+    ``dtype`` and ``views`` (fields of :class:`glcanet_jax.geometry.Views`) and ``scale`` (the images' full scale) replace what the file says; ``stage`` and
+    ``devices`` as :class:`Predictor` has them.
+
+    Raises:
+        UserError: it cannot be read, or there are not so many devices.
     """
+    if devices is not None and devices > len(jax.local_devices()):
+        raise UserError(f"--devices is {devices}; this machine has {len(jax.local_devices())}: give at most as many")
     path = find_weights(path)
     config, stored = read_weights(path)
     config = dataclasses.replace(config, views=dataclasses.replace(config.views, **(views or {})))
@@ -330,7 +336,7 @@ def load_predictor(
     normalisation = {k: tuple(v) if isinstance(v, list) else v for k, v in told.items()}
     if scale is not None:
         normalisation["scale"] = scale
-    options = {"bands": stored.bands, "batch": batch, "tta": tta, "stage": stage}
+    options = {"bands": stored.bands, "batch": batch, "tta": tta, "stage": stage, "devices": devices}
     predictor = Predictor(model, stored.variables, config.views, normalisation, **options)
     return predictor, config, stored.classes
 

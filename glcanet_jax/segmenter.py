@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from glcanet_jax import runs
+from glcanet_jax import geometry, runs
 from glcanet_jax.config import Config
 from glcanet_jax.data import Dataset
 from glcanet_jax.data.arrays import ArraySource
@@ -38,6 +38,7 @@ def load(
     tta: bool = False,
     overlap: int | None = None,
     context_size: int | None = None,
+    fit_patches: bool = False,
     scale: float | None = None,
     stage: str | None = None,
 ) -> "Segmenter":
@@ -53,6 +54,7 @@ def load(
         tta: the mean over the eight views of a square, at eight times the work.
         overlap: least overlap of neighbouring patches, in pixels; None: the weights'.
         context_size: scene pixels a side that share a global view; None: the weights'.
+        fit_patches: patches as large as each scene's size asks for, near those trained on, so that fewer pixels are looked at.
         scale: full scale of the scenes' values, as 10000, if it is not what the weights were trained on.
         stage: a named stage of the network whose logits answer instead of its own, as ``"local/logits"``.
 
@@ -64,7 +66,7 @@ def load(
     memory_budget = None if memory_budget is None else str(memory_budget)
     options = MapOptions(
         scale=scale, tta=tta, overlap=overlap, context_size=context_size, batch=batch, memory_budget=memory_budget,
-        dtype=dtype,
+        dtype=dtype, fit_patches=fit_patches,
     )  # fmt: skip
     if not isinstance(weights, str | os.PathLike):
         raise UserError(f"weights is {weights!r}; it must be 'demo', a weights file, or a run's folder")
@@ -297,14 +299,15 @@ class Segmenter:
             source = self._open(scene, options, valid, stack)
             sink = walk.ArraySink(source.height, source.width)
             region = mapping.region_of(source, options)
-            mapping.prepare(self._model, options, source, tell=False)
+            model = self._model.fit(source.height, source.width, options)
+            mapping.prepare(model, options, source, tell=False)
             if getattr(source, "needs_staging", False):  # its windows are dear to read
                 source = source.stage(Path(stack.enter_context(tempfile.TemporaryDirectory())))
                 stack.callback(source.close)
             progress = stack.enter_context(Progress(source.height * source.width / 1e6, "mapping", "Mpx"))
-            stack.enter_context(mapping.memory_told(self._model.predictor))
+            stack.enter_context(mapping.memory_told(model.predictor))
             walk.predict_scene(
-                self._model.predictor, source, sink, outputs=kinds, region=region,
+                model.predictor, source, sink, outputs=kinds, region=region,
                 progress=lambda pixels: progress.advance(pixels / 1e6),
             )  # fmt: skip
         place = source.georeference
@@ -343,7 +346,8 @@ class Segmenter:
             raise UserError(f"dataset is {dataset!r}; it must be one that glcanet_jax.open_dataset opened")
         scenes, predictor, tta = dataset.scenes(split), self._model.predictor, self._options.tta
         runs.check_fit(dataset, scenes, predictor, list(self.classes), split)
-        mapping.choose_batch(predictor, self._options, *runs.first_of(scenes, predictor))
+        patches = sum(len(geometry.walk_scene(s.height, s.width, predictor.views)) for s in scenes)
+        mapping.choose_batch(predictor, self._options, *runs.first_of(scenes, predictor), patches)
         asked = {"split": split, "weights": str(self.weights), "evaluated": dataset.name, "tta": tta}
         with mapping.memory_told(predictor):
             result, pictures = runs.score_scenes(predictor, scenes, dataset, self.config, asked, out is not None)

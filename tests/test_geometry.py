@@ -1,5 +1,7 @@
 """Grids, weights and walks: GLNet's table, and properties on drawn sizes."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -81,6 +83,26 @@ def test_a_2448_scene_is_one_context_of_36_patches():
         centre = start + 250
         assert context == 0 or centre - context >= surround
         assert context + 2448 == 6000 or context + 2448 - centre >= surround
+
+
+def test_2448_px_are_25_patches_of_530():
+    views = geometry.Views()
+    assert geometry.fit_patch(2448, 2448, views) == 530
+    fitted = geometry.walk_scene(2448, 2448, dataclasses.replace(views, patch_size=530))
+    assert len(fitted) == 25
+
+
+@given(st.integers(1, 4000), st.integers(1, 4000), st.integers(32, 600), st.floats(0, 0.8))
+def test_fitted_patches_are_near_and_never_more_work(height, width, patch, overlap):
+    """And no side near the views' own is less; the views take it."""
+    views = geometry.Views(patch * 4, 32, patch, int(overlap * patch))
+    looked_at = lambda v: len(geometry.walk_scene(height, width, v)) * v.patch_size**2  # noqa: E731
+    side = geometry.fit_patch(height, width, views)
+    fitted = dataclasses.replace(views, patch_size=side)
+    assert abs(side - patch) <= patch / 8 and looked_at(fitted) <= looked_at(views)
+    for other in range(max(32, patch - patch // 8), patch + patch // 8 + 1, 7):
+        if views.overlap <= other - other // 8:
+            assert looked_at(fitted) <= looked_at(dataclasses.replace(views, patch_size=other))
 
 
 @pytest.mark.parametrize(("cells", "size"), [(125, 500), (16, 61), (16, 64), (1, 3), (7, 7), (3, 33)])

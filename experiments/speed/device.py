@@ -45,45 +45,83 @@ def matmul_rate(dtype: str = "float32", side: int | None = None, repeats: int = 
     return 2.0 * side**3 / statistics.median(timed(lambda: product(a, b).block_until_ready(), repeats))
 
 
-def device_scene(predictor: Any, programs: dict[str, Any], image: np.ndarray) -> Callable[[], list[tuple[Any, int]]]:
-    """All programs of a scene as one call, on arrays that lie on the device; what blocks leave each other apart.
+def device_scene(predictor: Any, image: np.ndarray) -> Callable[[], list[tuple[Any, int]]]:
+    """All programs of a scene as one call, on pixels that lie on the device; what blocks leave each other apart.
 
     Returns:
-        a function that gives the bands of the class map, each ``[s, w]`` uint8 with the number of its rows that are final;
-        it waits for them.
+        a function that gives the rows of the class map, each ``[s, w]`` uint8 with the number of those that are final; it waits
+        for them.
     """
+    import jax
+
+    steps, extent = _steps(predictor, image)
+
+    def whole() -> list[tuple[Any, int]]:
+        contexts, taken, logits, strip, rows = [], None, None, None, []
+        for name, *given in steps:
+            if name == "encode":
+                ((context,), _) = predictor.encode(given[0])
+                contexts.append(context)
+            elif name == "look":
+                patches, boxes, numbers = given
+                for number in np.unique(numbers):
+                    taken = predictor.gather(taken, contexts[number], numbers == number)
+                logits, _ = predictor.look(taken, 0, patches, boxes)
+            elif name == "start":
+                strip = predictor.start(extent)
+            elif name == "add":
+                strip, _ = predictor.add(strip, logits, 0, *given)
+            else:
+                (answers, strip), _ = predictor.finish(strip, given[0], ("classes",))
+                rows.append((answers["classes"], given[0]))
+        return jax.block_until_ready(rows)
+
+    return whole
+
+
+def _steps(predictor: Any, image: np.ndarray) -> tuple[list[tuple[Any, ...]], tuple[int, int]]:
+    """What :func:`device_scene` does, in order, global views and batches on the device; and the size of the contexts."""
     import jax
 
     from glcanet_jax import geometry
     from glcanet_jax.data.scenes import ArrayScene
-    from glcanet_jax.inference import walk
+    from glcanet_jax.inference import reading
+    from glcanet_jax.inference.batches import Batch, Look
 
-    scene = ArrayScene("scene", image)
-    plan = geometry.walk_scene(scene.height, scene.width, predictor.views)
-    strip = predictor.start(np.zeros(predictor.strip_shape((plan.rows.context, plan.columns.context)), np.float32))
-    turn, jobs = jax.device_put(np.int32(0)), []  # the scene as it lies
-    for job in walk.read_blocks(scene, plan, predictor, None, set()):
-        if isinstance(job, walk.BlockStart):
-            jobs.append(("encode", jax.device_put(job.view[None])))
-        elif isinstance(job, walk.Patches):
-            jobs.append(("blend", jax.device_put(job[:-1])))
-        else:
-            jobs.append(("finish", job.done))
+    scene, views = ArrayScene("scene", image), predictor.views
+    plan = geometry.walk_scene(scene.height, scene.width, views)
+    jobs = [job for jobs in reading.read_blocks(scene, plan, views.global_size, None, set()) for job in jobs]
+    steps, waiting, batch, block = [], [], Batch(predictor), -1
 
-    def whole() -> list[tuple[Any, int]]:
-        nonlocal strip  # a scene's last band leaves it empty for the next scene
-        context, bands = None, []
-        for name, given in jobs:
-            if name == "encode":
-                context = programs["encode"](predictor.variables, given, turn)
-            elif name == "blend":
-                strip, _ = programs["blend"](strip, predictor.variables, context, turn, *given)
+    def look() -> None:
+        nonlocal batch
+        if batch.members:
+            numbers = np.full(predictor.batch, batch.members[-1][1].number)
+            numbers[: batch.count] = [look.number for _, look, _ in batch.members]
+            steps.append(("look", *batch.stacked(), numbers))
+        steps.extend(waiting)
+        waiting.clear()
+        batch = Batch(predictor)
+
+    for job in jobs:
+        if isinstance(job, reading.BlockStart):
+            block += 1
+            steps.append(("encode", jax.device_put(job.view)))
+            waiting.append(("start",))
+        elif isinstance(job, reading.Patch):
+            mine = np.array([job.left], np.int32), job.row_weights[None], job.column_weights[None]
+            if waiting and waiting[-1][0] == "add":
+                _, first, *others = waiting.pop()
+                mine = tuple(np.concatenate(pair) for pair in zip(others, mine, strict=True))
             else:
-                (answers, strip), _ = predictor.finish(strip, given, ("classes",))
-                bands.append((answers["classes"], given))
-        return jax.block_until_ready(bands)
-
-    return whole
+                first = batch.count
+            waiting.append(("add", first, *mine))
+            if batch.take(job, Look(block, None, []), None):
+                look()
+        else:
+            waiting.append(("row", job.done))
+    look()
+    return steps, (plan.rows.context, plan.columns.context)
 
 
 def scenes_per_second(batch: int = 6, dtype: str = "float32", sizes: Sizes = FULL, repeats: int = 5) -> dict[str, Any]:
@@ -99,8 +137,8 @@ def scenes_per_second(batch: int = 6, dtype: str = "float32", sizes: Sizes = FUL
     from glcanet_jax.measure import info
     from glcanet_jax.profiling import peak_memory
 
-    predictor, programs, took = our_predictor(sizes, dtype, batch)
-    whole = device_scene(predictor, programs, mirrored_scene(sizes.size))
+    predictor, _, took = our_predictor(sizes, dtype, batch)
+    whole = device_scene(predictor, mirrored_scene(sizes.size))
     seconds = timed(whole, repeats)
     work = info.scene_cost(predictor.model, predictor.views, sizes.size, sizes.size)["predicted_gflop"]["scene"]
     median = statistics.median(seconds)

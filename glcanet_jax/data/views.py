@@ -31,6 +31,32 @@ def resize_image(
     return out.astype(image.dtype)
 
 
+def triangle(length: int, size: int, taps: int) -> tuple[np.ndarray, np.ndarray]:
+    """What :func:`resize_image` makes each of ``size`` new pixels along an axis of: ``taps`` old pixels, and their weights.
+
+    Both are ``[size, taps]``; pixels that do not count have no weight. (Pillow's ``precompute_coeffs``.)
+
+    Raises:
+        ValueError: there are more that count.
+    """
+    scale = length / size
+    reach = max(scale, 1.0)
+    centres = (np.arange(size) + 0.5) * scale
+    first = np.maximum((centres - reach + 0.5).astype(np.int64), 0)
+    count = np.minimum((centres + reach + 0.5).astype(np.int64), length) - first
+    if count.max() > taps:
+        raise ValueError(f"{count.max()} pixels make one, not {taps}")
+    index = first[:, None] + np.arange(taps)
+    weights = np.maximum(1 - np.abs((index - centres[:, None] + 0.5) / reach), 0) * (np.arange(taps) < count[:, None])
+    weights /= weights.sum(1, keepdims=True)
+    return np.minimum(index, length - 1).astype(np.int32), weights.astype(np.float32)
+
+
+def most_taps(length: int, size: int) -> int:
+    """Pixels that :func:`triangle` takes of an axis no longer than this, at most."""
+    return int(2 * max(length / size, 1.0)) + 2
+
+
 def resize_labels(labels: np.ndarray, height: int, width: int) -> np.ndarray:
     """Nearest labels ``[h, w]`` at the centres of the new pixels."""
     rows, columns = (

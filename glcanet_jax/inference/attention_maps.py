@@ -11,7 +11,7 @@ from glcanet_jax import geometry
 from glcanet_jax.data import views as data_views
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference.predictor import Predictor
-from glcanet_jax.inference.walk import read_reflected
+from glcanet_jax.inference.reading import read_reflected
 from glcanet_jax.models import normalise
 from glcanet_jax.models.glcanet import GLCANet
 from glcanet_jax.models.layers import attention, fpn

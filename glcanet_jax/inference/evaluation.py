@@ -1,5 +1,6 @@
 """Scores of whole scenes, from the walk that predicts them, and small pictures of them."""
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,8 +10,12 @@ import numpy as np
 from glcanet_jax import metrics
 from glcanet_jax.data.scenes import IGNORE, has_truth
 from glcanet_jax.errors import UserError
+from glcanet_jax.inference.forward import AMONG
 from glcanet_jax.inference.predictor import Predictor
-from glcanet_jax.inference.walk import predict_scene
+from glcanet_jax.inference.request import Request, Summary
+from glcanet_jax.inference.walk import predict_scenes
+
+READERS = 2  # scenes that are read at the same time
 
 
 class Thumbnail:
@@ -23,18 +28,26 @@ class Thumbnail:
         self.image = np.zeros((*shape, 3), np.uint8)
         self.truth = np.full(shape, IGNORE, np.uint8)
         self.prediction = np.full(shape, IGNORE, np.uint8)
-        self._scene, self._scale = scene, scale
+        self._scale = scale
 
     def add(self, top: int, left: int, truth: np.ndarray | None, prediction: np.ndarray) -> None:
-        """Take the window that begins at ``top`` and ``left``."""
-        step = self.step
-        height, width = prediction.shape
-        every = slice(-top % step, None, step), slice(-left % step, None, step)
-        at = slice(-(-top // step), -(-(top + height) // step)), slice(-(-left // step), -(-(left + width) // step))
+        """Take the window of maps that begins at ``top`` and ``left``."""
+        every, at = self._shrunk(top, left, *prediction.shape)
         self.prediction[at] = prediction[every]
         if truth is not None:
             self.truth[at] = truth[every]
-        self.image[at] = as_rgb(self._scene.read_image(top, left, height, width)[every], self._scale)
+
+    def see(self, top: int, left: int, image: np.ndarray) -> None:
+        """Take a window of the scene."""
+        every, at = self._shrunk(top, left, *image.shape[:2])
+        self.image[at] = as_rgb(image[every], self._scale)
+
+    def _shrunk(self, top: int, left: int, height: int, width: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+        """Which pixels of a window are taken, and where they come."""
+        step = self.step
+        every = slice(-top % step, None, step), slice(-left % step, None, step)
+        at = slice(-(-top // step), -(-(top + height) // step)), slice(-(-left // step), -(-(left + width) // step))
+        return every, at
 
 
 def as_rgb(image: np.ndarray, scale: float | None = None) -> np.ndarray:
@@ -50,22 +63,49 @@ def as_rgb(image: np.ndarray, scale: float | None = None) -> np.ndarray:
     return np.clip(np.rint(image / (scale or 255.0) * 255), 0, 255).astype(np.uint8)
 
 
-class ScoreSink:
-    """Counts what is predicted of a labelled scene (a :class:`glcanet_jax.inference.walk.Sink` of logits)."""
+class Scored:
+    """A labelled scene that is predicted everywhere and counted (:mod:`glcanet_jax.inference.walk`'s task, source and sink)."""
 
-    def __init__(self, scene: Any, accumulator: metrics.ConfusionAccumulator, picture: Thumbnail | None):
-        self._scene, self._accumulator, self._picture = scene, accumulator, picture
+    def __init__(
+        self,
+        scene: Any,
+        accumulator: metrics.ConfusionAccumulator,
+        picture: Thumbnail | None,
+        progress: Callable[[int], None] | None,
+    ):
+        self.height, self.width = scene.height, scene.width
+        self._scene, self._accumulator, self._picture, self._progress = scene, accumulator, picture, progress
+        # the answers that are asked for, by the classes that they choose from
+        self._answers = {r: "classes" if r is None else AMONG + ",".join(map(str, r)) for r in accumulator.restrictions}
+
+    def open(self) -> Request:
+        if not self._scene.labelled:
+            raise UserError(
+                f"scene {self._scene.name} has no labels; evaluation needs them: choose another split, or predict instead"
+            )
+        return Request(self, self, tuple(self._answers.values()), progress=self._progress)
+
+    def read_image(self, top: int, left: int, height: int, width: int) -> np.ndarray:
+        image = self._scene.read_image(top, left, height, width)
+        if self._picture is not None:
+            self._picture.see(top, left, image)
+        return image
 
     def write(self, top: int, left: int, arrays: dict[str, np.ndarray]) -> None:
-        logits = arrays["logits"]
-        truth = self._scene.read_labels(top, left, *logits.shape[:2])
-        of = self._accumulator.truths
-        others = {t: getattr(self._scene, f"read_{t}")(top, left, *logits.shape[:2]) for t in of}
-        self._accumulator.add(self._scene.name, truth, logits, others)
+        size = arrays["classes"].shape
+        read = lambda truth: getattr(self._scene, f"read_{truth}")(top, left, *size)  # noqa: E731
+        truths = {truth: read(truth) for truth in ("labels", *self._accumulator.truths)}
+        self._accumulator.add_maps(self._scene.name, truths, {r: arrays[name] for r, name in self._answers.items()})
         if self._picture is not None:
-            self._picture.add(top, left, truth, logits.argmax(-1).astype(np.uint8))
+            self._picture.add(top, left, truths["labels"], arrays["classes"])
 
     def flush(self) -> None:
+        pass
+
+    def finish(self, summary: Summary) -> Summary:
+        return summary
+
+    def close(self) -> None:
         pass
 
 
@@ -92,15 +132,10 @@ def evaluate(
         UserError: a scene has no labels.
     """
     accumulator = metrics.ConfusionAccumulator(predictor.num_classes, countable(dataset, scenes))
-    pictures = {}
-    for scene in scenes:
-        if not scene.labelled:
-            raise UserError(
-                f"scene {scene.name} has no labels; evaluation needs them: choose another split, or predict instead"
-            )
-        picture = Thumbnail(scene, scale=dataset.scale) if thumbnails else None
-        sink = ScoreSink(scene, accumulator, picture)
-        predict_scene(predictor, scene, sink, outputs=("logits",), progress=progress)
-        if picture is not None:
-            pictures[scene.name] = picture
+    pictures = {scene.name: Thumbnail(scene, scale=dataset.scale) for scene in scenes} if thumbnails else {}
+    tasks = (Scored(scene, accumulator, pictures.get(scene.name), progress) for scene in scenes)
+    with contextlib.closing(predict_scenes(predictor, tasks, readers=READERS)) as outcomes:
+        for outcome in outcomes:
+            if outcome.error is not None:
+                raise outcome.error
     return accumulator.result(dataset.classes.names, config), pictures

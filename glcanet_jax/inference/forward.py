@@ -5,18 +5,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, Num, UInt8
 
 from glcanet_jax import geometry
 from glcanet_jax.errors import UserError
 from glcanet_jax.models import Inference, normalise
 
+Strip = Float[Array, "k s w"]
+AMONG = "classes/"  # the name of an answer begins so that is the best of the classes behind it
 PROBABILITY_STEPS = 254  # a probability p is stored as round(254 p); 255 is nodata
 
 
 class Forward:
-    """A network on turned views of raw images, its patches blended into a strip. Arguments as :class:`Predictor` has them."""
+    """A network on turned views of raw images, and its patches added up in a strip. Arguments as :class:`Predictor` has them."""
 
     def __init__(
         self,
@@ -41,9 +44,8 @@ class Forward:
         image = self._turned(geometry.turn, image, view)
         return self._fns.encode_global(variables, normalise(image, **self._normalisation))
 
-    def _look(self, variables: Any, view: Array, patches: Array) -> Any:
-        """The features of patches, as one context's."""
-        patches = self._turned(geometry.turn, patches[None], view)
+    def _features(self, variables: Any, view: Array, patches: Num[Array, "b n p p c"]) -> Any:
+        patches = self._turned(geometry.turn, patches, view)
         return self._fns.encode_local(variables, normalise(patches, **self._normalisation))
 
     def _answer(self, logits: Array, stages: dict[str, Array]) -> Array:
@@ -56,25 +58,29 @@ class Forward:
             )
         return answers[self._stage]
 
-    def blend(self, strip, variables, context, view, patches, boxes, *place):
-        def blend(strip: Array, some: Any) -> tuple[Array, Array]:
-            patches, boxes, *place = some
-            features = self._look(variables, view, patches)
-            logits, stages = self._fns.fuse(variables, context, features, boxes[None])
-            return self._add_patches(strip, self._answer(logits, stages)[0], view, *place)
+    def look(self, variables, contexts, view, patches, boxes):
+        """Logits ``[b, h, w, k]`` of patches, each with a context of its own."""
 
-        given = patches, boxes, *place
-        if not self._one_by_one or len(patches) == 1:
-            return blend(strip, given)
-        strip, tokens = lax.scan(blend, strip, jax.tree.map(lambda x: x[:, None], given))
-        return strip, tokens[-1]
+        def look(some: Any) -> Array:
+            context, patches, boxes = jax.tree.map(lambda x: x[None], some) if one_by_one else some
+            features = self._features(variables, view, patches[:, None])
+            logits = self._answer(*self._fns.fuse(variables, context, features, boxes[:, None]))[:, 0]
+            return logits[0] if one_by_one else logits
 
-    def _add_patches(self, strip, logits, view, corners, row_weights, column_weights):
-        side = self._side
+        one_by_one = self._one_by_one and len(patches) > 1
+        return lax.map(look, (contexts, patches, boxes)) if one_by_one else look((contexts, patches, boxes))
+
+    def add_patches(self, strip, logits, view, first, taken, left, row_weights, column_weights):
+        """Weighted logits of some of a batch's patches, which are neighbours in it, in a strip; and a token.
+
+        Args:
+            first: of them in the batch; taken: which of those from there on, ``[m]``; left: their first columns, ``[m]``.
+        """
+        side, some = self._side, lax.dynamic_slice_in_dim(logits, first, len(taken))
         whole = logits.shape[1] == side  # a logit for every pixel: nothing to resize
 
         def add(strip: Array, item: Any) -> tuple[Array, None]:
-            logits, (top, left), rows, columns = item
+            logits, taken, left, rows, columns = item
             # to pixels and weighted at once: the resize is linear, a product with a matrix for each axis
             down, across = (geometry.interpolation(cells, side) for cells in logits.shape[:2])
             if whole or len(self._turns) > 1:  # the weights are those of the patch as it lies in the scene
@@ -83,16 +89,16 @@ class Forward:
                 weighted = pixels * rows[None, :, None] * columns[None, None]
             else:
                 weighted = _product("yi,ijk,xj->kyx", down * rows[:, None], logits, across * columns[:, None])
-            at = (0, top, left)
+            at = (0, 0, left)
             region = lax.dynamic_slice(strip, at, weighted.shape)
-            return lax.dynamic_update_slice(strip, region + weighted, at), None
+            return lax.dynamic_update_slice(strip, jnp.where(taken, region + weighted, region), at), None
 
-        strip, _ = lax.scan(add, strip, (logits, corners, row_weights, column_weights))
+        strip, _ = lax.scan(add, strip, (some, taken, left, row_weights, column_weights))
         return strip, strip[0, 0, 0]
 
     # -------------------------------------------------------------------------- the second pass, where a network has one
     def collect(self, gathered, variables, context, view, patches, boxes, valid):
-        features = self._look(variables, view, patches)
+        features = self._features(variables, view, patches[None])
         kept, new = self._second.collect(variables, context, features, boxes[None], valid[None])
         gathered = jax.tree.map(jnp.add, gathered, new)
         return (jax.tree.map(lambda x: x[0], kept), gathered), jax.tree.leaves(gathered)[0].ravel()[0]
@@ -101,7 +107,7 @@ class Forward:
         """Shapes of what :meth:`collect` gathers."""
 
         def gather(variables, context, view, patches, boxes, valid):
-            features = self._look(variables, view, patches)
+            features = self._features(variables, view, patches[None])
             return self._second.collect(variables, context, features, boxes[None], valid[None])[1]
 
         return jax.eval_shape(gather, variables, context, view, patches, boxes, valid)
@@ -111,21 +117,82 @@ class Forward:
         context = self._second.encode_again(variables, context, gathered, image)
         return context, jax.tree.leaves(context)[0].ravel()[0]
 
-    def blend_again(self, strip, variables, context, view, kept, boxes, corners, row_weights, column_weights):
+    def look_again(self, variables, context, kept, boxes):
+        """:meth:`look` from what :meth:`collect` kept of patches of one context."""
         kept = jax.tree.map(lambda x: x[None], kept)
-        logits, _ = self._second.fuse_again(variables, context, kept, boxes[None])
-        return self._add_patches(strip, logits[0], view, corners, row_weights, column_weights)
+        return self._second.fuse_again(variables, context, kept, boxes[None])[0][0]
+
+
+# ------------------------------------------------------------------------------------------- a context on the device
+def shrink(context: Num[Array, "h w c"], down: Any, across: Any) -> Num[Array, "1 g g c"]:
+    """The global view of a context, as :func:`glcanet_jax.data.views.global_view` makes it, to a grey level.
+
+    Args:
+        down: by rows of the view, which rows of the context make them and their weights (:func:`glcanet_jax.data.views.triangle`);
+            across: the same of columns.
+    """
+    dtype = context.dtype
+    integers = jnp.issubdtype(dtype, jnp.integer)
+    whole = dtype == jnp.uint8 and context.shape[-1] in (1, 3)  # Pillow rounds these between the axes as well
+
+    def rounded(x: Array) -> Array:  # halves as Pillow and numpy round them there
+        return jnp.clip(jnp.floor(x + 0.5) if whole else jnp.round(x), jnp.iinfo(dtype).min, jnp.iinfo(dtype).max)
+
+    def reduce(x: Array, axis: int, index: Array, weights: Array) -> Array:
+        shape = [1] * x.ndim
+        shape[axis] = -1
+        taps = range(index.shape[1])
+        return sum(jnp.take(x, index[:, t], axis).astype(jnp.float32) * weights[:, t].reshape(shape) for t in taps)
+
+    x = reduce(context, 1, *across)
+    x = reduce(rounded(x).astype(dtype) if whole else x, 0, *down)
+    return (rounded(x) if integers else x).astype(dtype)[None]
+
+
+def cut_patches(
+    images: Num[Array, "b p p c"], context: Num[Array, "h w c"], corners: Int[Array, "b 2"], taken: Bool[Array, " b"]
+) -> Num[Array, "b p p c"]:
+    """Patches of a batch, those that are ``taken`` cut out of a context."""
+    cut = jax.vmap(lambda at: lax.dynamic_slice(context, (at[0], at[1], jnp.int32(0)), images.shape[1:]))(corners)
+    return jnp.where(taken[:, None, None, None], cut, images)
+
+
+# -------------------------------------------------------------------------------------------------- contexts of a batch
+def put(contexts: Any, context: Any, taken: Bool[Array, " b"]) -> Any:
+    """A context, ``[1, ...]``, at some places of those of a batch, ``[b, ...]``."""
+    at = lambda x: taken.reshape(-1, *(1,) * (x.ndim - 1))  # noqa: E731
+    return jax.tree.map(lambda many, one: jnp.where(at(many), one, many), contexts, context)
+
+
+def empty(*shapes: Any) -> list[Array]:
+    """Zeros of some shapes and types."""
+    return [jnp.zeros(*shape) for shape in shapes]
 
 
 # ------------------------------------------------------------------------------------------------------------- the strip
-def add(strip: Array, edge: Array) -> Array:
-    """Another block's edge in the first columns."""
+def add_left(strip: Strip, edge: Float[Array, "k s e"]) -> Strip:
+    """What the block to the left summed up beyond its pixels, in the first columns."""
     return strip.at[..., : edge.shape[2]].add(edge)
 
 
-def cut(strip: Array, left: Array, width: int) -> Array:
-    """Columns from ``left`` on."""
-    return lax.dynamic_slice(strip, (0, 0, left), (*strip.shape[:2], width))
+def add_above(strip: Strip, edge: Float[Array, "k e w"]) -> Strip:
+    """What the block above summed up beyond its pixels, in the first rows."""
+    return strip.at[:, : edge.shape[1]].add(edge)
+
+
+def cut_right(strip: Strip, done: Array, beyond: Array, width: int) -> Float[Array, "k s e"]:
+    """``width`` columns from ``beyond`` on, of the first ``done`` rows; zeros elsewhere."""
+    last = strip.shape[2] - width
+    at = jnp.minimum(beyond, last)
+    piece = lax.dynamic_slice(strip, (jnp.int32(0), jnp.int32(0), at), (*strip.shape[:2], width))
+    piece = jnp.where((jnp.arange(strip.shape[1]) < done)[None, :, None], piece, 0.0)
+    piece = jnp.concatenate([piece, jnp.zeros_like(piece)], axis=2)
+    return lax.dynamic_slice(piece, (jnp.int32(0), jnp.int32(0), beyond - at), (*strip.shape[:2], width))
+
+
+def cut_below(strip: Strip, beyond: Array, height: int) -> Float[Array, "k e w"]:
+    """The first ``height`` rows, of the columns before ``beyond``; zeros elsewhere."""
+    return jnp.where((jnp.arange(strip.shape[2]) < beyond)[None, None], strip[:, :height], 0.0)
 
 
 def finish(strip: Array, done: Array, *outputs: str) -> tuple[tuple[dict[str, Array], Array], Array]:
@@ -136,11 +203,15 @@ def finish(strip: Array, done: Array, *outputs: str) -> tuple[tuple[dict[str, Ar
 
 
 def answers(logits: Float[Array, "k s w"], outputs: Sequence[str]) -> dict[str, Array]:
-    """What is asked of logits: ``classes`` ``[s, w]``, ``confidence`` of the class ``[s, w]`` and ``probabilities``
+    """What is asked of logits: ``classes`` ``[s, w]``, ``classes/1,2`` the best of these, ``confidence`` of the class ``[s, w]`` and ``probabilities``
     ``[k, s, w]`` (uint8, 254 is one), or the ``logits`` themselves."""
     out: dict[str, Array] = {}
     if "classes" in outputs:
         out["classes"] = logits.argmax(0).astype(jnp.uint8)
+    for name in outputs:
+        if name.startswith(AMONG):
+            ids = np.array(name.removeprefix(AMONG).split(","), np.uint8)
+            out[name] = jnp.asarray(ids)[logits[ids].argmax(0)]
     if "confidence" in outputs:
         out["confidence"] = _in_steps(1 / jnp.exp(logits - logits.max(0)[None]).sum(0))
     if "probabilities" in outputs:

@@ -1,55 +1,91 @@
-"""Two threads beside the main one: what is read ahead of it, and what is written behind it, both through bounded queues."""
+"""Threads beside the main one: what is read ahead of it, and what is written behind it, through bounded queues."""
 
 import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 T = TypeVar("T")
 _END = object()
 _POLL = 0.2  # seconds between looks at whether to stop
 
 
-def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
-    """The items of an iterator that runs in a thread of its own, at most ``depth`` ahead; its errors are raised here.
+@runtime_checkable
+class Busy(Protocol):
+    """Whoever the device computes for."""
 
-    Closing the generator stops the thread after the item that it is at.
+    busy: float  # seconds
+
+
+class Ahead(Iterator[T]):
+    """The items of an iterable that runs in a thread of its own, at once, at most ``depth`` ahead; its errors are raised here.
+
+    Closing it stops the thread after the item that it is at.
     """
-    ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(depth)
-    stop = threading.Event()
 
-    def put(item: Any, error: BaseException | None = None) -> None:
-        while not stop.is_set():
+    def __init__(self, items: Iterable[T], depth: int):
+        self._ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(depth)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, args=(items,), name="reader", daemon=True)
+        self._thread.start()
+
+    def _put(self, item: Any, error: BaseException | None = None) -> None:
+        while not self._stop.is_set():
             try:
-                return ready.put((item, error), timeout=_POLL)
+                return self._ready.put((item, error), timeout=_POLL)
             except queue.Full:
                 continue
 
-    def work() -> None:
+    def _work(self, items: Iterable[T]) -> None:
         try:
             for item in items:
-                put(item)
-                if stop.is_set():
+                self._put(item)
+                del item  # it may be large, and the next one is made meanwhile
+                if self._stop.is_set():
                     return
-            put(_END)
+            self._put(_END)
         except BaseException as error:  # whatever it is, it belongs to the one who asked
-            put(_END, error)
+            self._put(_END, error)
 
-    thread = threading.Thread(target=work, name="reader", daemon=True)
-    thread.start()
-    try:
-        while True:
-            item, error = ready.get()
+    def __next__(self) -> T:
+        item, error = (_END, None) if self._stop.is_set() else self._ready.get()
+        if item is _END:
+            self.close()
             if error is not None:
                 raise error
-            if item is _END:
+            raise StopIteration
+        return item
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
+    """:class:`Ahead` as a generator, to be closed."""
+    return in_order([items], 1, depth)
+
+
+def in_order(streams: Iterable[Iterable[T]], threads: int, depth: int) -> Iterator[T]:
+    """The items of one iterable after another, so many of which run in threads of their own, each ``depth`` ahead.
+
+    Closing the generator stops the threads after the items that they are at.
+    """
+    waiting, running = iter(streams), deque[Ahead[T]]()
+    try:
+        while True:
+            while len(running) < threads and (stream := next(waiting, None)) is not None:
+                running.append(Ahead(stream, depth))
+            if not running:
                 return
-            yield item
+            yield from running[0]
+            running.popleft()
     finally:
-        stop.set()
-        thread.join()
+        for stream in running:
+            stream.close()
 
 
 class WriteBehind:
@@ -121,27 +157,28 @@ class WriteBehind:
 
 
 class DeviceClock:
-    """Lets the device be ``ahead`` programs behind, no more, and measures how long it computes.
+    """Lets the device be ``ahead`` programs behind, no more, and measures how long it computes, and for whom.
 
     A program is told by its dispatch and by an output that nothing else consumes, whose readiness is its end.
     """
 
     def __init__(self, ahead: int):
-        self.busy = 0.0  # seconds
         self._ready = time.perf_counter()
         self._places = threading.Semaphore(ahead)
         self._ends = WriteBehind(self._end, ahead + 1)
 
-    def _end(self, dispatched: float, token: Any) -> None:
+    def _end(self, owners: Sequence[Busy], dispatched: float, token: Any) -> None:
         try:
             token.block_until_ready()
         finally:
             self._places.release()
         now = time.perf_counter()
-        self.busy += now - max(dispatched, self._ready)
+        share = (now - max(dispatched, self._ready)) / len(owners)
+        for owner in owners:
+            owner.busy += share
         self._ready = now
 
-    def run(self, program: Callable[..., tuple[Any, Any]], *args: Any) -> Any:
+    def run(self, owners: Sequence[Busy], program: Callable[..., tuple[Any, Any]], *args: Any) -> Any:
         """Dispatch ``program(*args) -> (result, token)`` once there is room; returns the result, still under way."""
         while not self._places.acquire(timeout=_POLL):
             continue
@@ -151,8 +188,12 @@ class DeviceClock:
         except BaseException:
             self._places.release()
             raise
-        self._ends.submit(dispatched, token)
+        self._ends.submit(owners, dispatched, token)
         return result
+
+    def wait(self) -> None:
+        """Until every program has ended."""
+        self._ends.wait()
 
     def __enter__(self) -> "DeviceClock":
         return self

@@ -1,5 +1,6 @@
 """Functions compiled once for every kind of arguments that they are given."""
 
+import threading
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
@@ -35,10 +36,12 @@ class Program(NamedTuple):
 class Programs:
     """Compiles functions when they are first called with arguments of some kind. ``traces`` counts what was traced so far."""
 
-    def __init__(self):
-        self.traces = 0
+    def __init__(self, device: Any = None):
+        """``device``: that they run on; None: jax's default."""
+        self.traces, self._device = 0, device
         self._compiled: dict[Hashable, Any] = {}
         self._held, self._held_signature = None, None
+        self._count_lock = threading.Lock()  # several may be compiled at once
 
     def __len__(self) -> int:
         return len(self._compiled)
@@ -54,10 +57,14 @@ class Programs:
         if key not in self._compiled:
 
             def counted(*args: Any) -> Any:
-                self.traces += 1
+                with self._count_lock:
+                    self.traces += 1
                 return fn(*args, *static)
 
             jitted = jax.jit(counted, donate_argnums=() if donate is None else donate)
+            if self._device is not None:
+                here = jax.sharding.SingleDeviceSharding(self._device)
+                args = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), args)
             self._compiled[key] = jitted.lower(*args).compile()
         return self._compiled[key]
 

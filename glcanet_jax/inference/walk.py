@@ -1,300 +1,75 @@
 """Scenes of any size through a network, block by block, in memory that does not grow with them (docs/prediction.md).
 
-A thread reads the blocks ahead of the device, another one takes the finished rows behind it. A **block** is the patches that
-share a context. Patches of neighbouring blocks overlap like any others: what a block has summed up beyond the pixels that
-it finishes waits on disk (:mod:`glcanet_jax.inference.scratch`) for the block to its right or below.
+Threads read the scenes ahead of the device, another one takes the finished rows behind it, and further ones finish the scenes.
+A **block** is the patches that share a context; batches of patches go on across blocks and scenes. Patches of neighbouring
+blocks overlap like any others: what a block has summed up beyond the pixels that it finishes goes on in the block to its
+right or below (:mod:`glcanet_jax.inference.blending`).
 """
 
 import contextlib
+import math
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import jax
-import numpy as np
-from jaxtyping import Bool, Float
-
 from glcanet_jax import geometry
-from glcanet_jax.data import views as data_views
-from glcanet_jax.data.scenes import IGNORE
-from glcanet_jax.inference.pipeline import DeviceClock, WriteBehind, prefetch
+from glcanet_jax.errors import UserError
+from glcanet_jax.inference import reading
+from glcanet_jax.inference.batches import Batch, Look, batches_of
+from glcanet_jax.inference.blending import Blender
+from glcanet_jax.inference.forward import AMONG
+from glcanet_jax.inference.pipeline import DeviceClock, WriteBehind, in_order
 from glcanet_jax.inference.predictor import OUTPUTS, Predictor
+from glcanet_jax.inference.reading import BlockStart, Patch, Row
+from glcanet_jax.inference.request import ArraySink, Region, Request, Sink, Source, Summary, Window
 from glcanet_jax.inference.scratch import Scratch
-from glcanet_jax.profiling import release_memory
+from glcanet_jax.inference.writing import Writer
 
-CONTEXT_BYTES = 64 * 2**20  # a context up to this is read once, for its global view and its patches
-
-
-@runtime_checkable
-class Source(Protocol):
-    """What is read: any scene (:class:`glcanet_jax.data.scenes.Scene` without labels) is one. Windows lie inside it.
-
-    One that also has ``read_valid(top, left, height, width) -> bool [h, w]`` says where it holds data. One thread reads.
-    """
-
-    height: int
-    width: int
-
-    def read_image(self, top: int, left: int, height: int, width: int) -> np.ndarray:
-        """``[h, w, bands]``."""
+__all__ = ["ArraySink", "Outcome", "Region", "Request", "Sink", "Source", "Summary", "Task", "Window"]
+__all__ += ["predict_scene", "predict_scenes"]
+FAILURES = UserError, OSError  # that end one scene of several; anything else ends all of them
 
 
 @runtime_checkable
-class Sink(Protocol):
-    """What takes the answers; it is called by one thread, in windows that tile the scene, each once."""
+class Task(Protocol):
+    """What is done of a scene."""
 
-    def write(self, top: int, left: int, arrays: dict[str, np.ndarray]) -> None:
-        """Answers of a window, ``[h, w]`` or ``[h, w, k]`` by name (see ``outputs``); they must be copied to be kept."""
+    def open(self) -> Request | None:
+        """What is to be predicted; None: nothing. Called by a reading thread."""
 
-    def flush(self) -> None:
-        """Make what was written last; a resumed walk does not write it again."""
+    def finish(self, summary: Summary) -> Any:
+        """Called once everything was written, by a finishing thread; what it returns is told."""
+
+    def close(self) -> None:
+        """Called in the end, whatever came of it, and of ``open``."""
 
 
-@runtime_checkable
-class Region(Protocol):
-    """Where answers are wanted."""
-
-    def mask(self, top: int, left: int, height: int, width: int) -> Bool[np.ndarray, "h w"]:
-        """True where they are."""
+class Outcome(NamedTuple):
+    task: Any  # Task
+    result: Any  # of its ``finish``
+    error: BaseException | None  # one of FAILURES, which ended it; nothing else is told then
 
 
 @dataclass(frozen=True)
-class Window:
-    """A rectangle as a :class:`Region`: what lies in it is predicted as it is in the whole scene."""
+class _Once:
+    """A request as a task."""
 
-    top: int
-    left: int
-    height: int
-    width: int
+    request: Request
 
-    def mask(self, top: int, left: int, height: int, width: int) -> Bool[np.ndarray, "h w"]:
-        rows, columns = np.arange(top, top + height), np.arange(left, left + width)
-        return ((rows >= self.top) & (rows < self.top + self.height))[:, None] & (
-            (columns >= self.left) & (columns < self.left + self.width)
-        )
+    def open(self) -> Request:
+        return self.request
 
+    def finish(self, summary: Summary) -> Summary:
+        return summary
 
-@dataclass
-class ArraySink:
-    """Keeps everything in memory, for a notebook: ``arrays["classes"]`` is ``[h, w]``."""
-
-    height: int
-    width: int
-    arrays: dict[str, np.ndarray] = field(default_factory=dict)
-
-    def write(self, top: int, left: int, arrays: dict[str, np.ndarray]) -> None:
-        for name, values in arrays.items():
-            shape = (self.height, self.width, *values.shape[2:])
-            whole = self.arrays.setdefault(name, np.zeros(shape, values.dtype))
-            whole[top : top + values.shape[0], left : left + values.shape[1]] = values
-
-    def flush(self) -> None:
+    def close(self) -> None:
         pass
 
 
-@dataclass
-class Summary:
-    """What a walk did."""
-
-    pixels: int = 0  # of the scene
-    patches: int = 0  # computed
-    blocks: int = 0  # computed
-    skipped: int = 0  # blocks without anything wanted
-    resumed: int = 0  # blocks that an earlier run had finished
-    seconds: float = 0.0
-    busy: float = 0.0  # seconds that the device computed
-
-
-# ---------------------------------------------------------------------------------------------------------- reading
-def read_reflected(source: Source, window: tuple[int, int, int, int]) -> np.ndarray:
-    """A window of a scene, reflected where it goes past the end of a scene smaller than a patch."""
-    top, left, height, width = window
-    image = source.read_image(top, left, min(height, source.height - top), min(width, source.width - left))
-    missing = height - image.shape[0], width - image.shape[1]
-    return np.pad(image, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="symmetric") if any(missing) else image
-
-
-class Patches(NamedTuple):
-    """A batch of patches of a block, padded to the batch with patches of no weight."""
-
-    patches: np.ndarray  # [b, p, p, c]
-    boxes: np.ndarray  # [b, 4]
-    corners: np.ndarray  # [b, 2] in the strip
-    row_weights: np.ndarray  # [b, p]
-    column_weights: np.ndarray  # [b, p]
-    count: int  # without the padding
-
-
-class Band(NamedTuple):
-    """Rows of patches that fit into a strip at once, and how many rows of pixels are final after them."""
-
-    top: int  # scene row of the strip's first row
-    done: int
-    batches: int
-
-
-class BlockStart(NamedTuple):
-    block: geometry.Block
-    view: np.ndarray | None  # the global view; None: nothing is wanted of the block
-    wanted: np.ndarray | None  # [h, w] of the pixels that the block finishes; None: all
-
-
-Job = BlockStart | Band | Patches
-
-
-def _wanted(source: Source, region: Region | None, window: tuple[int, int, int, int]) -> Bool[np.ndarray, "h w"] | None:
-    """Where answers are wanted in a window; None where everywhere."""
-    mask = None if region is None else region.mask(*window)
-    if getattr(source, "read_valid", None) is not None and not getattr(source, "all_valid", False):
-        if mask is None or mask.any():
-            valid = source.read_valid(*window)
-            mask = valid if mask is None else mask & valid
-    return None if mask is None or mask.all() else mask
-
-
-def _bands(walk: geometry.Walk, block: geometry.Block, height: int) -> Iterator[tuple[list[int], int, int]]:
-    """Rows of patches of a block, as many as a strip of ``height`` rows holds: indices, first and last pixel row."""
-    starts, rows = walk.rows.patch_starts, list(block.rows.patches)
-    while rows:
-        top = int(starts[rows[0]])
-        band = [i for i in rows if starts[i] + walk.patch <= top + height]
-        rows = rows[len(band) :]
-        yield band, top, int(starts[rows[0]]) if rows else block.rows.done
-
-
-def read_blocks(
-    source: Source, walk: geometry.Walk, predictor: Predictor, region: Region | None, done: set[tuple[int, int]]
-) -> Iterator[Job]:
-    """Everything that the device needs, in order: for each block its start, and for each band its batches and itself."""
-    height = predictor.strip_shape((walk.rows.context, walk.columns.context))[1]
-    size, patch = predictor.views.global_size, walk.patch
-    sample = source.read_image(0, 0, 1, 1)  # for its type and bands
-    for block in walk.blocks():
-        if (block.row, block.column) in done:
-            continue
-        rows, columns = block.rows, block.columns
-        extent = min(rows.stop, source.height) - rows.start, min(columns.stop, source.width) - columns.start
-        wanted = _wanted(source, region, (rows.start, columns.start, *extent))
-        if wanted is not None and not wanted.any():
-            yield BlockStart(block, None, None)
-            continue
-        window = walk.context_window(block)
-        context: np.ndarray | None = None  # the last block's is let go before this one's is read
-        if window[2] * window[3] * sample.nbytes <= CONTEXT_BYTES:
-            context = read_reflected(source, window)
-            view = data_views.global_view(context, size)
-        else:
-            at = lambda start, count: read_reflected(source, (window[0] + start, window[1], count, window[3]))  # noqa: B023, E731
-            view = data_views.global_view_by_rows(at, window[2], window[3], size)
-        final = block.finished(source.height, source.width)[2:]
-        yield BlockStart(block, view, None if wanted is None else wanted[: final[0], : final[1]])
-        for band, top, stop in _bands(walk, block, height):
-            members = []
-            for i in band:
-                for j in columns.patches:
-                    y, x, *_ = walk.patch_window(i, j)
-                    at_patch = (
-                        slice(y - rows.start, y - rows.start + patch),
-                        slice(x - columns.start, x - columns.start + patch),
-                    )
-                    if wanted is None or wanted[at_patch].any():
-                        members.append((i, j))
-            groups = [members[k : k + predictor.batch] for k in range(0, len(members), predictor.batch)]
-            for group in groups:
-                yield _patches(source, walk, block, predictor.batch, group, context, top, sample)
-            yield Band(top, stop - top, len(groups))
-
-
-def _patches(source, walk, block, batch, group, context, top, like) -> Patches:
-    """A batch: the patches at ``group``'s places of the grid, cut out of their context where that is in memory."""
-    patch, count = walk.patch, len(group)
-    window = walk.context_window(block)
-    patches = np.zeros((batch, patch, patch, like.shape[2]), like.dtype)
-    boxes, corners = np.tile(np.float32([0, 0, 1, 1]), (batch, 1)), np.zeros((batch, 2), np.int32)
-    row_weights, column_weights = np.zeros((2, batch, patch), np.float32)
-    for n, (i, j) in enumerate(group):
-        at = walk.patch_window(i, j)
-        if context is None:
-            patches[n] = read_reflected(source, at)
-        else:
-            y, x = at[0] - window[0], at[1] - window[1]
-            patches[n] = context[y : y + patch, x : x + patch]
-        boxes[n] = geometry.box_of(at, window)
-        corners[n] = at[0] - top, at[1] - block.columns.start
-        row_weights[n], column_weights[n] = walk.rows.weights[i], walk.columns.weights[j]
-    return Patches(patches, boxes, corners, row_weights, column_weights, count)
-
-
-# ---------------------------------------------------------------------------------------------------------- writing
-class _Writer:
-    """What happens behind the device: answers to the sink, edges to the scratch folder, the journal."""
-
-    def __init__(
-        self,
-        sink: Sink,
-        scratch: Scratch,
-        size: tuple[int, int],
-        empty: dict[str, tuple[int, ...]],
-        progress: Callable[[int], None] | None,
-    ):
-        """``empty`` names the answers that can say "nothing here", with their shapes at a pixel."""
-        self._sink, self._scratch, self._size, self._empty, self._progress = sink, scratch, size, empty, progress
-        self._edge: list[np.ndarray] = []  # the rows so far of the right edge
-
-    def band(self, start: BlockStart, top: int, done: int, answers: dict[str, Any], edge: Any, left: int) -> None:
-        """Rows of a block that are final; ``edge`` holds the columns beyond, from column ``left`` of it on."""
-        first, x, height, width = start.block.finished(*self._size)
-        rows = min(done, first + height - top)
-        if rows > 0 and width > 0:
-            arrays = {name: np.asarray(values)[..., :rows, :width] for name, values in answers.items()}
-            arrays = {name: np.moveaxis(v, 0, -1) if v.ndim == 3 else v for name, v in arrays.items()}
-            if start.wanted is not None:
-                self._blank(arrays, start.wanted[top - first : top - first + rows])
-            self._sink.write(top, x, arrays)
-            self._advance(rows * width)
-        if edge is not None:
-            wide = start.block.columns.stop - start.block.columns.done
-            self._edge.append(np.asarray(edge)[:, :done, left : left + wide].copy())
-
-    def _blank(self, arrays: dict[str, np.ndarray], wanted: np.ndarray) -> None:
-        for name in arrays.keys() & self._empty:
-            keep = wanted.reshape(*wanted.shape, *(1,) * len(self._empty[name]))
-            arrays[name] = np.where(keep, arrays[name], np.uint8(IGNORE))
-
-    def edges(self, block: geometry.Block, rest: Any, rest_edge: Any, left: int) -> None:
-        """What is left of a block's strip after its last band: rows for the block below, and the last of the right edge."""
-        place = block.row, block.column
-        below = block.rows.stop - block.rows.done
-        if rest_edge is not None:
-            wide = block.columns.stop - block.columns.done
-            self._edge.append(np.asarray(rest_edge)[:, :below, left : left + wide])
-            self._scratch.save_edge("right", place, np.concatenate(self._edge, axis=1))
-        if below > 0:
-            wide = block.columns.done - block.columns.start
-            self._scratch.save_edge("bottom", place, np.asarray(rest)[:, :below, :wide])
-        self._edge = []
-
-    def end(self, block: geometry.Block, skipped: bool) -> None:
-        """Nothing more comes of a block."""
-        top, left, height, width = block.finished(*self._size)
-        if skipped and height and width:
-            nothing = {n: np.full((height, width, *shape), IGNORE, np.uint8) for n, shape in self._empty.items()}
-            self._sink.write(top, left, nothing)
-            self._advance(height * width)
-        self._sink.flush()
-        self._scratch.commit((block.row, block.column))
-        release_memory()
-
-    def _advance(self, pixels: int) -> None:
-        if self._progress is not None:
-            self._progress(pixels)
-
-    def __call__(self, what: str, *args: Any) -> None:
-        getattr(self, what)(*args)
-
-
-# ------------------------------------------------------------------------------------------------------------ device
 def predict_scene(
     predictor: Predictor,
     source: Source,
@@ -312,149 +87,279 @@ def predict_scene(
     pixels that are not wanted are 255 in every uint8 answer.
 
     Args:
-        outputs: of ``classes`` (uint8), ``confidence`` and ``probabilities`` (uint8, 254 is certainty), ``logits``
+        outputs: of ``classes`` (uint8), ``classes/1,2`` (the best of these), ``confidence`` and ``probabilities`` (uint8, 254 is certainty), ``logits``
             (float32, unmasked).
         scratch: where a killed walk left off, and where this one would; without one, a temporary folder is used and
             nothing can be resumed. Blocks in its journal are not computed and not written again.
         progress: called with the number of pixels that were finished, from another thread.
     """
-    unknown = set(outputs) - set(OUTPUTS)
-    if unknown:
-        raise ValueError(f"no output is called {', '.join(sorted(unknown))}; there are {', '.join(OUTPUTS)}")
-    began = time.perf_counter()
-    walk = geometry.walk_scene(source.height, source.width, predictor.views)
-    summary = Summary(pixels=source.height * source.width)
+    request = Request(source, sink, outputs, region, scratch, progress)
+    (outcome,) = predict_scenes(predictor, [_Once(request)])
+    if outcome.error is not None:
+        raise outcome.error
+    return outcome.result
+
+
+def predict_scenes(
+    predictor: Predictor,
+    tasks: Iterable[Task],
+    *,
+    prepare: Callable[[Request], None] | None = None,
+    readers: int = 1,
+    writers: int = 1,
+) -> Iterator[Outcome]:
+    """Predict scenes one after the other; their outcomes, in order, as they come.
+
+    Batches of patches go on from one scene to the next, which is read while the last one is computed.
+
+    Args:
+        prepare: called before the first scene of a kind (type of values, size of contexts); it may set the predictor's batch.
+        readers: scenes that are read at the same time; writers: that are finished at the same time.
+
+    Raises:
+        ValueError: an answer is asked for that there is not.
+    """
     with contextlib.ExitStack() as stack:
-        if scratch is None:
-            scratch = stack.enter_context(Scratch.temporary())
-        for block in walk.blocks():
-            if (block.row, block.column) in scratch.done:
-                summary.resumed += 1
+        under_way: set[_Scene] = set()
+        stack.callback(lambda: [scene.close() for scene in list(under_way)])
+        pool = ThreadPoolExecutor(writers, "finisher")
+        stack.callback(pool.shutdown, cancel_futures=True)
+        writer = stack.enter_context(WriteBehind(lambda call, *args: call(*args), depth=4))
+        clock = stack.enter_context(DeviceClock(ahead=2 * len(predictor.devices)))
+        engine = _Engine(predictor, prepare, writer, clock, pool, threading.Semaphore(2 * writers), under_way)
+        scenes = (engine.scene(task) for task in tasks)
+        items = in_order((_read(scene) for scene in scenes), readers, depth=1)
+        stack.enter_context(contextlib.closing(items))
+        for scene, step, *given in items:
+            getattr(engine, step)(scene, *given)
+            yield from engine.outcomes()
+        engine.flush()
+        clock.wait()
+        yield from engine.outcomes(wait=True)
+
+
+# ------------------------------------------------------------------------------------------------------- a scene under way
+@dataclass(eq=False)
+class _Scene:
+    """A task under way."""
+
+    task: Task
+    predictor: Predictor
+    under_way: set["_Scene"]  # those that are not closed yet
+    request: Request | None = None
+    walk: geometry.Walk | None = None
+    scratch: Scratch | None = None
+    kind: Any = None  # scenes of one kind share programs and batches
+    on_device: bool = False  # whether contexts go there as they are
+    summary: Summary = field(default_factory=Summary)
+    error: BaseException | None = None  # what ended it
+    stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    writer: Writer | None = None
+    blender: Blender | None = None
+    look: Look | None = None  # of the block whose patches come
+    began: float = 0.0  # 0: it did not
+
+    def open(self) -> None:
+        """By a reading thread."""
+        self.request = request = self.task.open()
+        if request is None:
+            return
+        unknown = {name for name in request.outputs if not name.startswith(AMONG)} - set(OUTPUTS)
+        if unknown:
+            raise ValueError(f"no output is called {', '.join(sorted(unknown))}; there are {', '.join(OUTPUTS)}")
+        source, self.predictor = request.source, request.predictor or self.predictor
+        self.walk = geometry.walk_scene(source.height, source.width, self.predictor.views)
+        sample = source.read_image(0, 0, 1, 1)
+        room = self.predictor.context_shape((self.walk.rows.context, self.walk.columns.context))
+        self.kind = self.predictor, sample.dtype, room
+        self.on_device = self.predictor.on_device and math.prod(room) * sample.nbytes <= reading.CONTEXT_BYTES
+        self.scratch = request.scratch or self.stack.enter_context(Scratch.temporary())
+        self.summary.pixels = source.height * source.width
+        for block in self.walk.blocks():
+            if (block.row, block.column) in self.scratch.done:
+                self.summary.resumed += 1
                 _, _, height, width = block.finished(source.height, source.width)
-                if progress is not None:
-                    progress(height * width)
+                if request.progress is not None:
+                    request.progress(height * width)
+
+    def handle(self, name: str, *args: Any) -> None:
+        """A call of the scene's writer, by the writing thread."""
+        if self.error is None:
+            try:
+                getattr(self.writer, name)(*args)
+            except FAILURES as error:
+                self.error = error
+
+    def finish(self) -> Any:
+        """What follows the last answer, by a finishing thread."""
+        try:
+            if self.error is not None:
+                raise self.error
+            self.summary.seconds = time.perf_counter() - self.began if self.began else 0.0
+            return self.task.finish(self.summary)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        self.under_way.discard(self)
+        with self.stack:
+            self.task.close()
+
+
+def _read(scene: _Scene) -> Iterator[tuple[Any, ...]]:
+    """What a scene asks of the engine, step by step; in a reading thread."""
+    try:
+        scene.open()
+        if scene.request is not None:
+            source, region = scene.request.source, scene.request.region
+            yield scene, "open"
+            size, done, whole = scene.predictor.views.global_size, set(scene.scratch.done), scene.on_device
+            for jobs in reading.read_blocks(source, scene.walk, size, region, done, whole):
+                yield scene, "jobs", jobs
+                del jobs  # it holds pixels of a context, and the next one is read meanwhile
+                if scene.error is not None:
+                    break
+    except FAILURES as error:
+        scene.error = scene.error or error
+    yield scene, "end"
+
+
+# ------------------------------------------------------------------------------------------------------------ device
+class _Todo(NamedTuple):
+    """A step of a scene's blending, which waits for a batch unless that is None."""
+
+    scene: _Scene
+    name: str
+    args: tuple[Any, ...]
+    batch: Batch | None = None
+
+    @property
+    def ready(self) -> bool:
+        return self.batch is None or self.batch.logits is not None or self.scene.error is not None
+
+
+class _Engine:
+    """Feeds the device: what the readers bring in, answers to the writer out."""
+
+    def __init__(self, predictor, prepare, writer, clock, pool, room, under_way):
+        self._predictor, self._prepare, self._writer, self._clock = predictor, prepare, writer, clock
+        self._pool, self._room, self._under_way = pool, room, under_way
+        self._todo: deque[_Todo] = deque()
+        self._ended: deque[tuple[_Scene, Future[Future[Any]]]] = deque()
+        self._batches, self._kind, self._looks = None, None, 0
+
+    def scene(self, task: Task) -> _Scene:
+        """A task that is about to be read."""
+        scene = _Scene(task, self._predictor, self._under_way)
+        self._under_way.add(scene)
+        return scene
+
+    def open(self, scene: _Scene) -> None:
+        """A scene begins."""
+        predictor = scene.predictor
+        if scene.kind != self._kind:
+            self.flush()
+            try:
+                if self._prepare is not None:
+                    self._prepare(scene.request)
+            except UserError as error:
+                scene.error = error
+                return
+            self._batches, self._kind = batches_of(predictor, self._clock), scene.kind
+        request, source = scene.request, scene.request.source
         size, k = (source.height, source.width), predictor.num_classes
-        empty = {name: (k,) if name == "probabilities" else () for name in outputs if name != "logits"}
-        writer = stack.enter_context(WriteBehind(_Writer(sink, scratch, size, empty, progress), depth=2))
-        clock = stack.enter_context(DeviceClock(ahead=2))
-        blocks = read_blocks(source, walk, predictor, region, set(scratch.done))
-        jobs = prefetch(map(_placed, blocks), depth=2)
-        stack.enter_context(contextlib.closing(jobs))
-        _Device(predictor, walk, writer, clock, scratch, tuple(outputs), summary).run(jobs)
-        writer.wait()
-    summary.seconds, summary.busy = time.perf_counter() - began, clock.busy
-    return summary
+        empty = {name: (k,) if name == "probabilities" else () for name in request.outputs if name != "logits"}
+        scene.writer = Writer(request.sink, scene.scratch, size, empty, request.progress)
+        scene.blender = Blender(
+            predictor, scene.walk, self._clock, scene.scratch, tuple(request.outputs), scene.summary,
+            lambda *call: self._writer.submit(scene.handle, *call), self._writer.wait,
+        )  # fmt: skip
+        scene.began = time.perf_counter()
 
-
-def _placed(job: Job) -> Job:
-    """Patches on the device already: that copy takes the reader's time, beside what the device computes."""
-    return job._replace(patches=jax.device_put(job.patches)) if isinstance(job, Patches) else job
-
-
-class _Device:
-    """Feeds the device: the jobs of the reader in, answers to the writer out."""
-
-    def __init__(self, predictor, walk, writer, clock, scratch, outputs, summary):
-        self._predictor, self._writer, self._clock, self._scratch = predictor, writer, clock, scratch
-        self._outputs, self._summary = outputs, summary
-        self._shape = predictor.strip_shape((walk.rows.context, walk.columns.context))
-        self._patch, self._ticket = predictor.views.patch_size, 0
-
-    def run(self, jobs: Iterable[Job]) -> None:
+    def jobs(self, scene: _Scene, jobs: list[reading.Job]) -> None:
+        """Blocks of a scene, or parts of them."""
         for job in jobs:
-            if isinstance(job, BlockStart):
-                self._start(job)
-            elif self._predictor.second_pass:
-                self._first_pass(job)
-            elif isinstance(job, Patches):
-                self._blend(job)
+            if scene.error is not None:
+                return
+            if isinstance(job, Patch):
+                self._patch(scene, job)
+            elif isinstance(job, Row):
+                if job.last:
+                    self._batches.end_block(scene.look)
+                    scene.look = scene.look._replace(pixels=None)
+                self._todo.append(_Todo(scene, "row", (job,)))
+            elif job.idle:
+                self._todo.append(_Todo(scene, "skip", (job,)))
             else:
-                self._band(job)
+                self._start(scene, job)
+            self._drain()
 
-    def _start(self, start: BlockStart) -> None:
-        block = self._block = start.block
-        self._block_start = start
-        if start.view is None:
-            self._summary.skipped += 1
-            self._writer.submit("end", block, True)
-            return
-        self._writer.wait(self._ticket)  # the edges that this block may need are on disk
-        self._strip, self._incoming = _begin(self._predictor, self._scratch, block, self._shape)
-        self._contexts = self._clock.run(self._predictor.encode, start.view)
-        self._gathered, self._held = [None] * len(self._contexts), []
-        self._summary.blocks += 1
-        # columns of the strip that hold the edge, moved so that a cut of a patch's width stays inside
-        beyond = block.columns.done - block.columns.start
-        self._cut_at = min(beyond, self._shape[2] - self._patch)
-        self._edge_left = beyond - self._cut_at
-        self._has_right = block.columns.stop > block.columns.done
+    def _start(self, scene: _Scene, job: BlockStart) -> None:
+        view, pixels = job.view, None
+        if job.context is not None:
+            pixels = scene.predictor.place(job.context)
+            view = scene.predictor.shrink(pixels, job.context.shape[:2])
+        contexts = self._clock.run([scene.summary], scene.predictor.encode, view)
+        self._looks += 1
+        scene.look = Look(self._looks, view, contexts, pixels)
+        self._todo.append(_Todo(scene, "start", (job._replace(view=None, context=None),)))
 
-    def _views(self) -> Iterator[tuple[int, Any]]:
-        return zip(self._predictor.turns, self._contexts, strict=True)
+    def _patch(self, scene: _Scene, patch: Patch) -> None:
+        batch, place = self._batches.take(patch, scene.look, scene.summary)
+        last = self._todo[-1] if self._todo else None
+        if last is not None and last.batch is batch:
+            last.args[1].append(patch._replace(image=None))
+        else:
+            self._todo.append(_Todo(scene, "add", (place, [patch._replace(image=None)]), batch))
 
-    def _blend(self, job: Patches) -> None:
-        for view, context in self._views():
-            self._strip = self._clock.run(self._predictor.blend, self._strip, context, view, *job[:-1])
-        self._summary.patches += job.count
+    def _drain(self) -> None:
+        """Blend whatever does not wait for a batch."""
+        while self._todo and self._todo[0].ready:
+            scene, name, args, batch = self._todo.popleft()
+            if name == "finish":
+                self._ended.append((scene, self._later(scene)))
+            elif scene.error is None:
+                try:
+                    getattr(scene.blender, name)(*((batch, *args) if name == "add" else args))
+                except FAILURES as error:
+                    scene.error = error
 
-    # a network with a second pass looks at all patches of a block first, and what it keeps of them waits on the host
-    def _first_pass(self, job: Patches | Band) -> None:
-        self._held.append(self._collect(job) if isinstance(job, Patches) else job)
-        if not (isinstance(job, Band) and job.top + job.done == self._block.rows.done):
-            return
-        if self._gathered[0] is not None:  # else nothing is wanted of the block's last rows, and there was no patch
-            args = self._contexts, self._gathered, self._block_start.view
-            self._contexts = self._clock.run(self._predictor.encode_again, *args)
-        for held in self._held:
-            if isinstance(held, Band):
-                self._band(held)
-                continue
-            kept, place = held
-            for (view, context), mine in zip(self._views(), kept, strict=True):
-                self._strip = self._clock.run(self._predictor.blend_again, self._strip, context, view, mine, *place)
-        self._held = []
+    def _later(self, scene: _Scene) -> "Future[Future[Any]]":
+        """Have a scene finished once everything before was written."""
+        handed: Future[Future[Any]] = Future()
 
-    def _collect(self, job: Patches) -> tuple[list[Any], tuple[np.ndarray, ...]]:
-        kept, valid = [], np.arange(len(job.patches)) < job.count
-        for i, (view, context) in enumerate(self._views()):
-            args = self._gathered[i], context, view, job.patches, job.boxes, valid
-            mine, self._gathered[i] = self._clock.run(self._predictor.collect, *args)
-            kept.append(jax.device_get(mine))
-        self._summary.patches += job.count
-        return kept, job[1:-1]
+        def hand_over() -> None:
+            self._room.acquire()
+            done = self._pool.submit(scene.finish)
+            done.add_done_callback(lambda _: self._room.release())
+            handed.set_result(done)
 
-    def _band(self, job: Band) -> None:
-        block, predictor, shape = self._block, self._predictor, self._shape
-        edge = predictor.cut(self._strip, self._cut_at) if self._has_right else None
-        answers, self._strip = self._clock.run(predictor.finish, self._strip, job.done, self._outputs)
-        self._writer.submit("band", self._block_start, job.top, job.done, answers, edge, self._edge_left)
-        top = job.top + job.done
-        if top == block.rows.done:
-            rest_edge = predictor.cut(self._strip, self._cut_at) if self._has_right else None
-            self._ticket = self._writer.submit("edges", block, self._strip, rest_edge, self._edge_left)
-            self._writer.submit("end", block, False)
-        elif self._incoming is not None:
-            first = top + shape[1] - job.done - block.rows.start
-            self._strip = predictor.add(self._strip, _rows(self._incoming, first, job.done, shape, self._patch))
+        self._writer.submit(hand_over)
+        return handed
 
+    def end(self, scene: _Scene) -> None:
+        """Nothing more comes of a scene."""
+        if scene.error is not None and scene.predictor.second_pass and scene.look is not None:
+            self._batches = batches_of(scene.predictor, self._clock)  # what it left in them is nobody's
+        self._todo.append(_Todo(scene, "finish", ()))
+        self._drain()
 
-def _begin(predictor, scratch, block, shape) -> tuple[Any, Float[np.ndarray, "k h w"] | None]:
-    """The strip that a block starts with, and the edge of its left neighbour, of whose rows the first are in it."""
-    initial = np.zeros(shape, np.float32)
-    above = scratch.load_edge("bottom", (block.row - 1, block.column))
-    if above is not None:
-        initial[:, : above.shape[1], : above.shape[2]] = above
-    incoming = scratch.load_edge("right", (block.row, block.column - 1))
-    if incoming is not None:
-        part = incoming[:, : shape[1]]
-        initial[:, : part.shape[1], : part.shape[2]] += part
-    return predictor.start(initial), incoming
+    def flush(self) -> None:
+        """Look at the patches that wait for others."""
+        if self._batches is not None:
+            self._batches.flush()
+        self._drain()
 
-
-def _rows(incoming: np.ndarray, first: int, count: int, shape: tuple[int, int, int], patch: int) -> np.ndarray:
-    """``count`` rows of an edge, from ``first`` on, as the last rows of an array ``[k, s, p]``."""
-    out = np.zeros((*shape[:2], patch), np.float32)
-    part = incoming[:, first : first + count]
-    at = shape[1] - count
-    out[:, at : at + part.shape[1], : part.shape[2]] = part
-    return out
+    def outcomes(self, wait: bool = False) -> Iterator[Outcome]:
+        """Of the scenes that have ended, up to the first that has not."""
+        while self._ended:
+            scene, handed = self._ended[0]
+            if wait:
+                self._writer.wait()
+            if not handed.done() or not (wait or handed.result().done()):
+                return
+            self._ended.popleft()
+            error = handed.result().exception()
+            if error is not None and not isinstance(error, FAILURES):
+                raise error
+            yield Outcome(scene.task, None if error else handed.result().result(), error)

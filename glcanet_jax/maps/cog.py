@@ -1,19 +1,23 @@
 """Finished maps: cloud-optimised GeoTIFFs that say where they lie and what their values are, compared with what they were made of."""
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
+from xml.etree import ElementTree as xml
 
 import numpy as np
 
-from glcanet_jax.data.gdal import environment, failures, open_raster, rectangle, steps
+from glcanet_jax.data.gdal import environment, failures, open_raster, open_seen, rectangle, steps
 from glcanet_jax.data.georeference import Georeference
 from glcanet_jax.data.scenes import IGNORE
 from glcanet_jax.data.tiles import TILE, not_whole
 from glcanet_jax.inference.forward import PROBABILITY_STEPS
+from glcanet_jax.maps import pyramid
 
+LEVEL = 5  # of DEFLATE, of class maps: half the time of 6, a sixth more bytes (docs/performance.md)
 FINISH_BYTES = 32 * 2**20  # that cache while maps are finished, where GDAL holds other buffers too
 
 
@@ -26,8 +30,20 @@ class Description(NamedTuple):
     tags: Mapping[str, str]
 
 
-def write_cog(layer: str, source: Path, about: Description) -> Path:
+def write_cog(
+    layer: str,
+    source: Path,
+    about: Description,
+    *,
+    values: np.ndarray | None = None,
+    tell: Callable[[int, int, np.ndarray], None] | None = None,
+) -> Path:
     """The COG of a layer, ``<layer>.cog.tif`` beside it, compared with it pixel by pixel.
+
+    Args:
+        source: the layer, or with ``values`` where it would lie.
+        values: the layer, where it is held in memory, ``[bands, h, w]``.
+        tell: called with the first row, the first column and the pixels ``[bands, h, w]`` of every window as it was compared.
 
     Raises:
         UserError: it could not be written whole; the layer stays as it is.
@@ -36,17 +52,26 @@ def write_cog(layer: str, source: Path, about: Description) -> Path:
 
     path, temporary = source.with_name(f"{layer}.cog.tif"), source.with_name(f"{layer}.cog.part.tif")
     try:
-        with environment(FINISH_BYTES):
+        with environment(FINISH_BYTES), contextlib.ExitStack() as stack:
+            halve = pyramid.halve_ids if layer == "classes" else pyramid.halve_shares
+            if values is None:
+                plain, read = source, pyramid.reader(source)
+                with open_seen(source) as file:
+                    shape = file.count, *file.shape
+                small = pyramid.on_disk(read, *shape, halve, temporary)
+            else:
+                plain = _held(values, stack)
+                read = lambda rows, columns: values[:, rows, columns]  # noqa: E731
+                small = [_held(x, stack) for x in pyramid.in_memory(values, halve)]
             # the description goes into a file of its own: a disk that fills up would break the layer
             described = source.with_name(f"{temporary.name}.vrt")
-            copy(source, described, driver="VRT")
+            copy(plain, described, driver="VRT")
             _describe(layer, described, about)
-            options = {"COMPRESS": "DEFLATE", "BLOCKSIZE": TILE, "BIGTIFF": "IF_SAFER", "NUM_THREADS": "2"}
-            options |= {"PREDICTOR": "NO", "OVERVIEW_RESAMPLING": "MODE"}  # ids are no quantities
-            if layer != "classes":
-                options |= {"PREDICTOR": "YES", "OVERVIEW_RESAMPLING": "AVERAGE"}
-            copy(described, temporary, driver="COG", **options)
-            _verify(described, temporary)
+            _add_overviews(described, small)
+            options = {"COMPRESS": "DEFLATE", "LEVEL": LEVEL, "BLOCKSIZE": TILE, "BIGTIFF": "IF_SAFER"}
+            options |= {"PREDICTOR": "NO" if layer == "classes" else "YES"}  # ids are no quantities
+            copy(described, temporary, driver="COG", OVERVIEWS="AUTO", NUM_THREADS="2", **options)
+            _verify(described, temporary, read, tell)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -56,6 +81,29 @@ def write_cog(layer: str, source: Path, about: Description) -> Path:
         for rest in source.parent.glob(f"{temporary.name}*"):
             rest.unlink()
     return path
+
+
+def _held(values: np.ndarray, stack: contextlib.ExitStack) -> str:
+    """The name of a plain raster in memory, there until the stack is left."""
+    from rasterio.io import MemoryFile
+
+    bands, height, width = values.shape
+    file = stack.enter_context(MemoryFile(ext=".tif"))
+    shape = {"count": bands, "height": height, "width": width, "interleave": "band", "photometric": "minisblack"}
+    with open_raster(file.name, "w", driver="GTiff", dtype="uint8", **shape) as out:
+        out.write(values)
+    return file.name
+
+
+def _add_overviews(described: Path, paths: Sequence[str | Path]) -> None:
+    """Have a virtual raster say that these are its overviews."""
+    root = xml.parse(described)
+    for band in root.iter("VRTRasterBand"):
+        for path in paths:
+            small = xml.SubElement(band, "Overview")
+            xml.SubElement(small, "SourceFilename", relativeToVRT="0").text = os.path.abspath(path)
+            xml.SubElement(small, "SourceBand").text = band.get("band")
+    root.write(described)
 
 
 def _describe(layer: str, path: Path, about: Description) -> None:
@@ -87,26 +135,32 @@ def _describe(layer: str, path: Path, about: Description) -> None:
             file.scales = (1 / PROBABILITY_STEPS,) * len(bands)
 
 
-def _verify(source: Path, path: Path) -> None:
+def _verify(
+    described: Path, path: Path, read: pyramid.Read, tell: Callable[[int, int, np.ndarray], None] | None
+) -> None:
     """Compare a COG with what it was made from.
 
     Raises:
         OSError: they differ.
     """
-    with open_raster(source) as layer, open_raster(path) as cog:
+    with open_seen(described) as layer, open_seen(path) as cog:
         if (cog.dtypes, cog.shape) != (layer.dtypes, layer.shape):
             raise OSError("the file has another shape")
         says = [(f.nodata, f.descriptions, f.scales, f.crs is None, len(f.gcps[0])) for f in (layer, cog)]
         if says[0] != says[1] or says[1][0] != IGNORE or layer.tags().items() - cog.tags().items():
             raise OSError("the file lacks its description")
         levels = len(cog.overviews(1))
+        if levels != len(list(pyramid.sizes(*cog.shape))):
+            raise OSError("the file lacks its overviews")
         for rows in steps(layer.height, 2 * TILE):
             for columns in steps(layer.width, 2 * TILE):
-                at = rectangle(rows, columns)
-                if not np.array_equal(cog.read(window=at), layer.read(window=at)):
+                pixels = cog.read(window=rectangle(rows, columns))
+                if not np.array_equal(pixels, read(rows, columns)):
                     raise OSError(f"it differs at row {rows.start}, column {columns.start}")
+                if tell is not None:
+                    tell(rows.start, columns.start, pixels)
     for level in range(levels):  # that they decode
-        with open_raster(path, OVERVIEW_LEVEL=level) as small:
+        with open_seen(path, OVERVIEW_LEVEL=level) as small:
             for rows in steps(small.height, 2 * TILE):
                 for columns in steps(small.width, 2 * TILE):
                     small.read(window=rectangle(rows, columns))

@@ -41,28 +41,56 @@ class Reported:
 KEPT = tuple(f.name for f in fields(Reported))
 
 
-def count_areas(class_map: Path, georeference: Georeference, count: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """Pixels of every class, and of nodata last, ``[k + 1]``; and square metres of every class ``[k]``.
+class Areas:
+    """Counts a class map that comes by window, each once.
 
-    The areas are those of the CRS's plane, or on its ellipsoid where it is geographic; None where the scene has none.
+    Attributes:
+        pixels: of every class, and of nodata last, ``[k + 1]``.
     """
+
+    def __init__(self, georeference: Georeference, count: int):
+        self.pixels = np.zeros(count + 1, np.int64)
+        self._place, self._count, self._areas, self._alike = georeference, count, np.zeros(count), None
+
+    def add(self, top: int, left: int, ids: np.ndarray) -> None:
+        """Ids ``[h, w]`` from a row and a column of the map on."""
+        found = _histogram(ids)
+        self.pixels += np.append(found[: self._count], found[IGNORE])
+        ground = self._place.pixel_areas(top, left, *ids.shape)
+        if ground is None:
+            return
+        if ground.size == 1:  # all pixels alike: exact
+            self._alike = float(ground[0, 0])
+            return
+        areas = np.bincount(ids.ravel(), np.broadcast_to(ground, ids.shape).ravel(), minlength=256)
+        self._areas += areas[: self._count]
+
+    @property
+    def areas(self) -> np.ndarray | None:
+        """Square metres of every class ``[k]``: of the CRS's plane, or on its ellipsoid where it is geographic; None where the scene has no CRS."""
+        if not self._place.on_ground:
+            return None
+        return self._areas if self._alike is None else self.pixels[:-1] * self._alike
+
+
+def _histogram(ids: np.ndarray) -> np.ndarray:
+    """How often each of 256 ids stands in an array of them; two are counted as a word."""
+    flat = np.ascontiguousarray(ids).ravel()
+    words = np.bincount(flat[: flat.size // 2 * 2].view(np.uint16), minlength=2**16).reshape(256, 256)
+    found = words.sum(0) + words.sum(1)
+    if flat.size % 2:
+        found[flat[-1]] += 1
+    return found
+
+
+def count_areas(class_map: Path, georeference: Georeference, count: int) -> Areas:
+    """Of a class map in a file."""
     from glcanet_jax.data import overview
 
-    pixels, areas, alike = np.zeros(count + 1, np.int64), np.zeros(count), None
+    areas = Areas(georeference, count)
     for top, ids in overview.read_rows(class_map):
-        ids = np.where(ids == IGNORE, count, ids)
-        found = np.bincount(ids.ravel(), minlength=count + 1)
-        pixels += found
-        ground = georeference.pixel_areas(top, 0, *ids.shape)
-        if ground is None:
-            continue
-        if ground.size == 1:  # all pixels alike: exact
-            alike = float(ground[0, 0])
-        else:
-            areas += np.bincount(ids.ravel(), np.broadcast_to(ground, ids.shape).ravel(), minlength=count + 1)[:count]
-    if not georeference.on_ground:
-        return pixels, None
-    return pixels, areas if alike is None else pixels[:count] * alike
+        areas.add(top, 0, ids)
+    return areas
 
 
 def class_rows(pixels: np.ndarray, areas: np.ndarray | None, names: Sequence[str]) -> list[dict[str, Any]]:

@@ -8,14 +8,16 @@ with.
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
+import math
 import os
 import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ import jax
 import numpy as np
 
 from glcanet_jax import config as configs
-from glcanet_jax import models, report, runs
+from glcanet_jax import geometry, models, report, runs
 from glcanet_jax.data import disk, gdal, raster
 from glcanet_jax.data.arrays import ArraySource
 from glcanet_jax.data.bands import parse_bands
@@ -31,8 +33,8 @@ from glcanet_jax.data.overview import overview
 from glcanet_jax.data.scenes import mean_values
 from glcanet_jax.data.tiles import check_disk
 from glcanet_jax.errors import UserError
-from glcanet_jax.inference import walk
-from glcanet_jax.inference.predictor import Predictor
+from glcanet_jax.inference import reading, walk
+from glcanet_jax.inference.predictor import Predictor, batch_for
 from glcanet_jax.inference.scratch import Scratch, is_of
 from glcanet_jax.maps import map_report, outputs, styles, vector_files
 from glcanet_jax.maps.aoi import OutsideError, load_aoi, read_area
@@ -43,10 +45,11 @@ from glcanet_jax.maps.options import DEFAULTS, MapOptions
 from glcanet_jax.maps.outputs import check_apart, check_folder, check_names, outputs_of
 from glcanet_jax.maps.plan import Plan, Todo, check_place
 from glcanet_jax.maps.writer import MapWriter, required_bytes
-from glcanet_jax.profiling import free_device_memory, peak_memory, require_memory, resident_memory
+from glcanet_jax.profiling import free_device_memory, in_units, peak_memory, require_memory, resident_memory
 from glcanet_jax.progress import Progress
 
 LEAST_BUDGET = 2**20  # bytes; no network computes a patch in less
+HELD_BYTES = 32 * 2**20  # of the maps of a small scene
 HOST_RESERVE = 200 * 2**20  # bytes that reading, writing and GDAL's cache take beside the network
 
 
@@ -80,10 +83,22 @@ class Model:
     digest: str  # SHA-256 of the weights file
     stage: str | None = None  # of the network, whose logits answer instead of its own
 
+    fitted: dict[int, Predictor] = field(default_factory=dict)  # by the side of their patches, as ``fit`` made them
+
     @property
     def dtype(self) -> str:
         """What the network computes in."""
         return models.compute_type(self.predictor.model).name
+
+    def fit(self, height: int, width: int, options: MapOptions) -> "Model":
+        """The network as scenes of a size are mapped: with patches that suit them, if the options say so."""
+        views = self.predictor.views
+        side = geometry.fit_patch(height, width, views) if options.fit_patches else views.patch_size
+        if side == views.patch_size:
+            return self
+        if side not in self.fitted:
+            self.fitted[side] = self.predictor.with_views(dataclasses.replace(views, patch_size=side))
+        return dataclasses.replace(self, predictor=self.fitted[side])
 
 
 def load_model(weights: Path, options: MapOptions, stage: str | None = None) -> Model:
@@ -98,37 +113,59 @@ def load_model(weights: Path, options: MapOptions, stage: str | None = None) -> 
     dtype = options.dtype or ("float32" if on_cpu else None)  # bfloat16 is slower than float32 on CPUs
     views = {k: v for k in ("overlap", "context_size") if (v := getattr(options, k)) is not None}
     predictor, config, classes = runs.load_predictor(
-        weights, options.batch or 1, dtype=dtype, views=views, tta=options.tta, stage=stage, scale=options.scale
+        weights,
+        options.batch or 1,
+        dtype=dtype,
+        views=views,
+        tta=options.tta,
+        stage=stage,
+        scale=options.scale,
+        devices=options.devices,
     )
     if stage is not None:  # traced, not compiled: a stage that there is not is told at once
         context = predictor.views.context_extent(*[predictor.views.patch_size] * 2)
-        program = predictor.programs(np.uint8, context)["blend"]
+        program = predictor.programs(np.uint8, context)["look"]
         jax.eval_shape(program.fn, *program.args)
     palette = tuple(tuple(colour) for colour in classes["palette"])
     return Model(predictor, config, tuple(classes["names"]), palette, weights, _digest(weights), stage)
 
 
-def choose_batch(predictor: Predictor, options: MapOptions, dtype: Any, context: tuple[int, int]) -> None:
-    """Set the predictor's batch: the one given, or the largest that the memory allows.
+def pools(options: MapOptions) -> tuple[int, int]:
+    """Scenes that are read, and that are finished, at the same time."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return options.readers or min(8, max(2, cores // 2)), options.writers or min(8, max(1, cores // 4))
 
-    CPUs gain nothing from more than one patch at once, so that there the memory is spared unless a budget is given.
+
+def pool_bytes(predictor: Predictor, options: MapOptions, dtype: Any, context: tuple[int, int]) -> int:
+    """Bytes of the host that scenes take which are read ahead (two contexts a reader) and finished behind, at most."""
+    readers, writers = pools(options)
+    whole = math.prod(predictor.context_shape(context)) * predictor.bands * np.dtype(dtype).itemsize
+    return 2 * readers * min(whole, reading.CONTEXT_BYTES) + writers * 2 * HELD_BYTES
+
+
+def choose_batch(predictor: Predictor, options: MapOptions, dtype: Any, context: tuple[int, int], patches: int) -> None:
+    """Set the predictor's batch: the one given, or what suits so many patches altogether, or fewer where the memory has no more room.
+
+    CPUs gain nothing from more than one patch at once: there it is one.
     """
     if options.batch is not None:
         return
+    on_cpu = jax.default_backend() == "cpu"
+    most = 1 if on_cpu else batch_for(patches)
     if options.memory_budget is not None:
         budget = parse_bytes(options.memory_budget)
-        if jax.default_backend() == "cpu":
-            taken = resident_memory() + HOST_RESERVE
+        if on_cpu:
+            taken = resident_memory() + HOST_RESERVE + pool_bytes(predictor, options, dtype, context)
             if budget <= taken:
                 raise UserError(
                     f"--memory-budget is {options.memory_budget}; the memory budget leaves nothing for the network, as the program "
-                    f"itself needs {taken / 2**20:.0f} MB: give more"
+                    f"itself needs {taken / 2**20:.0f} MB: give more, or --readers 1 --writers 1"
                 )
             budget -= taken
-        predictor.fit_batch(budget, dtype, context)
+        predictor.fit_batch(budget, dtype, context, most)
     elif (free := free_device_memory()) is not None:
         held = sum(x.nbytes for x in jax.tree.leaves(predictor.variables))  # counted in the programs' need as well
-        predictor.fit_batch(int(0.85 * (free + held)), dtype, context)
+        predictor.fit_batch(int(0.85 * (free + held)), dtype, context, most)
 
 
 def check_memory(predictor: Predictor, dtype: Any, context: tuple[int, int], *, tell: bool = True) -> None:
@@ -208,11 +245,12 @@ def _aoi_identity(options: MapOptions) -> Any:
     return files[0] if len(files) == 1 and options.aoi_layer is None else [*files, options.aoi_layer]
 
 
-def _plan(name: str, path: str, out: Path, model: Model, options: MapOptions) -> Plan:
-    """Open a scene and say what its maps depend on; raises UserError if it cannot be mapped, or its maps not be written."""
+def _plan(name: str, path: str, out: Path, model: Model, options: MapOptions) -> tuple[Plan, Model]:
+    """Open a scene and say what its maps depend on, and with what it is mapped; raises UserError if it cannot be mapped, or its maps not be written."""
     source = open_scene(path, model, options)
     try:
         place, size = source.georeference, (source.height, source.width)
+        model = model.fit(*size, options)
         check_place(path, place)
         if options.polygons == "geojson":
             check_degrees(path, place, *size)
@@ -240,75 +278,126 @@ def _plan(name: str, path: str, out: Path, model: Model, options: MapOptions) ->
         fingerprint["stage"] = model.stage
     settings = {"polygons": {"min_area": options.min_area}} if options.polygons else {}
     fingerprint, settings = (json.loads(json.dumps(value)) for value in (fingerprint, settings))
-    return Plan(name, source, region, out, files, fingerprint, settings, crs_text)
+    return Plan(name, source, region, out, files, fingerprint, settings, crs_text), model
 
 
 # ----------------------------------------------------------------------------------------------------------- mapping
-def map_scene(plan: Plan, todo: Todo, model: Model, options: MapOptions) -> dict[str, Any]:
-    """Make what is to be made of one scene; returns its report.
+@contextlib.contextmanager
+def _told(out: Path) -> Iterator[None]:
+    """What the system refuses as a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{error.filename or out}: {error.strerror or error}; mend it, then run again") from error
 
-    Raises:
-        UserError: it cannot be read or written; nothing new stands under a final name then, and the next run goes on.
+
+class MapTask:
+    """A scene's file on its way to its maps (:class:`glcanet_jax.inference.walk.Task`); its result is the report.
+
+    What is missing beside maps that are done is made alone; polygons and pictures without another walk. The result is None where
+    its maps are there already. Nothing new stands under a final name before all of it is whole.
     """
-    began = time.perf_counter()
-    source, folder, layers = plan.source, plan.folder, todo.layers
-    plan.out.mkdir(parents=True, exist_ok=True)
-    disk.claim(folder)
-    there = sum(file.stat().st_size for file in folder.iterdir())  # of a run that was killed
-    check_disk(plan.out, required_bytes(source.height, source.width, layers, len(model.names)) - there)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(_alone(folder, plan.name))
+
+    def __init__(self, name: str, path: str, out: Path, model: Model, options: MapOptions, progress: Progress | None):
+        """``progress`` counts scenes; None: the scene has a bar of its own."""
+        self.name, self.path = name, path
+        self._out, self._model, self._options, self._progress = out, model, options, progress
+        self._stack = contextlib.ExitStack()
+        self._plan: Plan | None = None
+        self._todo: Todo | None = None
+        self._writer: MapWriter | None = None
+
+    def open(self) -> walk.Request | None:
+        """Raises UserError if the scene cannot be mapped, or maps of something else are in the way."""
+        with _told(self._out):
+            self._began = time.perf_counter()
+            check_names(self.name, self.path, self._out, self._options)
+            plan, self._model = _plan(self.name, self.path, self._out, self._model, self._options)
+            self._plan = plan
+            self._stack.callback(plan.source.close)
+            self._todo = plan.todo(self._options.overwrite)
+            if not self._todo.files:
+                return None
+            plan.out.mkdir(parents=True, exist_ok=True)
+            disk.claim(plan.folder)
+            self._stack.enter_context(_alone(plan.folder, self.name))
+            return self._request(plan, self._todo.layers)
+
+    def _request(self, plan: Plan, layers: list[str]) -> walk.Request | None:
+        source, folder, options, model = plan.source, plan.folder, self._options, self._model
         if not options.resume or not is_of(folder, plan.head(layers)):
             _clear(folder)
-        scratch = stack.enter_context(Scratch(folder, plan.head(layers)))
-        if layers and source.needs_staging:
-            plan = dataclasses.replace(plan, source=_staged(plan))
-            stack.callback(plan.source.close)
-        made, summary = _walked(plan, layers, model, scratch, stack) if layers else ({}, walk.Summary())
-        class_map = made.get("classes", plan.out / plan.files["classes"])
-        made |= _drawn(todo.files, class_map, plan, model, options)
-        result = _added(plan, todo) if todo.told else _report(plan, class_map, summary, model)
-        if not todo.told:
-            plan.report.unlink(missing_ok=True)  # one that stands says that all maps beside it are of its making
-        for file in todo.stale:
-            (plan.out / file).unlink(missing_ok=True)
-        for kind, path in made.items():
-            os.replace(path, plan.out / plan.files[kind])
-        if not todo.told:
-            result["seconds"] = round(time.perf_counter() - began, 3)
-            result["megapixels_per_second"] = round(summary.pixels / 1e6 / result["seconds"], 4)
-            result["scenes_per_second"] = round(1 / result["seconds"], 5)
-            result |= {k.partition("/")[2]: v for k, v in peak_memory().items()}
-        map_report.write_report(plan.report, result)
-    shutil.rmtree(folder, ignore_errors=True)
-    return map_report.strict(result)
+        there = sum(file.stat().st_size for file in folder.iterdir())  # of a run that was killed
+        check_disk(plan.out, required_bytes(source.height, source.width, layers, len(model.names)) - there)
+        if not layers:
+            return None
+        scratch = self._stack.enter_context(Scratch(folder, plan.head(layers)))
+        if source.needs_staging:
+            self._plan = plan = dataclasses.replace(plan, source=_staged(plan))
+            self._stack.callback(plan.source.close)
+        tags = {"MODEL": model.config.model.network, "WEIGHTS_SHA256": model.digest, "SOFTWARE": "GLCANet-JAX"}
+        place = source.georeference
+        if plan.crs_text is not None:  # it lies beside the map
+            place = dataclasses.replace(place, crs=None)
+        size, legend = (source.height, source.width), (model.names, model.palette)
+        self._writer = MapWriter(
+            folder, *size, place, *legend, layers, tags, anew=scratch.restart, held=self._is_small(layers)
+        )
+        self._stack.callback(self._writer.close)
+        return walk.Request(
+            plan.source, self._writer, layers, plan.region, scratch, self._advance_of(source), model.predictor
+        )
+
+    def _is_small(self, layers: list[str]) -> bool:
+        """Whether the maps are held in memory: a scene of one block, which is begun anew after a kill anyway."""
+        source, views = self._plan.source, self._model.predictor.views
+        planes = sum(len(self._model.names) if layer == "probabilities" else 1 for layer in layers)
+        blocks = geometry.walk_scene(source.height, source.width, views).blocks()
+        return len(list(itertools.islice(blocks, 2))) == 1 and planes * source.height * source.width <= HELD_BYTES
+
+    def _advance_of(self, source: raster.RasterSource) -> Callable[[int], None]:
+        """Called with the pixels that were finished."""
+        pixels = source.height * source.width
+        if self._progress is not None:
+            return lambda count: self._progress.advance(count / pixels)
+        bar = self._stack.enter_context(Progress(pixels / 1e6, self.name, "Mpx"))
+        return lambda count: bar.advance(count / 1e6)
+
+    def finish(self, summary: walk.Summary) -> dict[str, Any] | None:
+        """Raises UserError if something could not be written; the next run goes on."""
+        plan, todo = self._plan, self._todo
+        if not todo.files:
+            return None
+        with _told(self._out):
+            areas = map_report.Areas(plan.source.georeference, len(self._model.names))
+            made = self._writer.finish(areas.add) if todo.layers else {}
+            class_map = made.get("classes", plan.out / plan.files["classes"])
+            made |= _drawn(todo.files, class_map, plan, self._model, self._options)
+            result = _added(plan, todo) if todo.told else _report(plan, areas, summary, self._model)
+            if not todo.told:
+                plan.report.unlink(missing_ok=True)  # one that stands says that all maps beside it are of its making
+            for file in todo.stale:
+                (plan.out / file).unlink(missing_ok=True)
+            for kind, path in made.items():
+                os.replace(path, plan.out / plan.files[kind])
+            if not todo.told:
+                result["seconds"] = round(time.perf_counter() - self._began, 3)
+                result["megapixels_per_second"] = round(summary.pixels / 1e6 / result["seconds"], 4)
+                result["scenes_per_second"] = round(1 / result["seconds"], 5)
+                result |= {k.partition("/")[2]: v for k, v in peak_memory().items()}
+            map_report.write_report(plan.report, result)
+        self._stack.close()
+        shutil.rmtree(plan.folder, ignore_errors=True)
+        return map_report.strict(result)
+
+    def close(self) -> None:
+        self._stack.close()
 
 
 def _staged(plan: Plan) -> raster.RasterSource:
     """The scene as a tiled copy in its folder."""
     print(f"{plan.name}: copying the scene into tiles first: it is stored so that windows are dear to read", flush=True)
     return plan.source.stage(plan.folder)
-
-
-def _walked(
-    plan: Plan, layers: list[str], model: Model, scratch: Scratch, stack: contextlib.ExitStack
-) -> tuple[dict[str, Path], walk.Summary]:
-    """The layers as cloud-optimised GeoTIFFs in the scene's folder, and what the walk did."""
-    source, folder = plan.source, plan.folder
-    tags = {"MODEL": model.config.model.network, "WEIGHTS_SHA256": model.digest, "SOFTWARE": "GLCANet-JAX"}
-    place = source.georeference
-    if plan.crs_text is not None:  # it lies beside the map
-        place = dataclasses.replace(place, crs=None)
-    size, legend = (source.height, source.width), (model.names, model.palette)
-    writer = MapWriter(folder, *size, place, *legend, layers, tags, anew=scratch.restart)
-    stack.callback(writer.close)
-    total = source.height * source.width / 1e6
-    with memory_told(model.predictor), Progress(total, plan.name, "Mpx") as progress:
-        summary = walk.predict_scene(
-            model.predictor, source, writer, outputs=layers, region=plan.region, scratch=scratch,
-            progress=lambda pixels: progress.advance(pixels / 1e6),
-        )  # fmt: skip
-    return writer.finish(), summary
 
 
 def _clear(folder: Path) -> None:
@@ -362,10 +451,10 @@ def memory_told(predictor: Predictor) -> Iterator[None]:
         ) from error
 
 
-def _report(plan: Plan, class_map: Path, summary: walk.Summary, model: Model) -> dict[str, Any]:
+def _report(plan: Plan, counted: map_report.Areas, summary: walk.Summary, model: Model) -> dict[str, Any]:
     """Areas, settings and what the walk did."""
     georeference = plan.source.georeference
-    pixels, areas = map_report.count_areas(class_map, georeference, len(model.names))
+    pixels, areas = counted.pixels, counted.areas
     notes = [note for note in (plan.source.note, georeference.warning) if note]
     if plan.crs_text is not None:
         notes.append(f"GeoTIFF cannot hold the CRS: it is in {plan.files['classes_crs']}, which belongs to the map")
@@ -403,37 +492,46 @@ def _report(plan: Plan, class_map: Path, summary: walk.Summary, model: Model) ->
     }
 
 
-def prepare(model: Model, options: MapOptions, source: Any, *, tell: bool = True) -> None:
-    """Choose the patches at once for a scene, and compile for it what the walk will run.
+def prepare(model: Model, options: MapOptions, source: Any, *, scenes: int = 1, tell: bool = True) -> None:
+    """Choose the patches at once for so many scenes of a kind, and compile for them what the walk will run.
 
     Raises:
         UserError: it needs more memory than is free.
     """
-    context = model.predictor.views.context_extent(source.height, source.width)
-    choose_batch(model.predictor, options, source.dtype, context)
+    views = model.predictor.views
+    context = views.context_extent(source.height, source.width)
+    patches = scenes * len(geometry.walk_scene(source.height, source.width, views))
+    choose_batch(model.predictor, options, source.dtype, context, patches)
     check_memory(model.predictor, source.dtype, context, tell=tell)
+    if tell and scenes > 1:
+        readers, writers = pools(options)
+        room = in_units(pool_bytes(model.predictor, options, source.dtype, context))
+        print(
+            f"{readers} scenes read at once and {writers} finished take up to {room} of the host's memory", flush=True
+        )
 
 
 def map_file(name: str, path: str, out: Path, model: Model, options: MapOptions) -> dict[str, Any] | None:
     """Map one scene's file into a folder; returns its report, or None where its maps are there already.
 
-    What is missing beside maps that are done is made alone; polygons and pictures without another walk.
-
     Raises:
         UserError: it cannot be mapped, or maps of something else are in the way.
     """
-    try:
-        check_names(name, path, out, options)
-        plan = _plan(name, path, out, model, options)
-        with contextlib.closing(plan.source):
-            todo = plan.todo(options.overwrite)
-            if not todo.files:
-                return None
-            if todo.layers:
-                prepare(model, options, plan.source)
-            return map_scene(plan, todo, model, options)
-    except OSError as error:
-        raise UserError(f"{error.filename or out}: {error.strerror or error}; mend it, then run again") from error
+    (outcome,) = map_tasks(1, [MapTask(name, path, out, model, options, None)], model, options)
+    if outcome.error is not None:
+        raise outcome.error
+    return outcome.result
+
+
+def map_tasks(scenes: int, tasks: Iterable[MapTask], model: Model, options: MapOptions) -> Iterator[walk.Outcome]:
+    """Map so many scenes one after the other; the next one is read, and the last one finished, while one is computed."""
+
+    def ready(request: walk.Request) -> None:
+        prepare(dataclasses.replace(model, predictor=request.predictor), options, request.source, scenes=scenes)
+
+    readers, writers = pools(options)
+    with memory_told(model.predictor):
+        yield from walk.predict_scenes(model.predictor, tasks, prepare=ready, readers=readers, writers=writers)
 
 
 def check_request(out: Path, options: MapOptions) -> None:
@@ -492,34 +590,53 @@ def map_scenes(
         print(f"shard {shard}: no scene falls to it, since there are {len(named)}")
         return []
     fit, failed = _with_room(mine, out, options)
-    reports, outside = [], []
-    if fit:
-        runs.enable_compilation_cache()
-        model = load_model(weights, options)
-    for name, path in fit.items():
-        try:
-            result = map_file(name, path, out, model, options)
-            if result is None:
-                print(f"{name}: done already")
-                continue
-        except KeyboardInterrupt:
-            print(f"{name}: stopped; the same command goes on from here", file=sys.stderr)
-            raise
-        except OutsideError as error:
-            if len(named) == 1:
-                raise
-            print(f"{name}: outside {options.aoi}, left out")
-            outside.append((name, error))
-            continue
-        except UserError as error:
-            if len(mine) == 1:
-                raise
-            print(f"error: {error}", file=sys.stderr)
-            failed.append(name)
-            continue
-        reports.append(result)
-        print(map_report.format_report(result))
+    outside: list[tuple[str, UserError]] = []
+    reports = _mapped(fit, len(named), weights, out, options, failed, outside) if fit else []
     _end(out, options, mine, failed, outside if count == 1 else [])
+    return reports
+
+
+def _mapped(
+    scenes: dict[str, str],
+    named: int,
+    weights: Path,
+    out: Path,
+    options: MapOptions,
+    failed: list[str],
+    outside: list[tuple[str, UserError]],
+) -> list[dict[str, Any]]:
+    """Reports of what was made; ``failed`` and ``outside`` take the others, which are told.
+
+    Raises:
+        UserError: the weights do not do, or the only one of all scenes ``named`` cannot be mapped.
+    """
+    runs.enable_compilation_cache()
+    model, reports, left = load_model(weights, options), [], list(scenes)
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(Progress(len(scenes), "mapping", "scenes")) if len(scenes) > 1 else None
+        tasks = (MapTask(name, path, out, model, options, bar) for name, path in scenes.items())
+        outcomes = stack.enter_context(contextlib.closing(map_tasks(len(scenes), tasks, model, options)))
+        try:
+            for task, result, error in outcomes:
+                left.remove(task.name)
+                if error is not None and (
+                    named == 1 or len(scenes) + len(failed) == 1 and not isinstance(error, OutsideError)
+                ):
+                    raise error
+                if isinstance(error, OutsideError):
+                    print(f"{task.name}: outside {options.aoi}, left out")
+                    outside.append((task.name, error))
+                elif error is not None:
+                    print(f"error: {error}", file=sys.stderr)
+                    failed.append(task.name)
+                elif result is None:
+                    print(f"{task.name}: done already")
+                else:
+                    reports.append(result)
+                    print(map_report.format_report(result))
+        except KeyboardInterrupt:
+            print(f"{left[0] if left else out}: stopped; the same command goes on from here", file=sys.stderr)
+            raise
     return reports
 
 

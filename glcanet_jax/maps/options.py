@@ -25,9 +25,16 @@ class MapOptions:
     csv: bool = False  # areas.csv: pixels, hectares and percent of every class of every scene
     tta: bool = False  # mean over the eight views of a square: eight times the work
     overlap: Annotated[int | None, Range(0, 2**14)] = None  # least overlap of patches, pixels; without: the weights'
+    # patches as large as the scene's size asks for, near those trained on: fewer pixels are looked at, and maps differ
+    fit_patches: bool = False
     context_size: Annotated[int | None, Range(1, 2**20)] = None  # scene pixels a side; without: the weights'
     batch: Annotated[int | None, Range(1, 2**12)] = None  # patches at once; without: what the memory allows
     memory_budget: str | None = None  # as 4GB: the batch is chosen to stay under it
+    devices: Annotated[int | None, Range(1, 2**10)] = None  # of this machine, at once; without: all, of CPUs one
+    readers: Annotated[int | None, Range(1, 2**8)] = None  # scenes read at once; without: half the cores, 2 to 8
+    writers: Annotated[int | None, Range(1, 2**8)] = (
+        None  # scenes finished at once; without: a quarter of the cores, 1 to 8
+    )
     dtype: Literal["float32", "bfloat16"] | None = (
         None  # of the computation; without: float32 on CPUs, else the weights'
     )

@@ -41,8 +41,12 @@ class MapWriter:
         layers: Sequence[str],
         tags: Mapping[str, str],
         anew: Callable[[], None] = lambda: None,
+        held: bool = False,
     ):
-        """``anew`` is called before a layer is made that is not there, or is not whole: no block of it is finished."""
+        """``anew`` is called before a layer is made that is not there, or is not whole: no block of it is finished.
+
+        With ``held`` the layers are in memory until they are finished, and a run that was killed begins anew.
+        """
         unknown = [layer for layer in layers if layer not in LAYERS]
         if unknown or not layers:
             raise ValueError(f"layers are {list(layers)}; some of {LAYERS} are wanted")
@@ -50,11 +54,14 @@ class MapWriter:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.height, self.width = height, width
         self.about = Description(georeference, tuple(names), tuple(palette), dict(tags))
-        self._anew = anew
+        self._anew, self._held = anew, held
         self._tiles = {layer: self._layer(layer) for layer in LAYERS if layer in layers}
 
-    def _layer(self, layer: str) -> Tiles:
+    def _layer(self, layer: str) -> "Tiles | Plane":
         """The layer that is there, or a new one."""
+        if self._held:
+            self._anew()
+            return Plane(len(self.about.names) if layer == "probabilities" else 1, self.height, self.width)
         path, temporary = self.folder / f"{layer}.tif", self.folder / f"{layer}.part.tif"
         shape = (len(self.about.names) if layer == "probabilities" else 1, self.height, self.width, np.uint8)
         with contextlib.suppress(*failures(), ValueError):
@@ -80,11 +87,38 @@ class MapWriter:
         for tiles in self._tiles.values():
             tiles.close()
 
-    def finish(self) -> dict[str, Path]:
+    def finish(self, tell: Callable[[int, int, np.ndarray], None] | None = None) -> dict[str, Path]:
         """A COG of each layer, ``<layer>.cog.tif`` in the folder, compared with it pixel by pixel. Equal layers, equal bytes.
+
+        Args:
+            tell: called with the first row, the first column and the ids ``[h, w]`` of all windows of the class map.
 
         Raises:
             UserError: one could not be written whole; the layers stay as they are.
         """
         self.flush()
-        return {layer: write_cog(layer, tiles.path, self.about) for layer, tiles in self._tiles.items()}
+        ids = None if tell is None else lambda top, left, pixels: tell(top, left, pixels[0])
+        return {
+            layer: write_cog(
+                layer, self.folder / f"{layer}.tif", self.about, values=getattr(tiles, "values", None),
+                tell=ids if layer == "classes" else None,
+            )
+            for layer, tiles in self._tiles.items()
+        }  # fmt: skip
+
+
+class Plane:
+    """As :class:`glcanet_jax.data.tiles.Tiles`, a layer of a small map in memory; ``values`` are ``[bands, h, w]``."""
+
+    def __init__(self, bands: int, height: int, width: int):
+        self.values = np.full((bands, height, width), IGNORE, np.uint8)
+
+    def write(self, top: int, left: int, values: np.ndarray) -> None:
+        h, w, _ = values.shape
+        self.values[:, top : top + h, left : left + w] = np.moveaxis(values, -1, 0)
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass

@@ -200,13 +200,28 @@ def compile_memory(
 
 
 # ------------------------------------------------------------------------------------------------- what there is to compile
-def predict_programs(model: Any, config: configs.Config, bands: int, batch: int, context: tuple[int, int]) -> Programs:
-    """The programs of a :class:`~glcanet_jax.inference.predictor.Predictor`, for 8-bit scenes."""
+def predictor_of(model: Any, config: configs.Config, bands: int, batch: int) -> Predictor:
+    """A predictor as on a GPU, of shapes alone."""
     shapes = jax.eval_shape(lambda key: models.init(model, key, bands), jax.random.key(0))
     normalisation = {"mean": config.normalisation.mean, "std": config.normalisation.std, "scale": 255.0}
-    predictor = Predictor(model, shapes, config.views, normalisation, bands=bands, batch=batch, one_by_one=False)
+    options = {"bands": bands, "batch": batch, "one_by_one": False, "on_device": True, "devices": 1}
+    return Predictor(model, shapes, config.views, normalisation, **options)
+
+
+def predict_programs(predictor: Predictor, context: tuple[int, int]) -> Programs:
+    """A predictor's programs, for 8-bit scenes."""
     for name, (fn, args, donate, _) in predictor.programs(np.uint8, context).items():
         yield name, jax.jit(fn, donate_argnums=() if donate is None else donate), args
+
+
+def with_beside(sizes: dict[str, dict[str, Any]], predictor: Predictor, context: tuple[int, int]) -> dict[str, Any]:
+    """Bytes of a predictor's programs, with those that lie beside each of them in the total: strip, context, logits, patches."""
+    beside = predictor.beside(sizes, context, np.uint8)
+    for program in sizes.values():
+        program |= {"beside": beside, "total": program["total"] + beside}
+        if "parts" in program:
+            program["parts"]["beside"] = beside
+    return sizes
 
 
 def train_programs(model: Any, config: configs.Config, bands: int) -> Programs:
@@ -252,13 +267,15 @@ def main() -> None:
     config, bands = configs.from_dict(request["config"]), request["bands"]
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, fast_conv=False))  # ours are for CPUs
     model = runs.build_model(config, request["classes"])
-    if request["program"] == "train":
-        programs = train_programs(model, config, bands)
-    else:
-        programs = predict_programs(model, config, bands, request["batch"], tuple(request["context"]))
     gpu = describe(request["target"], request["device_memory"])
     told = {"dump": dump, "buffers": request["buffers"] or 0}
-    print(json.dumps({name: compile_memory(program, args, gpu, **told) for name, program, args in programs}))
+    measured = lambda programs: {name: compile_memory(program, args, gpu, **told) for name, program, args in programs}  # noqa: E731
+    if request["program"] == "train":
+        sizes = measured(train_programs(model, config, bands))
+    else:
+        predictor, context = predictor_of(model, config, bands, request["batch"]), tuple(request["context"])
+        sizes = with_beside(measured(predict_programs(predictor, context)), predictor, context)
+    print(json.dumps(sizes))
 
 
 if __name__ == "__main__":

@@ -508,8 +508,8 @@ def test_four_protocols_of_one_pass(vaihingen, monkeypatch):
     dataset = open_dataset("vaihingen", vaihingen[0])
     scenes, normalisation = dataset.scenes("test"), NormalisationConfig(scale=255.0)
     calls = []
-    walk = evaluation.predict_scene
-    monkeypatch.setattr(evaluation, "predict_scene", lambda *a, **k: (calls.append(a[1].name), walk(*a, **k))[1])
+    opened = evaluation.Scored.open
+    monkeypatch.setattr(evaluation.Scored, "open", lambda self: (calls.append(self._scene.name), opened(self))[1])
     result, _ = evaluation.evaluate(linear(normalisation, 3), scenes, dataset, {"seed": 1})
     assert calls == ["2", "38"]
     assert set(result) == {"protocols", "confusion", "confusion_eroded", "scenes", "config"}

@@ -113,13 +113,13 @@ def test_pytorchs_process_is_without_jax(glnet_torch):
 # -------------------------------------------------------------------------------------------------------- our own path
 def test_the_devices_programs_make_the_map():
     """What a GPU is measured with is the scene's map as ``predict`` makes it; the second time, too."""
-    predictor, programs, took = speed_cases.our_predictor(TINY, "float32", 6)
+    predictor, _, took = speed_cases.our_predictor(TINY, "float32", 6)
     assert took["compile_seconds"] > 0
     image = speed_cases.mirrored_scene(TINY.size)
     sink = walk.ArraySink(*image.shape[:2])
     walk.predict_scene(predictor, ArrayScene("scene", image), sink)
     assert len(np.unique(sink.arrays["classes"])) > 1
-    whole = speed_device.device_scene(predictor, programs, image)
+    whole = speed_device.device_scene(predictor, image)
     for _ in range(2):
         classes = np.concatenate([np.asarray(band)[:rows] for band, rows in whole()])
         np.testing.assert_array_equal(classes, sink.arrays["classes"])

@@ -1,5 +1,6 @@
 """From files to files: maps that lie where their scenes lie, areas that add up, and what happens when things go wrong."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from glcanet_jax import geometry, runs
 from glcanet_jax.config import Config, NormalisationConfig, model_config
 from glcanet_jax.data import open_dataset
 from glcanet_jax.data.gdal import open_raster
+from glcanet_jax.data.scenes import ArrayScene
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference import walk
 from glcanet_jax.maps import mapping, writer
@@ -92,8 +94,6 @@ def read(path):
 
 def expected_classes(weights, image):
     """The map of an image, predicted as an array."""
-    from glcanet_jax.data.scenes import ArrayScene
-
     predictor = runs.load_predictor(weights, 1)[0]
     sink = walk.ArraySink(*image.shape[:2])
     walk.predict_scene(predictor, ArrayScene("s", image), sink)
@@ -140,7 +140,7 @@ def test_everything_of_a_scene(tmp_path, weights, image):
     assert gathered["totals"]["scenes"] == 1 and gathered["scenes"][0] == json.loads(json.dumps(report))
     for key in ("megapixels_per_second", "scenes_per_second", "host_peak_mb", "device_busy", "seconds"):
         assert report[key] > 0
-    assert report["program_memory_mb"]["blend"] > 0
+    assert report["program_memory_mb"]["look"] > 0
 
 
 def test_a_rotated_scene_and_one_that_lies_nowhere(tmp_path, weights, image):
@@ -230,6 +230,35 @@ def test_done_scenes_are_skipped_and_others_are_not_overwritten(tmp_path, weight
     assert json.loads((out / "a.report.json").read_text())["fingerprint"]["views"]["overlap"] == 20
 
 
+def test_scenes_of_one_kind_say_once_what_they_need(tmp_path, weights, image, capsys):
+    """And read, computed and finished beside each other they are as each by itself."""
+    scenes = [write(tmp_path / f"{i}.tif", image[10 * i : 10 * i + 100, :120]) for i in range(5)]
+    reports = mapping.map_scenes(scenes, weights, tmp_path / "out", MapOptions(readers=3, writers=2))
+    said = capsys.readouterr().out
+    assert said.count(" needs ") == 1 and "3 scenes read at once and 2 finished take up to" in said
+    assert [r["scene"] for r in reports] == list("01234")
+    for i in range(5):
+        expected = expected_classes(weights, image[10 * i : 10 * i + 100, :120])
+        np.testing.assert_array_equal(read(tmp_path / "out" / f"{i}_classes.tif"), expected)
+
+
+def test_patches_that_fit_the_scene(tmp_path, weights, image):
+    """Fewer pixels are looked at; maps of the two kinds are told apart; each scene has its own."""
+    scenes = [write(tmp_path / "a.tif", image[:184, :184]), write(tmp_path / "b.tif", image[:112, :112])]
+    whole, fitted = (
+        mapping.map_scenes(scenes, weights, tmp_path / str(fit), MapOptions(fit_patches=fit)) for fit in (False, True)
+    )
+    sides = [r["fingerprint"]["views"]["patch_size"] for r in fitted]
+    assert [r["fingerprint"]["views"]["patch_size"] for r in whole] == [64, 64] and sides == [72, 64]
+    assert fitted[0]["patches"] * 72**2 < whole[0]["patches"] * 64**2
+    with pytest.raises(UserError, match="patch_size"):
+        mapping.map_scenes(scenes[:1], weights, tmp_path / "False", MapOptions(fit_patches=True))
+    predictor = runs.load_predictor(weights, 1)[0].with_views(dataclasses.replace(VIEWS, patch_size=72))
+    sink = walk.ArraySink(184, 184)
+    walk.predict_scene(predictor, ArrayScene("s", image[:184, :184]), sink)
+    np.testing.assert_array_equal(read(tmp_path / "True" / "a_classes.tif"), sink.arrays["classes"])
+
+
 def untouched(out):
     return {p.name: p.stat().st_mtime_ns for p in out.iterdir() if "report" not in p.name}
 
@@ -242,7 +271,7 @@ def test_one_more_output_of_a_finished_map(tmp_path, weights, image, monkeypatch
     (first,) = mapping.map_scenes([scene], weights, out)
     before = untouched(out)
     with monkeypatch.context() as m:
-        m.setattr(walk, "predict_scene", lambda *_, **__: pytest.fail("a walk"))
+        m.setattr(mapping, "prepare", lambda *_, **__: pytest.fail("a walk"))
         (report,) = mapping.map_scenes([scene], weights, out, MapOptions(polygons="geojson", overlay=True))
         with pytest.raises(UserError, match="was made otherwise"):
             mapping.map_scenes([scene], weights, out, MapOptions(polygons="geojson", min_area=9.0))
@@ -419,6 +448,8 @@ def test_two_processes_do_not_share_a_scene(tmp_path, weights, image):
         ({"context_size": 10}, "context_size is 10 px"),
         ({"batch": 0}, "--batch is 0"),
         ({"scale": -1.0}, "--scale is -1"),
+        ({"devices": 10**3}, "--devices is 1000; this machine has"),
+        ({"readers": 0}, "--readers is 0"),
         ({"memory_budget": "much"}, "--memory-budget is 'much'"),
         ({"memory_budget": "4"}, "--memory-budget is '4', 4 bytes, which is less than any walk needs"),
         ({"min_area": float("nan")}, "--min-area is nan"),

@@ -23,14 +23,15 @@ MB, GB = 2**20, 2**30
 def test_memory_is_what_must_be_there_and_grows_with_the_batch():
     """Weights, the strip and what a batch holds; twice the patches, more temporaries and the same weights."""
     one, four = (aot.predict_memory(SMALL, 5, 3, batch=batch, context=(400, 400)) for batch in (1, 4))
-    assert set(one) == {"encode", "blend"}
+    assert set(one) == {"encode", "look"}
     weights = 4 * info.parameters(models.build("unet", 5, width=8, padding="same"))["total"]
-    strip = 4 * 5 * 200 * 400
-    assert one["blend"]["arguments"] >= weights + strip
-    assert one["blend"]["peak"] > one["blend"]["arguments"]
+    assert one["look"]["arguments"] >= weights
+    strip, context, patch = 4 * 5 * 200 * 400, 3 * 400 * 400, 3 * 200 * 200
+    assert one["look"]["beside"] >= strip + context + patch
+    assert one["look"]["peak"] > one["look"]["arguments"]
     first_map = 4 * 8 * 200 * 200  # of one patch, and there are two at a time at least
-    assert one["blend"]["temporaries"] > 2 * first_map
-    assert four["blend"]["temporaries"] > 2 * one["blend"]["temporaries"]
+    assert one["look"]["temporaries"] > 2 * first_map
+    assert four["look"]["temporaries"] > 2 * one["look"]["temporaries"]
     assert one["encode"]["unread"] >= weights  # the network looks at patches alone, and its weights lie on the device
 
 
@@ -39,7 +40,7 @@ def test_the_second_pass_is_counted():
     model = configs.model_config("glnet", depth=10, width=8, fpn_channels=16, mutual=True)
     config = dataclasses.replace(SMALL, model=model)
     memory = aot.predict_memory(config, 5, 3, batch=1, context=(400, 400))
-    assert set(memory) == {"encode", "collect", "encode_again", "blend_again"}
+    assert set(memory) == {"encode", "collect", "encode_again", "look_again"}
     assert all(sizes["peak"] > 0 for sizes in memory.values())
 
 

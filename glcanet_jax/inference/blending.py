@@ -1,0 +1,140 @@
+"""The device's half of a scene after its patches were looked at: their logits added up, rows of answers, what blocks leave each other.
+
+What a block has summed up beyond its own pixels goes on in the blocks to its right and below. It stays on the device for the
+block that comes next, and goes to disk behind the device, for those that come later and for a run that goes on.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from glcanet_jax import geometry
+from glcanet_jax.inference.batches import Batch
+from glcanet_jax.inference.pipeline import DeviceClock
+from glcanet_jax.inference.predictor import Predictor
+from glcanet_jax.inference.reading import BlockStart, Patch, Row
+from glcanet_jax.inference.request import Summary
+from glcanet_jax.inference.scratch import Scratch
+
+Place = tuple[int, int]  # row and column of a block
+
+
+class Blender:
+    """Adds up the blocks of a scene, one after the other.
+
+    Args of its making:
+        submit: queues a call of the scene's :class:`~glcanet_jax.inference.writing.Writer` (name, then its arguments) and
+            returns its ticket; wait: until the call of a ticket has ended.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        walk: geometry.Walk,
+        clock: DeviceClock,
+        scratch: Scratch,
+        outputs: tuple[str, ...],
+        summary: Summary,
+        submit: Callable[..., int],
+        wait: Callable[[int], None],
+    ):
+        self._predictor, self._clock, self._scratch = predictor, clock, scratch
+        self._outputs, self._summary, self._submit, self._wait = outputs, summary, submit, wait
+        self._extent, self._rows = (walk.rows.context, walk.columns.context), walk.rows
+        self._below: dict[Place, int] = {}  # tickets of the edges on their way to disk, by the block that left them
+        self._last: tuple[Place, list[Any] | None, Any] | None = (
+            None  # of the block before: its place, right and lower edge
+        )
+
+    def start(self, job: BlockStart) -> None:
+        """Begin a block."""
+        block = job.block
+        self._job, self._place = job, (block.row, block.column)
+        self._beyond = block.columns.done - block.columns.start
+        self._right: list[Any] | None = [] if block.columns.stop > block.columns.done else None
+        self._strip = self._predictor.start(self._extent)
+        place, right, below = self._last or (None, None, None)
+        if place != (block.row - 1, block.column):
+            below = self._from_disk(block)
+        if below is not None:
+            self._strip = self._predictor.add_above(self._strip, below)
+        if place != (block.row, block.column - 1):
+            right = self._pieces(block)
+        self._incoming = iter(right or ())
+        self._summary.blocks += 1
+
+    def _from_disk(self, block: geometry.Block) -> Float[np.ndarray, "k e w"] | None:
+        """What the block above left, if any, as the device takes it."""
+        above = block.row - 1, block.column
+        if above in self._below:
+            self._wait(self._below.pop(above))
+        edge = self._scratch.load_edge("bottom", above)
+        return None if edge is None else self._predictor.padded_below(edge, self._extent)
+
+    def _pieces(self, block: geometry.Block) -> list[np.ndarray] | None:
+        """What an earlier run's block to the left left, if any, by rows of patches and the rest, as the device takes it."""
+        edge = self._scratch.load_edge("right", (block.row, block.column - 1))
+        if edge is None:
+            return None
+        rows, starts = block.rows, self._rows.patch_starts
+        ends = [*(int(starts[i]) for i in rows.patches[1:]), rows.done, rows.stop]
+        cuts = [end - rows.start for end in (rows.start, *ends)]
+        return [
+            self._predictor.padded_right(edge[:, a:b], self._extent) for a, b in zip(cuts[:-1], cuts[1:], strict=True)
+        ]
+
+    def add(self, batch: Batch, first: int, patches: list[Patch]) -> None:
+        """Patches of one row, neighbours in a batch that was looked at."""
+        left = np.array([patch.left for patch in patches], np.int32)
+        rows, columns = np.stack([(patch.row_weights, patch.column_weights) for patch in patches], axis=1)
+        for view, logits in zip(self._predictor.turns, batch.logits, strict=True):
+            self._strip, _ = self._predictor.add(self._strip, logits, view, first, left, rows, columns)
+        self._summary.patches += len(patches)
+
+    def row(self, job: Row) -> None:
+        """A row of patches is through."""
+        block, predictor = self._job.block, self._predictor
+        self._add_left()
+        if self._right is not None:
+            self._right.append(predictor.cut_right(self._strip, job.done, self._beyond))
+        args = self._strip, job.done, self._outputs
+        answers, self._strip = self._clock.run([self._summary], predictor.finish, *args)
+        on_their_way((answers, self._right and self._right[-1]))
+        self._submit("row", self._job, job.top, job.done, answers, self._right and self._right[-1])
+        if job.last:
+            self._end(block)
+
+    def _add_left(self) -> None:
+        piece = next(self._incoming, None)
+        if piece is not None:
+            self._strip = self._predictor.add_left(self._strip, piece)
+
+    def _end(self, block: geometry.Block) -> None:
+        predictor, below = self._predictor, None
+        self._add_left()
+        if self._right is not None:
+            self._right.append(predictor.cut_right(self._strip, block.rows.stop - block.rows.done, self._beyond))
+        if block.rows.stop > block.rows.done:
+            below = predictor.cut_below(self._strip, self._beyond)
+        rest = self._right and self._right[-1]
+        on_their_way((rest, below))
+        self._last = self._place, self._right, below
+        self._below[self._place] = self._submit("edges", block, rest, below)
+        self._below.pop((block.row - 1, block.column), None)
+        self._submit("end", block, False)
+        del self._strip, self._right, self._incoming
+
+    def skip(self, job: BlockStart) -> None:
+        """Nothing is wanted of a block."""
+        self._summary.skipped += 1
+        self._last = None
+        self._submit("end", job.block, True)
+
+
+def on_their_way(tree: Any) -> None:
+    """Begin to copy arrays to the host, which nobody waits for."""
+    for x in jax.tree.leaves(tree):
+        x.copy_to_host_async()

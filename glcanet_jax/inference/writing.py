@@ -1,0 +1,77 @@
+"""What happens behind the device: answers to the sink, edges to the scratch folder, the journal."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from glcanet_jax import geometry
+from glcanet_jax.data.scenes import IGNORE
+from glcanet_jax.inference.reading import BlockStart
+from glcanet_jax.inference.request import Sink
+from glcanet_jax.inference.scratch import Scratch
+from glcanet_jax.profiling import release_memory
+
+
+class Writer:
+    """Of one scene; its methods are called in order, by one thread."""
+
+    def __init__(
+        self,
+        sink: Sink,
+        scratch: Scratch,
+        size: tuple[int, int],
+        empty: dict[str, tuple[int, ...]],
+        progress: Callable[[int], None] | None,
+    ):
+        """``empty`` names the answers that can say "nothing here", with their shapes at a pixel."""
+        self._sink, self._scratch, self._size, self._empty, self._progress = sink, scratch, size, empty, progress
+        self._edge: list[np.ndarray] = []  # the rows so far of the right edge
+
+    def row(self, start: BlockStart, top: int, done: int, answers: dict[str, Any], edge: Any) -> None:
+        """Rows of a block that are final; ``edge`` holds the columns beyond."""
+        first, x, height, width = start.block.finished(*self._size)
+        rows = min(done, first + height - top)
+        if rows > 0 and width > 0:
+            arrays = {name: np.asarray(values)[..., :rows, :width] for name, values in answers.items()}
+            arrays = {name: np.moveaxis(v, 0, -1) if v.ndim == 3 else v for name, v in arrays.items()}
+            if start.wanted is not None:
+                self._blank(arrays, start.wanted[top - first : top - first + rows])
+            self._sink.write(top, x, arrays)
+            self._advance(rows * width)
+        if edge is not None:
+            wide = start.block.columns.stop - start.block.columns.done
+            self._edge.append(np.asarray(edge)[:, :done, :wide].copy())
+
+    def _blank(self, arrays: dict[str, np.ndarray], wanted: np.ndarray) -> None:
+        for name in arrays.keys() & self._empty:
+            keep = wanted.reshape(*wanted.shape, *(1,) * len(self._empty[name]))
+            arrays[name] = np.where(keep, arrays[name], np.uint8(IGNORE))
+
+    def edges(self, block: geometry.Block, rest: Any, below: Any) -> None:
+        """What is left of a block's strip after its last row: the last of the right edge, and rows for the block below."""
+        place = block.row, block.column
+        deep, wide = block.rows.stop - block.rows.done, block.columns.stop - block.columns.done
+        if rest is not None:
+            self._edge.append(np.asarray(rest)[:, :deep, :wide])
+            self._scratch.save_edge("right", place, np.concatenate(self._edge, axis=1))
+        if below is not None:
+            self._scratch.save_edge(
+                "bottom", place, np.asarray(below)[:, :deep, : block.columns.done - block.columns.start]
+            )
+        self._edge = []
+
+    def end(self, block: geometry.Block, skipped: bool) -> None:
+        """Nothing more comes of a block."""
+        top, left, height, width = block.finished(*self._size)
+        if skipped and height and width:
+            nothing = {n: np.full((height, width, *shape), IGNORE, np.uint8) for n, shape in self._empty.items()}
+            self._sink.write(top, left, nothing)
+            self._advance(height * width)
+        self._sink.flush()
+        self._scratch.commit((block.row, block.column))
+        release_memory()
+
+    def _advance(self, pixels: int) -> None:
+        if self._progress is not None:
+            self._progress(pixels)
