@@ -277,7 +277,7 @@ def test_one_more_output_of_a_finished_map(tmp_path, weights, image, monkeypatch
             mapping.map_scenes([scene], weights, out, MapOptions(polygons="geojson", min_area=9.0))
     assert report["classes"] == first["classes"] and {"polygons", "overlay"} <= report["outputs"].keys()
     with monkeypatch.context() as m:
-        m.setattr(writer.MapWriter, "finish", lambda _: pytest.fail("stopped"))
+        m.setattr(writer.MapWriter, "finish", lambda *_: pytest.fail("stopped"))
         with pytest.raises(pytest.fail.Exception):
             mapping.map_scenes([scene], weights, out, everything)
     assert before.items() <= untouched(out).items() and (out / "scene.report.json").exists()
@@ -592,9 +592,12 @@ def test_nothing_outside_is_touched_through_links(tmp_path, weights, image):
 
 def test_layers_with_a_second_name_are_not_written_in_place(tmp_path, weights, image, monkeypatch):
     """A run that was stopped left its layer; a copy by hard link is not what the next run writes into."""
-    scene, out = write(tmp_path / "scene.tif", image[:64, :64]), tmp_path / "out"
+    scene, out = (
+        write(tmp_path / "scene.tif", image[:64, :150]),
+        tmp_path / "out",
+    )  # of two blocks: one is held in memory
     with monkeypatch.context() as patch:
-        patch.setattr(writer.MapWriter, "finish", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(writer.MapWriter, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             mapping.map_scenes([scene], weights, out)
     (tmp_path / "kept.tif").hardlink_to(out / ".scene.partial" / "classes.tif")
