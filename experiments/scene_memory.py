@@ -79,7 +79,7 @@ def bare_seconds(weights: Path, batch: int, repeats: int = 5) -> tuple[float, fl
     """Seconds of the bare network for a context and for a patch: compiled, on arrays that lie ready, nothing beside it."""
     predictor, config, _ = runs.load_predictor(weights, batch)
     views, fns = config.views, models.functions(runs.build_model(config, predictor.num_classes))
-    variables = predictor.variables
+    variables = predictor.plain_variables
     image = jax.numpy.zeros((1, views.global_size, views.global_size, 3))
     patches = jax.numpy.zeros((1, batch, views.patch_size, views.patch_size, 3))
     boxes = jax.numpy.tile(jax.numpy.array([0.2, 0.2, 0.4, 0.4]), (1, batch, 1))

@@ -87,6 +87,7 @@ def _steps(predictor: Any, image: np.ndarray) -> tuple[list[tuple[Any, ...]], tu
     from glcanet_jax.data.scenes import ArrayScene
     from glcanet_jax.inference import reading
     from glcanet_jax.inference.batches import Batch, Look
+    from glcanet_jax.inference.request import Summary
 
     scene, views = ArrayScene("scene", image), predictor.views
     plan = geometry.walk_scene(scene.height, scene.width, views)
@@ -116,7 +117,7 @@ def _steps(predictor: Any, image: np.ndarray) -> tuple[list[tuple[Any, ...]], tu
             else:
                 first = batch.count
             waiting.append(("add", first, *mine))
-            if batch.take(job, Look(block, None, []), None):
+            if batch.take(job, Look(block, None, []), Summary()):
                 look()
         else:
             waiting.append(("row", job.done))

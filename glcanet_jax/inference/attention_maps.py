@@ -156,7 +156,9 @@ def attention_map(
         # the first call of the query: a second one, without the position code, makes the residual
         return found["query"]["__call__"][0][0, 0], found["key"]["__call__"][0][0, 0]
 
-    q, k = (np.asarray(x, np.float64) for x in projections(predictor.variables, seen.image, seen.pieces, seen.boxes))
+    q, k = (
+        np.asarray(x, np.float64) for x in projections(predictor.plain_variables, seen.image, seen.pieces, seen.boxes)
+    )
     row, column = token = _token(seen, pixel, level)
     columns = geometry.cells(seen.pieces.shape[3], fpn.stride(level))
     visible = _row(model, seen, pixel, level)

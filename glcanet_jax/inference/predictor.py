@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, Num
 from glcanet_jax import geometry
 from glcanet_jax.data import views as data_views
 from glcanet_jax.errors import UserError
-from glcanet_jax.inference import forward
+from glcanet_jax.inference import forward, layout
 from glcanet_jax.inference.forward import Forward, Strip
 from glcanet_jax.inference.programs import Program, Programs
 from glcanet_jax.models import for_inference
@@ -73,7 +73,8 @@ class Predictor:
 
         With ``stage`` the logits are those of a named stage of the network, as GLCANet's ``local/logits``, instead of its own.
 
-        With ``on_device`` contexts are shrunk and cut on the device; None: on accelerators, since CPUs are faster by Pillow.
+        With ``on_device`` contexts are shrunk and cut on the device, and kernels lie as its convolutions take them; None: on
+        accelerators (CPUs are faster by Pillow).
 
         Batches go to so many ``devices`` of this process in turn; None: to all, of CPUs to one.
 
@@ -85,13 +86,13 @@ class Predictor:
         self.views, self.batch, self.bands, self.num_classes = views, batch, bands, model.num_classes
         self.model, self._normalisation = model, normalisation
         self.turns: Sequence[int] = geometry.DIHEDRAL if tta else (0,)
-        network = for_inference(model, bands, collapse)
+        network, on_cpu = for_inference(model, bands, collapse), jax.default_backend() == "cpu"
+        self.on_device = not on_cpu if on_device is None else on_device
+        network = layout.laid_out(network) if self.on_device else network
         self.second_pass = network.second_pass is not None
         if stage is not None and self.second_pass:
             raise UserError(f"stage is {stage}; a network that looks twice answers with its own alone: leave it out")
-        on_cpu = jax.default_backend() == "cpu"
         one_by_one = on_cpu if one_by_one is None else one_by_one
-        self.on_device = not on_cpu if on_device is None else on_device
         self.devices = jax.local_devices()[: (1 if on_cpu else None) if devices is None else devices]
         self._make_forward = lambda side: Forward(network, normalisation, self.turns, side, one_by_one, stage)
         self._prepare = jax.jit(network.prepare)
@@ -135,6 +136,11 @@ class Predictor:
     def variables(self) -> Any:
         """As the network uses them: prepared for inference (:func:`glcanet_jax.models.for_inference`)."""
         return self._variables
+
+    @property
+    def plain_variables(self) -> Any:
+        """:attr:`variables` as the network's own functions take them."""
+        return layout.plain(self._variables) if self.on_device else self._variables
 
     @variables.setter
     def variables(self, variables: Any) -> None:

@@ -432,16 +432,18 @@ def test_what_ends_all_scenes_closes_them(monkeypatch):
 
 @pytest.mark.parametrize("on_device", [False, True])
 def test_several_devices_give_the_map_of_one(glcanet, on_device):
-    """To the bit, whichever looks at a batch; each is asked."""
-    one, model, variables = glcanet
+    """To the bit, whichever looks at a batch; each is asked. As accelerators do it, it is the host's to a grey level of the view."""
+    host, model, variables = glcanet
     options = {"bands": 3, "batch": 3, "on_device": on_device}
-    many = Predictor(model, variables, VIEWS, one.normalisation, devices=2, **options)
-    if on_device:
-        one = Predictor(model, variables, VIEWS, one.normalisation, **options)
+    many = Predictor(model, variables, VIEWS, host.normalisation, devices=2, **options)
+    one = Predictor(model, variables, VIEWS, host.normalisation, **options) if on_device else host
     tasks = [Listed(scene_of(*size), ("logits",)) for size in ((150, 210), (97, 65))]
     assert all(o.error is None for o in walk.predict_scenes(many, tasks, readers=2))
     for task in tasks:
-        np.testing.assert_array_equal(task.sink.arrays["logits"], run(one, task.scene)[0]["logits"])
+        got, wanted = task.sink.arrays["logits"], run(host, task.scene)[0]["logits"]
+        np.testing.assert_array_equal(got, run(one, task.scene)[0]["logits"])
+        np.testing.assert_allclose(got, wanted, atol=2e-2 * np.abs(wanted).max())
+        assert np.abs(got - wanted).mean() < 1e-3 * np.abs(wanted).max()
     assert len({device.id for device in many.devices}) == 2 and many.replicas[1].traces > 0
 
 
