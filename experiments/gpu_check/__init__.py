@@ -90,12 +90,13 @@ def whole_commands(sizes: Sizes, tiny: bool) -> Measures:
     steps = {"count": 2, "steps": 6} if tiny else {"count": 12, "steps": 60}
 
     # a command that is cut short has told nothing, so none takes so much that the others find nothing
-    def own(what: str, most: float, given: dict[str, int]) -> Callable[[float], Any]:
+    def own(what: str, most: float, given: dict[str, Any]) -> Callable[[float], Any]:
         limit = lambda left: left if tiny else min(left, most)  # noqa: E731
         return lambda left: own_process(what, sizes, limit(left), seconds=limit(left) - 5, **given)
 
     yield "predict", own("predict", 150, few)
-    yield "train from files", own("train", 200, steps)
+    for name, place in (("the device", "always"), ("files", "never")):
+        yield f"train from {name}", own("train", 200, steps | {"data.on-device": place})
 
 
 def measures(stages: tuple[str, ...], sizes: Sizes, tiny: bool) -> Measures:

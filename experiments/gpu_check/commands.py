@@ -165,7 +165,7 @@ def train(sizes: Sizes, seconds: float, *, count: int, steps: int, **given: Any)
     """``train`` with the default network from files, six pairs a step: what a step takes once it is compiled and fed.
 
     Args:
-        given: more options of the command, ``data_cache="never"`` for ``--data.cache never``.
+        given: more options of the command, as ``{"data.on-device": "always"}``.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
