@@ -201,7 +201,8 @@ def for_inference(model: nn.Module, bands: int, collapse: bool = True) -> Infere
     def prepare(variables: dict[str, Any]) -> dict[str, Any]:
         variables = folding.fold(folds, variables)
         collapsed = model.collapse(variables["params"]) if collapse and hasattr(model, "collapse") else {}
-        return folding.in_compute_type(variables | ({"collapsed": collapsed} if collapsed else {}), dtype)
+        variables = variables | ({"collapsed": collapsed} if collapsed else {})
+        return folding.in_compute_type(variables, dtype, getattr(model, "exact", ()))
 
     def folded(fns: Any) -> Any:
         return None if fns is None else type(fns)(*(folding.without_factors(folds, fn) for fn in fns))

@@ -103,7 +103,7 @@ class Fusion(nn.Module):
         global_init = {} if self.residual == "query" else {"out_init": nn.initializers.lecun_normal()}
         self.local_asks = {str(i): cross(**local_init) for i in self.levels}
         global_init["forward_init"] = nn.initializers.lecun_normal()
-        self.global_asks = {str(i): cross(**global_init) for i in self.levels}
+        self.global_asks = {str(i): cross(**global_init, change=True) for i in self.levels}
         self.refine = {
             str(i): self.conv(2 * self.channels, (1, 1), padding=0, kernel_init=nn.initializers.zeros)
             for i in self.levels
@@ -146,6 +146,7 @@ class GLCANet(nn.Module):
     fast_conv: bool | None = None  # kernel gradient made for CPUs; None: on CPUs only
 
     backbone = "resnet"  # what pretrained weights it takes
+    exact = ("fusion/global_asks_*/query/kernel",)  # near the identity; how near, a shorter type would not tell
 
     def __post_init__(self):
         self._check()  # at once, not at the first use
@@ -329,7 +330,7 @@ class GLCANet(nn.Module):
         asked_code = None if asked_code is None else asked_code[:, None]
         answered = self.fusion.local_asks[str(level)](tokens, asked, code, asked_code, mask)
         transposed = None if mask is None else jnp.swapaxes(mask, -1, -2)
-        change = self.fusion.global_asks[str(level)](asked, tokens, asked_code, code, transposed) - asked
+        change = self.fusion.global_asks[str(level)](asked, tokens, asked_code, code, transposed)
         if mask is not None:
             change = jnp.where(mask.any(axis=-2)[..., None], change, jnp.zeros((), change.dtype))
         return (

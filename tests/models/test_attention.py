@@ -120,6 +120,41 @@ def test_cross_attention(residual, heads, direction, masked, placed):
                 np.testing.assert_allclose(out[i, p, row], rest[row], rtol=1e-5, atol=1e-5)
 
 
+def layer_norm(x, scale, bias):
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * scale + bias
+
+
+@pytest.mark.parametrize("residual, feed_forward", [("query", 0), ("input", 0), ("query", 2)])
+def test_a_small_change_keeps_its_digits_in_bfloat16(residual, feed_forward):
+    """Against float64. Beside the asker most of them are lost, as the second half shows."""
+    module = CrossAttention(1, residual, feed_forward=feed_forward, change=True, dtype=jnp.bfloat16)
+    given = [jnp.asarray(x, jnp.bfloat16) for x in arrays((2, 1, 40, 64), (2, 1, 30, 64))]
+    params = randomised(module, *given, None, None, None)["params"]
+    small = {"value": 3e-3, "feed_forward": 3e-3} if residual == "query" else {"out": 3e-3}
+    params = {k: jax.tree.map(lambda x: x * small.get(k, 1.0), p) for k, p in params.items()}  # noqa: B023
+    if residual == "query":
+        params["query"] = {"kernel": jnp.eye(64) + 1e-3 * params["query"]["kernel"]}
+    if feed_forward:
+        params["feed_forward"]["norm"] = {"scale": jnp.ones(64), "bias": jnp.zeros(64)}
+        params["feed_forward"]["hidden"]["kernel"] *= 300
+    w = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    x, y = (np.asarray(z, np.float64) for z in given)
+    q, k, v = (z @ w[name]["kernel"] for z, name in ((x, "query"), (y, "key"), (y, "value")))
+    expected = brute_force(*(z[:, 0, :, None] for z in (q, k, v)), None).reshape(x.shape)
+    expected = expected + (q - x) if residual == "query" else expected @ w["out"]["kernel"]
+    if feed_forward:
+        hidden, out = w["feed_forward"]["hidden"], w["feed_forward"]["out"]
+        normed = layer_norm(x + expected, **w["feed_forward"]["norm"])
+        expected = expected + np.maximum(normed @ hidden["kernel"] + hidden["bias"], 0) @ out["kernel"] + out["bias"]
+
+    def error(got):
+        return np.linalg.norm(np.asarray(got, np.float64) - expected) / np.linalg.norm(expected)
+
+    apply = lambda module: module.apply({"params": params}, *given, None, None, None)  # noqa: E731
+    assert error(apply(module)) < 0.02
+    assert error(apply(module.clone(change=False)).astype(jnp.float32) - given[0].astype(jnp.float32)) > 0.1
+
+
 def test_masked_tokens_have_exactly_no_influence():
     q, k, v = (jnp.asarray(x, jnp.float32) for x in arrays((1, 4, 1, 8), (1, 6, 1, 8), (1, 6, 1, 8)))
     mask = jnp.ones((1, 4, 6), bool).at[0, :, 2].set(False)

@@ -128,10 +128,16 @@ def identity_init(_key: Array, shape: tuple[int, int], dtype=jnp.float32) -> Arr
     return jnp.eye(*shape, dtype=dtype)
 
 
-class FeedForward(nn.Module):
-    """``x + ReLU(norm(x) W_1) W_2`` of every token, what transformers have behind an attention (Vaswani et al., 2017, section 3.3).
+def _moved(query: nn.Dense, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+    """``x W - x`` from ``W - 1``: no difference of two large numbers. ``query`` was called before."""
+    kernel = query.get_variable("params", "kernel")
+    return jnp.dot(x, (kernel - jnp.eye(len(kernel), dtype=kernel.dtype)).astype(x.dtype))
 
-    W_2 starts at zero, so that the module starts as the identity; the norm is before, where it leaves the sum alone.
+
+class FeedForward(nn.Module):
+    """``ReLU(norm(x) W_1) W_2`` of every token, which transformers add behind an attention (Vaswani et al., 2017, section 3.3).
+
+    W_2 starts at zero, so that nothing is added at first; the norm is before, where it leaves the sum alone.
     """
 
     multiple: int  # hidden width, of channels
@@ -145,7 +151,7 @@ class FeedForward(nn.Module):
         y = nn.LayerNorm(dtype=jnp.float32, name="norm")(tokens).astype(self.dtype)
         y = nn.relu(nn.Dense(self.multiple * d, dtype=self.dtype, name="hidden")(y))
         y = nn.Dense(d, dtype=self.dtype, kernel_init=self.out_init, name="out")(y)
-        return x + y.reshape(x.shape)
+        return y.reshape(x.shape)
 
 
 class SelfAttention(nn.Module):
@@ -163,7 +169,7 @@ class SelfAttention(nn.Module):
         q, k, v = dense(name="query")(placed), dense(name="key")(placed), dense(name="value")(x)
         out = attend(*(rearrange(y, "b t (h d) -> b t h d", h=self.heads) for y in (q, k, v)))
         x = x + dense(name="out", kernel_init=nn.initializers.zeros)(rearrange(out, "b t h d -> b t (h d)"))
-        return FeedForward(self.feed_forward, self.dtype, name="feed_forward")(x) if self.feed_forward else x
+        return x + FeedForward(self.feed_forward, self.dtype, name="feed_forward")(x) if self.feed_forward else x
 
 
 class CrossAttention(nn.Module):
@@ -171,6 +177,9 @@ class CrossAttention(nn.Module):
 
     ``residual="query"`` is the paper's ``softmax(QK^T/sqrt(d_k) + M) V + Q`` with W_Q starting as the identity, Q of the
     residual without the position code. ``residual="input"`` is ``x + attention W_O`` with W_O at ``out_init``.
+
+    With ``change`` the result is what the asker becomes less what it was, never rounded together with it: beside it a small
+    attention would be lost in bfloat16.
     """
 
     heads: int = 1
@@ -180,6 +189,7 @@ class CrossAttention(nn.Module):
     dtype: Any = jnp.float32
     feed_forward: int = 0  # hidden width of what comes after, a multiple of channels; 0: nothing
     forward_init: Callable = nn.initializers.zeros  # of its last layer
+    change: bool = False
 
     @nn.compact
     def __call__(
@@ -209,7 +219,13 @@ class CrossAttention(nn.Module):
             mask = rearrange(mask, "b p t s -> (b p) t s")
         out = attend(per_patch(q), per_patch(k), per_patch(v), mask)
         out = rearrange(out, "(b p) t h d -> b p t (h d)", b=b)
-        x = out + query(asker) if as_query else asker + dense(name="out", kernel_init=self.out_init)(out)
+        if not as_query:
+            out = dense(name="out", kernel_init=self.out_init)(out)
+        x = out + (query(asker) if as_query else asker)
+        if self.change:
+            out = out + _moved(query, asker) if as_query else out
+        else:
+            out = x
         if not self.feed_forward:
-            return x
-        return FeedForward(self.feed_forward, self.dtype, self.forward_init, name="feed_forward")(x)
+            return out
+        return out + FeedForward(self.feed_forward, self.dtype, self.forward_init, name="feed_forward")(x)
