@@ -77,13 +77,25 @@ def lovasz(logits: Float[Array, "*b k"], labels: Integer[Array, "*b"]) -> Float[
     p, truth = _chances(logits, labels)
     errors = jnp.abs(truth - p)
     order = jnp.argsort(jax.lax.stop_gradient(errors), axis=1, descending=True)
-    errors, hit = (jnp.take_along_axis(x, order, axis=1) for x in (errors, truth))
+    errors, hit = _ordered(errors, order), jnp.take_along_axis(truth, order, axis=1)
     # the Jaccard loss of the first i errors; ignored pixels have none and come last, where they weigh nothing
     missed = jnp.cumsum(hit, axis=1)
     total = missed[:, -1:]
     jaccard = 1 - (total - missed) / jnp.maximum(total + jnp.cumsum(1 - hit, axis=1), 1)
     steps = jnp.diff(jaccard, axis=1, prepend=0.0)
     return _over_present(jnp.sum(errors * jax.lax.stop_gradient(steps), axis=1), truth)
+
+
+@jax.custom_vjp
+def _ordered(x: Float[Array, "k p"], order: Integer[Array, "k p"]) -> Float[Array, "k p"]:
+    """Rows in the order of a permutation of each; its gradient is put back by the inverse one, without a scatter."""
+    return jnp.take_along_axis(x, order, axis=1)
+
+
+_ordered.defvjp(
+    lambda x, order: (_ordered(x, order), order),
+    lambda order, cotangent: (jnp.take_along_axis(cotangent, jnp.argsort(order, axis=1), axis=1), None),
+)
 
 
 def regulariser(

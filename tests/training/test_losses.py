@@ -84,6 +84,19 @@ def test_lovasz():
     np.testing.assert_allclose(losses.lovasz(jnp.array(logits), jnp.array(labels)), np.mean(by_class), rtol=1e-5)
 
 
+def test_the_gradient_of_lovasz_goes_back_in_order():
+    """A number of each error's own, whatever order it was sorted into; and nothing is scattered."""
+    rng = np.random.default_rng(5)
+    order = jnp.asarray(np.stack([rng.permutation(40) for _ in range(3)]))
+    x, weights = (jnp.asarray(rng.standard_normal((3, 40)), jnp.float32) for _ in range(2))
+    value, gradient = jax.value_and_grad(lambda x: jnp.sum(weights * losses._ordered(x, order) ** 2))(x)
+    places = np.argsort(order, axis=1)
+    np.testing.assert_allclose(gradient, 2 * np.take_along_axis(np.asarray(weights), places, 1) * x, rtol=1e-6)
+    np.testing.assert_allclose(value, np.sum(np.take_along_axis(np.asarray(weights), places, 1) * x**2), rtol=1e-5)
+    logits, labels = jnp.zeros((1, 6, 5, 3)), jnp.asarray(rng.integers(0, 3, (1, 6, 5)))
+    assert "scatter" not in jax.jit(jax.grad(losses.lovasz)).lower(logits, labels).as_text()
+
+
 def test_region_losses_of_sure_answers_are_those_of_the_sets():
     """Lovasz-softmax at the corners is one less the mean IoU, Dice one less the mean F1."""
     rng = np.random.default_rng(4)

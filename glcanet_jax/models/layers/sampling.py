@@ -3,6 +3,8 @@
 Half-pixel resizing would put a stride-32 map 8 px off a stride-16 one (docs/design.md, "Geometry").
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,15 +64,37 @@ def mix(low, high, share):
 
 
 def lerp(x: Float[Array, "..."], positions: Float[Array, " m"] | Float[np.ndarray, " m"], axis: int) -> Array:
-    """``x`` at fractional positions along an axis, clamped."""
-    last = x.shape[axis] - 1
+    """``x`` at fractional positions along an axis, clamped; the positions take no gradient."""
+    axis, last = axis % x.ndim, x.shape[axis] - 1
     xp = np if isinstance(positions, np.ndarray) else jnp
     positions = xp.clip(positions, 0, last)
     low = xp.clip(xp.floor(positions).astype(np.int32), 0, max(last - 1, 0))
-    shape = [-1 if i == axis % x.ndim else 1 for i in range(x.ndim)]
-    share = jnp.asarray(positions - low, x.dtype).reshape(shape)
-    high = xp.minimum(low + 1, last)
-    return mix(jnp.take(x, low, axis, mode="clip"), jnp.take(x, high, axis, mode="clip"), share)
+    return _between(axis, x.shape[axis], x, jnp.asarray(low), jnp.asarray(positions - low, x.dtype))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _between(axis: int, count: int, x: Array, low: Array, share: Array) -> Array:
+    """The cells ``low`` of the ``count`` along an axis, a ``share`` of each replaced by its successor."""
+    high = jnp.minimum(low + 1, count - 1)
+    shape = [-1 if i == axis else 1 for i in range(x.ndim)]
+    return mix(jnp.take(x, low, axis, mode="clip"), jnp.take(x, high, axis, mode="clip"), share.reshape(shape))
+
+
+def _between_forward(axis: int, count: int, x: Array, low: Array, share: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _between(axis, count, x, low, share), (low, share)
+
+
+def _between_backward(axis: int, count: int, saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, None, None]:
+    """As a product: many positions read one cell, and what scatters adds their gradients up in any order on a GPU."""
+    low, share = saved
+    cells = jnp.arange(count)[None]
+    at_low, at_high = (i[:, None] == cells for i in (low, jnp.minimum(low + 1, count - 1)))
+    weights = at_low * (1 - share)[:, None] + at_high * share[:, None]
+    product = jax.lax.dot_general(weights, cotangent, (((0,), (axis,)), ((), ())), jax.lax.Precision.HIGHEST)
+    return jnp.moveaxis(product, 0, axis), None, None
+
+
+_between.defvjp(_between_forward, _between_backward)
 
 
 def sample_box(
