@@ -53,18 +53,29 @@ def draw_window(scene: Any, views: geometry.Views, config: Any, rng: np.random.G
 
 
 def draw_patches(
-    labels: np.ndarray, side: int, view: int, views: geometry.Views, config: Any, rng: np.random.Generator
+    labels: np.ndarray,
+    side: int,
+    view: int,
+    views: geometry.Views,
+    config: Any,
+    rng: np.random.Generator,
+    part: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Places ``[n, 2]`` of patches of ``side`` px in a context of these labels, and bool ``[n]``, which of them count."""
+    """Places ``[n, 2]`` of patches of ``side`` px in a context of these labels, and bool ``[n]``, which of them count.
+
+    On a grid ``part`` counts the examples of the context, drawn alike: together they show each of its patches once.
+    """
     count, seen = config.patches_per_context, turned(labels, view)
     if config.positions == "random":
-        corners, valid = [_position(seen, side, config.rare_class_fraction, rng) for _ in range(count)], count
+        corners, valid = [_position(seen, side, config.rare_class_fraction, rng) for _ in range(count)], None
     else:
         grid = patch_grid(seen.shape, side, views.overlap)
-        order = rng.permutation(len(grid))
-        corners, valid = grid[order[np.arange(count) % len(grid)]], len(grid)
+        order, first = rng.permutation(len(grid)), part * count
+        number = first + np.arange(count)
+        corners = grid[order[number % len(grid)]]
+        valid = (number < len(grid)) | (first >= len(grid))  # the latter: a drawn scale made the grid smaller
     places = np.stack(geometry.turn_back_corners(np.array(corners), side, labels.shape, view), -1)
-    return places, np.arange(count) < valid
+    return places, np.ones(count, bool) if valid is None else valid
 
 
 def patch_grid(extent: tuple[int, int], side: int, overlap: int) -> np.ndarray:
@@ -92,16 +103,16 @@ def turned(array: np.ndarray, view: int) -> np.ndarray:
 
 
 def make_example(
-    scene: Any, index: int, views: geometry.Views, config: Any, rng: np.random.Generator
+    scene: Any, index: int, views: geometry.Views, config: Any, rng: np.random.Generator, part: int = 0
 ) -> dict[str, np.ndarray]:
-    """One context and its patches; see :class:`glcanet_jax.data.loader.TrainLoader` for the arrays."""
+    """One context and its patches; see :class:`glcanet_jax.data.loader.TrainLoader` for the arrays, :func:`draw_patches` for ``part``."""
     draw = draw_window(scene, views, config, rng)
     side, labels, image = draw.side(views.patch_size), scene.read_labels(*draw.window), None
     if min(draw.window[2:]) < side:  # too small for a patch: what is added lies at the bottom and right of the view
         pair = scene.read_image(*draw.window), labels
         image, labels = data_views.reflect_pad(*(turned(array, draw.view) for array in pair), side)
         draw = draw._replace(view=0)
-    places, valid = draw_patches(labels, side, draw.view, views, config, rng)
+    places, valid = draw_patches(labels, side, draw.view, views, config, rng, part)
     return cut(scene, index, views, draw._replace(places=places, valid=valid), labels, image)
 
 

@@ -29,7 +29,8 @@ class LoaderConfig:
     scale_jitter: Annotated[tuple[float, float], Range(0, 100, open="low")] = (1.0, 1.0)
     # share of patches centred near a pixel of a class drawn from those present
     rare_class_fraction: Annotated[float, SHARE] = 0.0
-    contexts_per_scene: Annotated[int | None, COUNT] = None  # an epoch; None: as many as cover the scene
+    # an epoch; None: as many as cover the scene, and on a grid as often as shows every patch of theirs once
+    contexts_per_scene: Annotated[int | None, COUNT] = None
     threads: Annotated[int | None, Range(1, 1024)] = None  # that read; None: one a core, at most 32
     prefetch: Annotated[int, Range(1, 1024)] = 2  # batches read ahead
     seed: Annotated[int, SEED] = 0  # of all that is drawn
@@ -47,10 +48,10 @@ def cores() -> int:
 
 
 class Batches:
-    """Endless batches in their order; ``get_state`` and ``set_state`` give and take the position, in contexts."""
+    """Endless batches in their order; ``get_state`` and ``set_state`` give and take the position, in contexts of all shares."""
 
-    def __init__(self, contexts: Any, size: int):
-        self._batches, self._size = contexts, size  # grain's iterator
+    def __init__(self, contexts: Any, size: int, shares: int = 1):
+        self._batches, self._size, self._shares = contexts, size, shares  # grain's iterator
 
     def __iter__(self) -> "Batches":
         return self
@@ -59,12 +60,26 @@ class Batches:
         return next(self._batches)
 
     def get_state(self) -> dict[str, int]:
-        return {"contexts": self._batches.get_state()["next_index"]}
+        return {"contexts": self._batches.get_state()["next_index"] * self._shares}
 
     def set_state(self, state: dict[str, int]) -> None:
         """Older runs counted batches, as ``next_index``."""
-        contexts = state["contexts"] if "contexts" in state else state["next_index"] * self._size
-        self._batches.set_state({"next_index": contexts})
+        contexts = state["contexts"] if "contexts" in state else state["next_index"] * self._size * self._shares
+        self._batches.set_state({"next_index": contexts // self._shares})
+
+
+class _Share:
+    """One of ``shares`` equal parts of every ``batch`` of a sequence."""
+
+    def __init__(self, whole: Any, batch: int, which: int, shares: int):
+        self._whole, self._batch, self._size, self._which = whole, batch, batch // shares, which
+
+    def __len__(self) -> int:
+        return len(self._whole) // self._batch * self._size
+
+    def __getitem__(self, i: int) -> Any:
+        batch, place = divmod(i, self._size)
+        return self._whole[batch * self._batch + self._which * self._size + place]
 
 
 class TrainLoader:
@@ -75,24 +90,50 @@ class TrainLoader:
     ``context [b, 4]`` (the window in the scene). Images keep the scenes' type; the device normalises them.
     """
 
-    def __init__(self, scenes: Sequence[Any], views: geometry.Views, config: LoaderConfig, num_classes: int):
-        """Raises UserError if there are no scenes."""
+    def __init__(
+        self,
+        scenes: Sequence[Any],
+        views: geometry.Views,
+        config: LoaderConfig,
+        num_classes: int,
+        share: tuple[int, int] = (0, 1),
+    ):
+        """``share`` is which of how many equal shares of every batch is read, in the batch's order.
+
+        Raises:
+            UserError: there are no scenes.
+        """
         if not scenes:
             raise UserError("there are no scenes to train on; check the split, or run `python -m glcanet_jax check`")
         self._scenes, self._views, self._config, self._num_classes = tuple(scenes), views, config, num_classes
-        self._index = [i for i, scene in enumerate(scenes) for _ in range(self.contexts(scene))]
+        self._share = share
+        counts = [self._contexts(scene) for scene in scenes]
+        # scene, context of an epoch, and which of the examples that show that context's grid
+        self._index = [
+            (i, context, part) for i, (contexts, parts) in enumerate(counts) for context in range(contexts) for part in range(parts)
+        ]  # fmt: skip
         self.steps_per_epoch = max(1, len(self._index) // config.batch_size)
 
     def reading(self, scenes: Sequence[Any]) -> "TrainLoader":
         """The same loader of the same scenes, read from elsewhere."""
-        return TrainLoader(scenes, self._views, self._config, self._num_classes)
+        return TrainLoader(scenes, self._views, self._config, self._num_classes, self._share)
 
     def contexts(self, scene: Any) -> int:
-        """Of a scene, in an epoch."""
-        if self._config.contexts_per_scene is not None:
-            return self._config.contexts_per_scene
-        height, width = self._views.context_extent(scene.height, scene.width)
-        return math.ceil(scene.height * scene.width / (height * width))
+        """Examples of a scene in an epoch."""
+        return math.prod(self._contexts(scene))
+
+    def _contexts(self, scene: Any) -> tuple[int, int]:
+        """How many contexts of a scene an epoch has, and how many examples each of them takes."""
+        config, views = self._config, self._views
+        if config.contexts_per_scene is not None:
+            return config.contexts_per_scene, 1
+        height, width = views.context_extent(scene.height, scene.width)
+        contexts = math.ceil(scene.height * scene.width / (height * width))
+        if config.positions == "random":
+            return contexts, 1
+        patch = views.patch_size
+        grid = (len(geometry.patch_starts(max(n, patch), patch, views.overlap)) for n in (height, width))
+        return contexts, math.ceil(math.prod(grid) / config.patches_per_context)
 
     def __iter__(self) -> Batches:
         """From the beginning. Threads make contexts, so many ahead as ``prefetch`` batches hold, and batches follow in order."""
@@ -102,16 +143,24 @@ class TrainLoader:
             raise UserError("training needs grain, which is not installed; pip install grain") from error
         config = self._config
 
-        def example(index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-            return make_example(self._scenes[index], index, self._views, config, rng)
+        def example(item: tuple[int, tuple[int, int, int]], rng: np.random.Generator) -> dict[str, np.ndarray]:
+            epoch, (index, context, part) = item
+            if config.positions == "grid" and config.contexts_per_scene is None:
+                rng = np.random.default_rng((config.seed, epoch, index, context))  # alike for all parts of the context
+            return make_example(self._scenes[index], index, self._views, config, rng, part)
 
         contexts = (
             grain.MapDataset.source(self._index)
             .seed(config.seed)
             .shuffle()
             .repeat(ENDLESS // len(self._index))
+            .map_with_index(lambda i, item: (i // len(self._index), item))
             .random_map(example)
         )
+        which, shares = self._share
+        if shares > 1:
+            contexts = grain.MapDataset.source(_Share(contexts, config.batch_size, which, shares))
         threads = config.threads or min(MOST_THREADS, cores())
-        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=config.prefetch * config.batch_size)
-        return Batches(iter(contexts.to_iter_dataset(options).batch(config.batch_size)), config.batch_size)
+        size = config.batch_size // shares
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=config.prefetch * size)
+        return Batches(iter(contexts.to_iter_dataset(options).batch(size)), size, shares)

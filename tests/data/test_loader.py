@@ -178,6 +178,42 @@ def test_positions_on_the_grid(flips):
     assert not np.array_equal(drawn[0]["boxes"], drawn[1]["boxes"])
 
 
+@pytest.mark.parametrize("count", [1, 4])
+def test_an_epoch_on_the_grid_shows_every_patch_once(count):
+    """Of whole scenes, as the paper's preset: so many steps are an epoch, and the next one has another order."""
+    views = dataclasses.replace(VIEWS, context_size=None)
+    scenes = noise_scene(160, 160), noise_scene(100, 210, seed=1)
+    wanted = 3 * 3, 2 * 4  # patches of 64 px that overlap by 8
+    loader = TrainLoader(scenes, views, LoaderConfig(batch_size=1, positions="grid", patches_per_context=count), 4)
+    assert loader.steps_per_epoch == sum(-(-n // count) for n in wanted)
+    batches, orders = iter(loader), []
+    for _ in range(2):
+        seen = {0: [], 1: []}
+        for _ in range(loader.steps_per_epoch):
+            batch = next(batches)
+            seen[int(batch["scene"][0])] += [tuple(box) for box in batch["boxes"][batch["valid"]].tolist()]
+        orders.append(seen)
+        assert [len(seen[i]) for i in range(2)] == [len(set(seen[i])) for i in range(2)] == list(wanted)
+    assert orders[0] != orders[1]
+
+
+def test_shares_of_a_batch_make_the_batch():
+    """As processes read it: in its order, from any position."""
+    config = dataclasses.replace(CONFIG, batch_size=6)
+    whole, _ = take(4, config)
+    shares = []
+    for which in range(3):
+        batches = iter(TrainLoader(SCENES, VIEWS, config, 4, (which, 3)))
+        for _ in range(2):
+            next(batches)
+        resumed = iter(TrainLoader(SCENES, VIEWS, config, 4, (which, 3)))
+        resumed.set_state(batches.get_state())
+        shares.append([next(resumed) for _ in range(2)])
+    assert all(len(batch["scene"]) == 2 for share in shares for batch in share)
+    joined = [{k: np.concatenate([part[k] for part in parts]) for k in parts[0]} for parts in zip(*shares, strict=True)]
+    assert equal(whole[2:], joined)
+
+
 def test_random_positions_reach_every_part_of_a_context():
     config = LoaderConfig(patches_per_context=300, flips=False)
     example = make_example(noise_scene(160, 160), 0, VIEWS, config, np.random.default_rng(0))
