@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from tyro.conf import OmitArgPrefixes, Positional
 
@@ -24,6 +24,9 @@ class Labelled(Source):
     )
 
 
+Precision = Literal["default", "highest"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Eval:
     data: Labelled
@@ -32,6 +35,8 @@ class Eval:
     split: str = "test"  # the dataset's: train, val, test ...
     batch: Annotated[int, Range(1, 2**12)] = 6  # patches at once
     tta: bool = False  # mean over the eight views of a square: eight times the work
+    precision: Precision = "default"  # of float32 products, which GPUs round (TF32: 1e-3) unless it is highest
+    deterministic: bool = False  # on GPUs leave out operations that give other bits every time; slower
 
     def __post_init__(self):
         check_fields(self, "--")
@@ -44,6 +49,11 @@ class Predict:
     out: Path  # folder to write to
     options: OmitArgPrefixes[MapOptions] = DEFAULTS
     shard: str | None = None  # I/N: only every N-th scene, from the I-th on
+    precision: Precision = "default"  # of float32 products, which GPUs round (TF32: 1e-3) unless it is highest
+    deterministic: bool = False  # on GPUs leave out operations that give other bits every time; slower
+
+    def __post_init__(self):
+        check_fields(self, "--")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +90,19 @@ class Check:
 def train(argv: Sequence[str], page: tuple[str, str]) -> None:
     from glcanet_jax.config import Config, model_config
 
-    config = cli.parse(Config, argv, *page, Config(model=model_config(cli.chosen(argv) or "glcanet")))
-    from glcanet_jax.training import loop
+    @dataclass(frozen=True, kw_only=True)
+    class Train:
+        run: OmitArgPrefixes[Config]
+        # HOST:PORT,COUNT,NUMBER of several processes: where process 0 listens, how many, which this is; auto: as a cluster says; off
+        distributed: str = "auto"
 
-    print(f"done: {loop.train(config)}")
+    default = Train(run=Config(model=model_config(cli.chosen(argv) or "glcanet")))
+    asked = cli.parse(Train, argv, *page, default)
+    from glcanet_jax.training import loop, processes
+
+    out = loop.train(asked.run, asked.distributed)
+    if processes.first():
+        print(f"done: {out}")
 
 
 def evaluate(argv: Sequence[str], page: tuple[str, str]) -> None:
@@ -96,7 +115,8 @@ def evaluate(argv: Sequence[str], page: tuple[str, str]) -> None:
     if bands is None and "bands" in OPTIONS.get(args.data.dataset, ()):
         bands = runs.trained_bands(path, args.data.dataset)
     dataset = open_dataset(args.data.dataset, args.data.dir, **({} if bands is None else {"bands": bands}))
-    result = runs.evaluate_split(path, dataset, args.split, args.out, args.batch, tta=args.tta)
+    with runs.computing(args.precision, args.deterministic):
+        result = runs.evaluate_split(path, dataset, args.split, args.out, args.batch, tta=args.tta)
     for name, scores in result["protocols"].items():
         print(f"\n{dataset.name} {args.split}, protocol {name}\n{metrics.format_table(scores)}")
     print(f"\nwritten to {args.out}")
@@ -104,9 +124,11 @@ def evaluate(argv: Sequence[str], page: tuple[str, str]) -> None:
 
 def predict(argv: Sequence[str], page: tuple[str, str]) -> None:
     args = cli.parse(Predict, argv, *page)
+    from glcanet_jax import runs
     from glcanet_jax.maps import mapping
 
-    mapping.map_scenes(args.scenes, args.weights, args.out, args.options, args.shard)
+    with runs.computing(args.precision, args.deterministic):
+        mapping.map_scenes(args.scenes, args.weights, args.out, args.options, args.shard)
 
 
 def vectorise(argv: Sequence[str], page: tuple[str, str]) -> None:

@@ -144,6 +144,9 @@ class TrainConfig:
     # the first ones, that are colours; None: as many as the dataset says, else all
     jitter_bands: Annotated[int | None, Range(0, 2**16)] = None
     devices: Annotated[int | None, Range(1, 2**20)] = None  # that share a batch; None: as many as divide the batch
+    # of products and convolutions of float32 values; GPUs and TPUs round them to fewer digits (TF32: 1e-3) unless it is highest
+    precision: Literal["default", "highest"] = "default"
+    deterministic: bool = False  # on GPUs leave out operations that give other bits every time; slower
     seed: Annotated[int, SEED] = 0  # of the fresh weights
     log_every: Annotated[int, COUNT] = 10  # steps from line to line of log.jsonl
     eval_every: Annotated[int | None, COUNT] = None  # steps from validation to validation; None: an epoch

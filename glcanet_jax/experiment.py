@@ -5,12 +5,17 @@ from typing import Any
 
 from glcanet_jax import metrics, report, runs
 from glcanet_jax.config import Config
-from glcanet_jax.training import loop
+from glcanet_jax.training import loop, processes
 
 
 def run(config: Config, split: str) -> dict[str, Any]:
-    """Train (or go on), score ``split`` with the weights that the run chose, draw; prints a table and every path."""
+    """Train (or go on), score ``split`` with the weights that the run chose, draw; prints a table and every path.
+
+    Of several processes the first does what comes after training; the others have no scores.
+    """
     out = loop.train(config)
+    if not processes.first():
+        return {}
     report.save_curve(out / "curve.png", report.read_log(out / "log.jsonl"))
     path = runs.find_weights(out)
     dataset = runs.open_data(config.data)

@@ -1,6 +1,6 @@
 """Scores from confusion matrices over whole datasets; rows are truth, columns are predictions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -150,6 +150,11 @@ class ConfusionAccumulator:
     def total(self, restriction: tuple[int, ...] | None = None, truth: str = "labels") -> np.ndarray:
         """The matrix over all scenes."""
         return sum((m[truth, restriction] for m in self._scenes.values()), np.zeros((self._k, self._k), np.int64))
+
+    def add_up(self, together: Callable[[np.ndarray], np.ndarray]) -> None:
+        """Count what others have counted, too: ``together`` sums int64 ``[m, k, k]``. Scenes by themselves are given up."""
+        matrices = together(np.stack([self.total(restriction, truth) for truth, restriction in self._kinds]))
+        self._scenes = {"all": dict(zip(self._kinds, matrices, strict=True))}
 
     def result(self, class_names: Sequence[str], config: dict[str, Any]) -> dict[str, Any]:
         """``metrics.json``: every protocol over all scenes, the unrestricted matrix of each truth, every scene by itself,

@@ -1,10 +1,12 @@
 """A run from its configuration to weights, scores and pictures: what ``train``, ``eval`` and the experiments share."""
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +38,65 @@ def enable_compilation_cache() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-def _cache_folder() -> Path | None:
-    """Where this user's compiled programs lie; None for a user without a home, or with one that cannot be written to."""
+REPRODUCIBLE = {"xla_gpu_exclude_nondeterministic_ops": True}  # of XLA for GPUs; others have no such operations
+
+
+def compiler_options(deterministic: bool) -> dict[str, Any]:
+    """What the compiler of the device is told."""
+    return REPRODUCIBLE if deterministic and jax.default_backend() in ("gpu", "cuda", "rocm") else {}
+
+
+@contextlib.contextmanager
+def computing(precision: str, deterministic: bool = False) -> Iterator[None]:
+    """Products of float32 values in a precision (``default``, ``highest``) inside, in all threads.
+
+    With ``deterministic`` all programs leave out operations whose bits differ from run to run: XLA hears of it when it is first
+    used, so that this is for commands, which begin with it.
+    """
+    if deterministic:
+        flags = " ".join(f"--{name}=true" for name in REPRODUCIBLE)
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
+    before = jax.config.jax_default_matmul_precision
+    jax.config.update("jax_default_matmul_precision", None if precision == "default" else precision)
     try:
-        above = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        cache = Path(above) / "glcanet_jax" / "xla"
-        cache.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        jax.config.update("jax_default_matmul_precision", before)
+
+
+def _cache_folder() -> Path | None:
+    """Where this user's compiled programs lie; None for a user without a home, or with one that cannot be written to.
+
+    Programs are run as they lie there, so that nobody else may write them: the folder is the user's alone (0700), and
+    one that is not is not used.
+    """
+    try:
+        above = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "glcanet_jax"
+        for folder in (above, cache := above / "xla"):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not _made_ours(folder):
+                print(
+                    f"compiled programs are not kept: others can write to {folder}; remove it, or name another folder as "
+                    "JAX_COMPILATION_CACHE_DIR"
+                )
+                return None
     except (OSError, RuntimeError):  # the latter: there is no home
         return None
     return cache if os.access(cache, os.W_OK) else None
+
+
+def _made_ours(folder: Path) -> bool:
+    """Whether a folder and all in it is this user's; it is closed to others if it was open."""
+    if not hasattr(os, "geteuid"):  # Windows: a user's folders are closed to others
+        return True
+    found = folder.stat()
+    if found.st_uid != os.geteuid():
+        return False
+    if found.st_mode & 0o077:
+        folder.chmod(0o700)
+        if found.st_mode & 0o022:  # what lies in it may be somebody else's
+            return all(entry.stat(follow_symlinks=False).st_uid == os.geteuid() for entry in os.scandir(folder))
+    return True
 
 
 def open_data(data: configs.DataConfig) -> Any:
@@ -310,6 +362,7 @@ def load_predictor(
     batch: int = 6,
     *,
     dtype: str | None = None,
+    default: str | None = None,
     views: dict[str, Any] | None = None,
     tta: bool = False,
     stage: str | None = None,
@@ -318,7 +371,8 @@ def load_predictor(
 ) -> tuple[Predictor, Config, dict[str, Any]]:
     """A network rebuilt from a weights file alone, its configuration and its classes.
 
-    ``dtype`` and ``views`` (fields of :class:`glcanet_jax.geometry.Views`) and ``scale`` (the images' full scale) replace what the file says; ``stage`` and
+    ``dtype``, ``default`` (a dtype for networks that have the choice, where none is given), ``views`` (fields of
+    :class:`glcanet_jax.geometry.Views`) and ``scale`` (the images' full scale) replace what the file says; ``stage`` and
     ``devices`` as :class:`Predictor` has them.
 
     Raises:
@@ -329,6 +383,8 @@ def load_predictor(
     path = find_weights(path)
     config, stored = read_weights(path)
     config = dataclasses.replace(config, views=dataclasses.replace(config.views, **(views or {})))
+    if dtype is None and hasattr(config.model, "dtype"):
+        dtype = default
     if dtype is not None:
         config = computing_in(config, dtype)
     model = rebuild(path, config, stored)
@@ -496,6 +552,7 @@ def open_run(config: Config) -> Path:
             theirs["data"]["dir"] = ours["data"]["dir"]
         for how in ("cache", "kept_mb"):  # of reading, which changes nothing of what is read
             theirs["data"][how] = ours["data"][how]
+        theirs["train"]["devices"] = ours["train"]["devices"]  # a run goes on wherever there is room
         changed = configs.differences(ours, theirs, words=("here", "there"))
         if changed and not _kept(out):
             write_json(out / "config.json", ours)  # it was stopped before its first step was kept: nothing is lost

@@ -50,7 +50,7 @@ def load(
         weights: ``"demo"`` (bundled), a ``.safetensors`` file, or a run's folder (its best weights, else its last).
         batch: patches computed at once; None: what the memory allows, on CPUs one.
         memory_budget: as ``"4GB"``, or bytes: the batch is chosen to stay under it.
-        dtype: of the computation; None: float32 on CPUs, elsewhere the weights' own.
+        dtype: of the computation; None: float32 on CPUs, elsewhere bfloat16.
         tta: the mean over the eight views of a square, at eight times the work.
         overlap: least overlap of neighbouring patches, in pixels; None: the weights'.
         context_size: scene pixels a side that share a global view; None: the weights'.

@@ -233,7 +233,7 @@ def steps_within(config: Config, minutes: float | int) -> int:
     model = runs.build_model(config, len(dataset.classes.names))
     spans = phases.plan(config.train.schedule, 1000, config.train.global_steps, models.stages(model))
     tx = optim.optimiser(config.optimiser, spans, config.freeze)
-    mesh = loop.make_mesh(config.loader.batch_size, config.train.devices)
+    mesh = loop.make_mesh(config.loader.batch_size, config.train.devices, config.train.accumulation)
     loader = TrainLoader(scenes, config.views, config.loader, len(dataset.classes.names))
     batches = [sources.place_batch(b, mesh) for b in itertools.islice(iter(loader), PROBE + 1)]
     per_step = 0.0

@@ -123,19 +123,26 @@ def evaluate(
     config: dict[str, Any],
     progress: Callable[[int], None] | None = None,
     thumbnails: bool = False,
+    *,
+    protocols: Sequence[Any] | None = None,
+    together: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Thumbnail]]:
     """Scores of labelled scenes under every protocol of their dataset, from one pass, and their small pictures.
 
-    Protocols whose truth one of the scenes lacks are left out. ``progress`` is called with the number of pixels that were finished.
+    Protocols whose truth one of the scenes lacks are left out, unless others are given. ``progress`` is called with the number of
+    pixels that were finished. ``together`` adds up what several processes have counted, each of scenes of its own.
 
     Raises:
         UserError: a scene has no labels.
     """
-    accumulator = metrics.ConfusionAccumulator(predictor.num_classes, countable(dataset, scenes))
+    protocols = countable(dataset, scenes) if protocols is None else protocols
+    accumulator = metrics.ConfusionAccumulator(predictor.num_classes, protocols)
     pictures = {scene.name: Thumbnail(scene, scale=dataset.scale) for scene in scenes} if thumbnails else {}
     tasks = (Scored(scene, accumulator, pictures.get(scene.name), progress) for scene in scenes)
     with contextlib.closing(predict_scenes(predictor, tasks, readers=READERS)) as outcomes:
         for outcome in outcomes:
             if outcome.error is not None:
                 raise outcome.error
+    if together is not None:
+        accumulator.add_up(together)
     return accumulator.result(dataset.classes.names, config), pictures

@@ -109,13 +109,14 @@ def load_model(weights: Path, options: MapOptions, stage: str | None = None) -> 
     Raises:
         UserError: the weights cannot be read, or the options do not fit them.
     """
-    on_cpu = jax.default_backend() == "cpu"
-    dtype = options.dtype or ("float32" if on_cpu else None)  # bfloat16 is slower than float32 on CPUs
+    # bfloat16 is slower than float32 on CPUs
+    default = {"cpu": "float32"}.get(jax.default_backend(), "bfloat16")
     views = {k: v for k in ("overlap", "context_size") if (v := getattr(options, k)) is not None}
     predictor, config, classes = runs.load_predictor(
         weights,
         options.batch or 1,
-        dtype=dtype,
+        dtype=options.dtype,
+        default=default,
         views=views,
         tta=options.tta,
         stage=stage,
@@ -276,6 +277,10 @@ def _plan(name: str, path: str, out: Path, model: Model, options: MapOptions) ->
     }
     if model.stage is not None:
         fingerprint["stage"] = model.stage
+    if (precision := jax.config.jax_default_matmul_precision) is not None:
+        fingerprint["precision"] = precision
+    if jax.default_backend() != "cpu":  # on CPUs the patches are computed one by one, whatever the batch
+        fingerprint |= {"device": jax.devices()[0].device_kind, "batch": options.batch}
     settings = {"polygons": {"min_area": options.min_area}} if options.polygons else {}
     fingerprint, settings = (json.loads(json.dumps(value)) for value in (fingerprint, settings))
     return Plan(name, source, region, out, files, fingerprint, settings, crs_text), model

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from glcanet_jax.errors import UserError
+from glcanet_jax.training import processes
 from glcanet_jax.training.messages import errors_kept
 from glcanet_jax.training.step import TrainState
 
@@ -97,16 +98,18 @@ class Checkpoints:
 
     def _move_aside(self, steps: list[int]) -> None:
         """What cannot be read makes room for its step to be saved again, and stays for who wants to look at it."""
-        for step in steps:
-            aside = self._folder / "damaged"
-            aside.mkdir(exist_ok=True)
-            taken = sum(1 for _ in aside.glob(f"{step}*"))
-            (self._folder / "last" / str(step)).rename(aside / (f"{step}.{taken}" if taken else str(step)))
-        if steps:
-            self._last.reload()
+        if not steps:
+            return
+        with processes.led("damaged") as leads:
+            for step in steps if leads else ():
+                aside = self._folder / "damaged"
+                aside.mkdir(exist_ok=True)
+                taken = sum(1 for _ in aside.glob(f"{step}*"))
+                (self._folder / "last" / str(step)).rename(aside / (f"{step}.{taken}" if taken else str(step)))
+        self._last.reload()
 
-    def restore_best(self) -> dict[str, Any] | None:
-        """Variables of the best checkpoint, as numpy-like arrays; None if none was ever kept.
+    def restore_best(self, state: TrainState) -> dict[str, Any] | None:
+        """Variables of the best checkpoint, placed as those of ``state`` are; None if none was ever kept.
 
         Raises:
             UserError: it is damaged.
@@ -114,7 +117,9 @@ class Checkpoints:
         step = self._best.latest_step()
         if step is None:
             return None
-        args = self._ocp.args.Composite(state=self._ocp.args.StandardRestore())
+        # said where: the devices that they were saved from need not be here
+        like = jax.tree.map(_abstract, state.answering)
+        args = self._ocp.args.Composite(state=self._ocp.args.StandardRestore(like))
         restored, failure = _tried(lambda: self._best.restore(step, args=args))
         if failure is not None:
             raise UserError(

@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,22 +20,22 @@ from glcanet_jax.data.cached import cached
 from glcanet_jax.data.loader import TrainLoader
 from glcanet_jax.data.scenes import Dataset, check_labels
 from glcanet_jax.errors import UserError
-from glcanet_jax.inference.evaluation import evaluate
+from glcanet_jax.inference.evaluation import countable, evaluate
 from glcanet_jax.inference.predictor import Predictor
 from glcanet_jax.profiling import program_memory, require_memory
 from glcanet_jax.progress import Progress
-from glcanet_jax.training import optim, phases, sources
+from glcanet_jax.training import optim, phases, processes, sources
 from glcanet_jax.training.checkpoints import Checkpoints
+from glcanet_jax.training.compiling import Durations
 from glcanet_jax.training.messages import native_kept, warnings_kept
 from glcanet_jax.training.on_device import Plan, place
 from glcanet_jax.training.phases import Phase
 from glcanet_jax.training.records import Log, Monitor, Timer, record, room_told
 from glcanet_jax.training.sources import FromDevice, FromLoader
-from glcanet_jax.training.step import TrainState, create_state, make_train_step
+from glcanet_jax.training.step import TrainState, create_state, logged, make_train_step
 from glcanet_jax.training.stopping import Stop, listening, on_any_host
 
 MESSAGES = "messages.log"  # in the run's folder: what libraries have to say
-SECONDS_AN_ARRAY = 0.1  # of parameters: about what compiling a step takes, on two cores or for a GPU
 
 
 class Work(NamedTuple):
@@ -54,14 +54,23 @@ class Work(NamedTuple):
     on_device: bool = False  # whether scenes lie there
 
 
-def train(config: Config) -> Path:
+def train(config: Config, distributed: str = "auto") -> Path:
     """Train to the end, from the last checkpoint if there is one; returns the run's folder.
 
+    Args:
+        distributed: how several processes find each other, as :func:`glcanet_jax.training.processes.begin` takes it.
+
     Raises:
-        UserError: the data, the weights or the options do not fit, the data are not those that the run began with, or the
-            loss is not finite.
+        UserError: the data, the weights or the options do not fit, the data are not those that the run began with, the
+            loss is not finite, or another process has ended.
         Stopped: Ctrl-C or SIGTERM asked for it; the run is saved.
     """
+    processes.begin(distributed)
+    with processes.quiet(), runs.computing(config.train.precision):
+        return _train(config)
+
+
+def _train(config: Config) -> Path:
     # ------------------------------------------------------------------ what there is to train on, and with what
     runs.enable_compilation_cache()
     work = prepare(config)  # looks at every scene; where classes are balanced, at every label
@@ -70,14 +79,21 @@ def train(config: Config) -> Path:
     # ------------------------------------------------------------------ the network and its state
     variables = runs.initial_variables(config, work.model, work.bands)
     optim.frozen(variables["params"], config.freeze)  # what is no parameter is told
-    out = runs.open_run(config)  # so late, that a refused configuration leaves nothing behind
-    runs.know_data(out, config, work.dataset)
-    work = fed(work)  # scenes that are dear to read are decoded once, where neither memory nor the device keeps them
+    out = Path(config.out)
+    with processes.led("the folder") as leads:
+        if leads:
+            runs.open_run(config)  # so late, that a refused configuration leaves nothing behind
+            runs.know_data(out, config, work.dataset)
+    with processes.led("the tiles") as leads:  # scenes that are dear to read are decoded once, by one process
+        ready = fed(work) if leads else None
+    work = ready or fed(work)
     print(f"training on {len(work.scenes)} scenes for {work.steps} steps; everything is written to {out}")
     for name in ("checkpoints", "tensorboard"):
         disk.check_no_links(out / name)
     disk.own(out / MESSAGES)
-    with warnings_kept(out / MESSAGES), room_told(out):
+    # what JAX has to say when another process ends is for the file
+    native = native_kept(out / MESSAGES) if processes.several() else contextlib.nullcontext()
+    with warnings_kept(out / MESSAGES), room_told(out), native:
         return _train_in(out, work, variables)
 
 
@@ -86,7 +102,7 @@ def _train_in(out: Path, work: Work, variables: dict[str, Any]) -> Path:
     config = work.config
     tx = optim.optimiser(config.optimiser, work.spans, config.freeze)
     state = create_state(variables, tx, jax.random.key(config.train.seed), config.train.ema > 0)
-    state = jax.device_put(state, NamedSharding(work.mesh, PartitionSpec()))
+    state = processes.placed(state, NamedSharding(work.mesh, PartitionSpec()))
 
     # ------------------------------------------------------------------ where a killed run stopped
     # 1. the state, with the optimiser and the step; 2. the iterator's position; 3. the log up to that step
@@ -97,7 +113,7 @@ def _train_in(out: Path, work: Work, variables: dict[str, Any]) -> Path:
         batches.set_state(saved["data"])
         print(f"going on from step {int(state.step)}")
     start, unscored = int(state.step), saved.get("unscored", False)
-    log = Log(out, start, config.train.tensorboard, scored=not unscored)
+    log = Log(out, start, config.train.tensorboard, scored=not unscored, writes=processes.first())
 
     # ------------------------------------------------------------------ the steps
     with contextlib.closing(log), Progress(work.steps, "training", "steps", start) as progress, listening() as stop:
@@ -113,10 +129,11 @@ def _train_in(out: Path, work: Work, variables: dict[str, Any]) -> Path:
             state = train_phase(run, state, phase, max(start, phase.start))
 
     # ------------------------------------------------------------------ weights out
-    runs.save(out / "last.safetensors", config, work.dataset, state.answering)
-    best_variables = checkpoints.restore_best() if work.val_scenes else None
-    if best_variables is not None:
-        runs.save(out / "best.safetensors", config, work.dataset, best_variables)
+    best = checkpoints.restore_best(state) if work.val_scenes else None
+    with processes.led("weights") as leads:
+        for name, variables in (("last", state.answering), ("best", best)) if leads else ():
+            if variables is not None:
+                runs.save(out / f"{name}.safetensors", config, work.dataset, variables)
     checkpoints.close()
     return out
 
@@ -140,11 +157,12 @@ def prepare(config: Config) -> Work:
     bands = _common_bands(scenes, val_scenes)
     _check_options(config)
     num_classes = len(dataset.classes.names)
-    loader = TrainLoader(scenes, config.views, config.loader, num_classes)
+    share = jax.process_index(), jax.process_count()
+    loader = TrainLoader(scenes, config.views, config.loader, num_classes, share)
     model = runs.build_model(config, num_classes)
     if models.second_pass(model) is not None:
         _check_whole_grid(config, scenes)
-    mesh = make_mesh(config.loader.batch_size, config.train.devices)
+    mesh = make_mesh(config.loader.batch_size, config.train.devices, config.train.accumulation)
     steps = config.train.steps or config.train.epochs * loader.steps_per_epoch
     spans = phases.plan(config.train.schedule, steps, config.train.global_steps, models.stages(model))
     plan = Plan(config.views, config.loader, num_classes, mesh)
@@ -215,16 +233,15 @@ def _check_whole_grid(config: Config, scenes: Sequence[Any]) -> None:
         )
 
 
-def make_mesh(batch: int, wanted: int | None) -> Mesh:
-    """One axis over all devices of all processes, or as many as divide the batch."""
-    devices = jax.devices()
-    count = wanted or max(n for n in range(1, len(devices) + 1) if batch % n == 0)
-    if count > len(devices) or batch % count:
-        raise UserError(
-            f"train.devices is {count}; there are {len(devices)}, and {batch} contexts a batch must divide by it"
-        )
+def make_mesh(batch: int, wanted: int | None, parts: int = 1) -> Mesh:
+    """One axis over all devices of all processes, or as many as divide the contexts of a batch, or of each of its parts."""
+    devices, share = jax.devices(), batch // parts
+    count = wanted or max(n for n in range(1, len(devices) + 1) if share % n == 0)
+    told = f"{batch} contexts a batch" if parts == 1 else f"{share} contexts of each of a batch's {parts} parts"
+    if count > len(devices) or share % count:
+        raise UserError(f"train.devices is {count}; there are {len(devices)}, and {told} must divide by it")
     if jax.process_count() > 1 and count != len(devices):
-        raise UserError(f"a batch of {batch} contexts does not divide by the {len(devices)} devices of all processes")
+        raise UserError(f"{told} do not divide by the {len(devices)} devices of all processes")
     return Mesh(np.array(devices[:count]), ("data",))
 
 
@@ -278,7 +295,7 @@ def train_phase(run: Run, state: TrainState, phase: Phase, start: int) -> TrainS
         step += count
         run.progress.advance(count)
         _tell(run)
-        if due["log"](step) or step == phase.stop:
+        if logged(work.config.train.log_every, phase.stop, step):
             run.log.write(record(step, per_epoch, metrics, run.rates, work.spans, timer))
         if due["validation"](step):
             score(run, state, step)
@@ -306,7 +323,7 @@ def _intervals(work: Work) -> dict[str, Callable[[int], bool]]:
 
 def save(run: Run, state: TrainState, unscored: bool = False) -> None:
     """A checkpoint of all that a run goes on with."""
-    run.batches.flush()  # nothing that is not finite is ever saved
+    run.batches.flush(state)  # nothing that is not finite is ever saved
     run.checkpoints.save(state, run.batches.get_state(), run.best, unscored)
     run.saved_at = time.monotonic()
 
@@ -317,11 +334,15 @@ def compile_step(run: Run, train_step: Any, state: TrainState, batch: Any, phase
     Raises:
         UserError: the device has less memory than it needs.
     """
-    arrays = len(jax.tree.leaves(state.params))
-    first_time = f"first time: about {max(5, round(arrays * SECONDS_AN_ARRAY))} s"
-    print(f"phase {phase}: compiling its first step ({first_time})")
-    with run.progress.doing(f"compiling ({first_time})"), native_kept(run.out / MESSAGES):
-        compiled = train_step.lower(state, batch).compile()
+    config, durations = run.work.config, Durations()
+    shapes = [x.shape for x in jax.tree.leaves(batch)]
+    kind = {"step": phase, "model": asdict(config.model), "parts": config.train.accumulation, "shapes": shapes}
+    last_time = durations.told(kind)
+    print(f"phase {phase}: compiling its first step{last_time}", flush=True)
+    with run.progress.doing(f"compiling{last_time}"), native_kept(run.out / MESSAGES), durations.noting(kind):
+        options = runs.compiler_options(config.train.deterministic)
+        compiled = train_step.lower(state, batch).compile(options)
+    processes.meet("compiled")
     sizes = program_memory(compiled)
     mend = "give a smaller --loader.batch-size, --train.accumulation, --model.dtype bfloat16 or --model.remat True"
     require_memory(f"a step of phase {phase}", sizes, sizes["arguments"], mend)
@@ -350,10 +371,10 @@ def score(run: Run, state: TrainState, step: int) -> None:
 
 def validate(run: Run, state: TrainState, step: int) -> float | None:
     """The mIoU of the validation scenes."""
-    run.batches.flush()
+    run.batches.flush(state)
     run.predictor.variables = state.answering
-    scenes = run.work.val_scenes
-    if not run.predictor.traces:
+    scenes = processes.share(run.work.val_scenes)
+    if scenes and not run.predictor.traces:
         dtype, context = scenes[0].read_image(0, 0, 1, 1).dtype, (scenes[0].height, scenes[0].width)
         with run.progress.doing("compiling what validates"), native_kept(run.out / MESSAGES):
             run.predictor.compile(dtype, run.work.config.views.context_extent(*context))
@@ -364,7 +385,11 @@ def validate(run: Run, state: TrainState, step: int) -> float | None:
             if run.stop.signal is not None and jax.process_count() == 1:  # several hosts go through it together
                 raise _Cut
 
-        result, _ = evaluate(run.predictor, scenes, run.work.dataset, {}, advance)
+        together = lambda counts: processes.summed("scores", counts)  # noqa: E731
+        protocols = countable(run.work.dataset, run.work.val_scenes)
+        result, _ = evaluate(
+            run.predictor, scenes, run.work.dataset, {}, advance, protocols=protocols, together=together
+        )
     scores = next(iter(result["protocols"].values()))
     miou, accuracy = scores["miou"], scores["oa"]
     run.log.write({"kind": "eval", "step": step, "miou": miou, "mf1": scores["mf1"], "oa": accuracy})

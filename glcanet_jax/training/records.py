@@ -24,20 +24,25 @@ from glcanet_jax.training.phases import Phase
 class Log:
     """JSON lines in the run's folder; TensorBoard beside them if wanted and installed."""
 
-    def __init__(self, folder: Path, start_step: int, tensorboard: bool, *, scored: bool = True):
-        """``scored``: the scores of the start step hold; if not, they will come again."""
+    def __init__(self, folder: Path, start_step: int, tensorboard: bool, *, scored: bool = True, writes: bool = True):
+        """``scored``: the scores of the start step hold; if not, they will come again. Without ``writes`` it says nothing."""
+        self._file, self._board = None, None
+        if not writes:
+            return
         path = folder / "log.jsonl"
         _forget(path, start_step, scored)
         self._file = path.open("a", buffering=1, encoding="utf-8")
         self._board = _Board(folder / "tensorboard", start_step) if tensorboard else None
 
     def write(self, line: dict[str, Any]) -> None:
-        self._file.write(json.dumps(line) + "\n")
+        if self._file is not None:
+            self._file.write(json.dumps(line) + "\n")
         if self._board is not None:
             self._board.write(line)
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._board is not None:
             self._board.close()
 
@@ -94,11 +99,15 @@ def room_told(folder: Path) -> Iterator[None]:
 
 
 class Monitor:
-    """Watches every step's loss, one step late so that the device never waits, and stops at the first that is not finite."""
+    """Watches what every step tells, one step late so that the device never waits, and stops at the first that is not finite.
+
+    A gradient that is not finite shows in the next step's loss; before that state is saved, :meth:`flush` looks at it whole.
+    """
 
     def __init__(self, scenes: Sequence[Any]):
         self.loss: float | None = None  # the last one seen
         self._scenes = scenes
+        self._last: tuple[Any, Any] = (), ()  # scenes and contexts of the last step that was looked at
         self._pending: collections.deque = collections.deque()
 
     def watch(self, step: int, metrics: Mapping[str, Any], batch: Mapping[str, np.ndarray]) -> None:
@@ -106,16 +115,23 @@ class Monitor:
         if len(self._pending) > 1:
             self._check()
 
-    def flush(self) -> None:
+    def flush(self, state: Any = None) -> None:
+        """Look at all steps so far, and at every array that they left, by the fields of ``state``."""
         while self._pending:
             self._check()
+        bad = [] if state is None else _not_finite(state)
+        if bad:
+            self._stop(int(state.step), *self._last, bad)
 
     def _check(self) -> None:
         step, metrics, scenes, contexts = self._pending.popleft()
+        self._last = scenes, contexts
         self.loss = float(metrics["loss"])
-        if math.isfinite(self.loss):
-            return
-        bad = [k for k, v in metrics.items() if not math.isfinite(float(v))]
+        watched = [self.loss, *(float(v) for k, v in metrics.items() if k.startswith("grad_norm/"))]
+        if not all(map(math.isfinite, watched)):
+            self._stop(step, scenes, contexts, [k for k, v in metrics.items() if not math.isfinite(float(v))])
+
+    def _stop(self, step: int, scenes: Any, contexts: Any, bad: list[str]) -> None:
         seen = ", ".join(
             f"{self._scenes[s].name} at {tuple(int(v) for v in c)}" for s, c in zip(scenes, contexts, strict=True)
         )
@@ -123,6 +139,19 @@ class Monitor:
             f"training stopped: not finite at step {step}: {', '.join(bad)}; scenes (top, left, height, width): {seen}. "
             "Lower the rates or set --optimiser.clip; the last checkpoint is from before"
         )
+
+
+def _not_finite(state: Any) -> list[str]:
+    """The fields of a state, and of its parameters the roots, with a number that is not finite; an array on the host at a time."""
+    trees = {field: getattr(state, field) for field in ("batch_stats", "opt_state", "average")}
+    trees |= {f"params/{root}": tree for root, tree in state.params.items()}
+
+    def whole(x: Any) -> bool:
+        x = np.asarray(x.addressable_data(0))  # every device has all of it
+        with np.errstate(invalid="ignore"):
+            return not np.issubdtype(x.dtype, np.floating) or bool(np.isfinite(x.sum(dtype=np.float64)))
+
+    return sorted(name for name, tree in trees.items() if not all(map(whole, jax.tree.leaves(tree))))
 
 
 class Timer:

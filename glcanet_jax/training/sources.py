@@ -44,14 +44,14 @@ class FromLoader:
             compiled = compiled or compile_step(train_step, state, placed)
             state, metrics = compiled(state, placed)
             self._monitor.watch(step + 1, metrics, batch)
-            timer.step(batch["patches"].shape[0] * batch["patches"].shape[1])
+            timer.step(placed["patches"].shape[0] * placed["patches"].shape[1])
             return state, metrics
 
         return take
 
-    def flush(self) -> None:
-        """Look at the steps that were not looked at yet."""
-        self._monitor.flush()
+    def flush(self, state: Any = None) -> None:
+        """Look at the steps that were not looked at yet, and at the state that they left."""
+        self._monitor.flush(state)
 
 
 class FromDevice:
@@ -90,7 +90,11 @@ class FromDevice:
 
         return take
 
-    def flush(self) -> None:
+    def flush(self, state: Any = None) -> None:
+        self._look()
+        self._monitor.flush(state)
+
+    def _look(self) -> None:
         if self._pending is None:
             return
         (step, count, taken), self._pending = self._pending, None
@@ -98,7 +102,6 @@ class FromDevice:
         for i in range(count):
             metrics = {name: values[i] for name, values in each.items()}
             self._monitor.watch(step + 1 + i, metrics, {"scene": scenes[i], "context": contexts[i]})
-        self._monitor.flush()
 
 
 class Place(NamedTuple):
@@ -147,12 +150,6 @@ def choose(wanted: str, scenes: Sequence[Any], plan: on_device.Plan) -> bool:
 
 
 def place_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Spread a batch over the devices by contexts; each process gives its own share."""
+    """Spread a batch over the devices by contexts; each process has its own share of it."""
     sharding = NamedSharding(mesh, PartitionSpec("data"))
-    parts, index = jax.process_count(), jax.process_index()
-
-    def place(x: np.ndarray) -> jax.Array:
-        share = len(x) // parts
-        return jax.make_array_from_process_local_data(sharding, x[index * share : (index + 1) * share])
-
-    return {k: place(v) for k, v in batch.items()}
+    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}

@@ -1,6 +1,7 @@
 """The functional core of training: state, loss, one jitted step. The loop around it is :mod:`glcanet_jax.training.loop`."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -137,6 +138,8 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """``train_step(state, batch) -> (state, metrics)``, jitted, the state donated.
 
+    The norms among the metrics are zero at steps that are not :func:`logged`.
+
     Args:
         scale: full scale of the images' values.
         phase: which roots are trained, and how the forward pass runs.
@@ -158,10 +161,9 @@ def make_train_step(
         updates, opt_state = optim.update(tx, grads, state.opt_state, state.params, phase.roots)
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": loss} | {f"loss/{k}": v for k, v in terms.items()}
-        for root in (r for r in phase.roots if r in params):
-            metrics[f"grad_norm/{root}"] = optax.tree.norm(grads[root])
-            metrics[f"update_norm/{root}"] = optax.tree.norm(updates[root])
-            metrics[f"param_norm/{root}"] = optax.tree.norm(params[root])
+        norms = partial(_norms, [root for root in phase.roots if root in params])
+        asked = logged(config.train.log_every, phase.stop, state.step + 1)
+        metrics |= jax.lax.cond(asked, norms, _zeros(norms), grads, updates, params)
         state = state.replace(params=params, batch_stats=stats, opt_state=opt_state, step=state.step + 1)
         if state.average is not None:
             share = 1 - average_decay(state.step, config.train.ema)
@@ -169,6 +171,21 @@ def make_train_step(
         return state, metrics
 
     return jax.jit(train_step, donate_argnums=0)
+
+
+def logged(every: int, last: int, step: Any) -> Any:
+    """Whether a step is told in the log: its norms are computed then alone, in two launches an array on GPUs."""
+    return (step % every == 0) | (step == last)
+
+
+def _norms(roots: list[str], grads: Any, updates: Any, params: Any) -> Metrics:
+    trees = {"grad": grads, "update": updates, "param": params}
+    return {f"{name}_norm/{root}": optax.tree.norm(tree[root]) for name, tree in trees.items() for root in roots}
+
+
+def _zeros(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of the same arguments whose answers are zeros."""
+    return lambda *args: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, *args))
 
 
 def _inputs(config: Config, scale: float, batch: Batch, key: Array) -> Batch:
@@ -195,7 +212,8 @@ def _gradients(loss_fn: Callable[..., Any], state: TrainState, batch: Batch, par
         (loss, (terms, stats)), grads = grad_fn(state.params, stats, part[0], part[1])
         return (stats, jax.tree.map(jnp.add, total, (loss, terms, grads))), None
 
-    split = jax.tree.map(lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]), batch)
+    # every part takes contexts of every device: the parts follow one another, the devices share each of them
+    split = jax.tree.map(lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), batch)
     first = jax.tree.map(lambda x: x[0], split)
     (loss, (terms, _)), grads = jax.eval_shape(grad_fn, state.params, state.batch_stats, first, key)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (loss, terms, grads))

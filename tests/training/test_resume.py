@@ -245,7 +245,7 @@ def test_a_checkpoint_gives_back_every_bit(tmp_path, average):
     updates, moments = tx.update(draw(), state.opt_state, state.params)
     state = state.replace(params=optax.apply_updates(state.params, updates), opt_state=moments, step=state.step + 3)
     checkpoints = Checkpoints(tmp_path)
-    assert checkpoints.last_step() is None and checkpoints.restore_best() is None
+    assert checkpoints.last_step() is None and checkpoints.restore_best(state) is None
     checkpoints.save(state, {"position": 11}, best=0.25)
     checkpoints.save(state, {"position": 99}, best=0.5)  # a state already saved is left alone
     checkpoints.save_best(state, 0.25)
@@ -261,7 +261,7 @@ def test_a_checkpoint_gives_back_every_bit(tmp_path, average):
     for a, b in zip(bits(state), bits(restored), strict=True):
         np.testing.assert_array_equal(a, b)
     assert jax.tree.structure(restored) == jax.tree.structure(state)
-    np.testing.assert_array_equal(checkpoints.restore_best()["params"]["w"], state.answering["params"]["w"])
+    np.testing.assert_array_equal(checkpoints.restore_best(fresh)["params"]["w"], state.answering["params"]["w"])
     wider = create_state({"params": {"v": jnp.zeros((4, 5))}}, tx, jax.random.key(0))
     with pytest.raises(UserError, match="step 3 does not fit this configuration"):
         checkpoints.restore(wider)

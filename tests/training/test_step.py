@@ -71,24 +71,29 @@ def same(a, b):
 
 @pytest.fixture(scope="module")
 def joint():
-    """One joint step with BatchNorm: the state before, after, the metrics, and the arrays that were donated."""
-    config = configured()
+    """One joint step with BatchNorm: the state before, after, the metrics, the arrays that were donated, and the program."""
+    config = configured({"log_every": 1}, loss=LossConfig(lovasz=0.1))
     model, tx, spans, state = start(config)
     before = copy({"params": state.params, "stats": state.batch_stats})
-    step = training.make_train_step(model, tx, config, 255.0, spans[0])
+    lowered = training.make_train_step(model, tx, config, 255.0, spans[0]).lower(state, make_batch())
     given = jax.tree.leaves((state.params, state.batch_stats, state.opt_state))
-    state, metrics = step(state, make_batch())
-    return before, state, metrics, given
+    state, metrics = lowered.compile()(state, make_batch())
+    return before, state, metrics, given, lowered.as_text()
 
 
 def test_the_state_is_donated(joint):
     """Parameters and moments are there once, not twice."""
-    assert all(x.is_deleted() for x in joint[-1])
+    assert all(x.is_deleted() for x in joint[3])
+
+
+def test_nothing_is_scattered(joint):
+    """GPUs add up what is scattered in any order, so that gradients would have other bits every time."""
+    assert "stablehlo.gather" in joint[4] and "stablehlo.scatter" not in joint[4]
 
 
 def test_every_root_moves_at_its_own_rate(joint):
     """Adam's first step is the rate, whatever the gradient: the sharpest check of who is labelled what."""
-    before, state, metrics, _ = joint
+    before, state, metrics, *_ = joint
     for root, rate in {"global": 1e-4, "local": 2e-5, "fusion": 3e-5}.items():
         assert moved(before["params"][root], copy(state.params[root])) == pytest.approx(rate, rel=1e-2)
         assert metrics[f"grad_norm/{root}"] > 0 and metrics[f"update_norm/{root}"] > 0
@@ -96,6 +101,23 @@ def test_every_root_moves_at_its_own_rate(joint):
     total = sum(v for k, v in metrics.items() if k.startswith("loss/"))
     np.testing.assert_allclose(metrics["loss"], total, rtol=1e-6)
     assert {"loss/fused", "loss/local", "loss/global", "loss/regulariser"} <= set(metrics)
+
+
+def test_norms_are_made_where_they_are_logged():
+    """Behind a condition: elsewhere nothing of the sort runs, and they are zero."""
+    config = configured({"log_every": 3})
+    model, tx, spans, state = start(config, network="toy")
+    step = training.make_train_step(model, tx, config, 255.0, spans[0]._replace(stop=4))
+    jaxpr = jax.make_jaxpr(step)(state, make_batch()).jaxpr.eqns[0].params["jaxpr"].jaxpr
+    (cond,) = [e for e in jaxpr.eqns if e.primitive.name == "cond"]
+    roots = [e for e in jaxpr.eqns if e.primitive.name == "sqrt" and not e.outvars[0].aval.shape]
+    inside = [sum(e.primitive.name == "sqrt" for e in branch.jaxpr.eqns) for branch in cond.params["branches"]]
+    assert roots == [] and inside == [0, 9]
+    names = [f"{name}_norm/{root}" for name in ("grad", "update", "param") for root in ("global", "local", "fusion")]
+    for i in range(1, 5):
+        state, metrics = step(state, make_batch(seed=i))
+        assert [metrics[name] > 0 for name in names] == [i in (3, 4)] * 9 and metrics["loss"] > 0
+    np.testing.assert_allclose(metrics["param_norm/local"], optax.tree.norm(state.params["local"]), rtol=1e-5)
 
 
 def test_running_statistics_follow(joint):
@@ -337,6 +359,30 @@ def test_the_first_loss_that_is_not_finite_stops():
         UserError, match=r"step 2: loss, loss/local; .*south at \(0, 0, 5, 5\), north at \(7, 8, 5, 5\)"
     ):
         monitor.watch(3, {"loss": jnp.float32(1.0)}, batch)
+
+
+def test_a_gradient_that_is_not_finite_stops_before_anything_is_saved():
+    """By its norm where that is known, else by what it left in the state: the loss is still finite."""
+    scene = dataclasses.make_dataclass("S", ["name"])
+    batch = {"scene": np.array([0]), "context": np.array([[0, 0, 5, 5]])}
+    params = {"local": {"w": jnp.ones(3)}, "fusion": {"w": jnp.ones(2)}}
+    state = training.create_state({"params": params}, optax.adam(1e-3), jax.random.key(0), average=True)
+    monitor = records.Monitor([scene("north")])
+    monitor.watch(1, {"loss": jnp.float32(1.0), "grad_norm/local": jnp.float32(2.0)}, batch)
+    monitor.flush(state)
+    monitor.watch(2, {"loss": jnp.float32(1.0), "grad_norm/local": jnp.float32(np.inf)}, batch)
+    with pytest.raises(UserError, match=r"not finite at step 2: grad_norm/local; scenes .*north at \(0, 0, 5, 5\)"):
+        monitor.flush()
+    bad = jnp.array([1.0, np.nan, np.inf])
+    moments = jax.tree.map(lambda x: x + np.inf if x.ndim else x, state.opt_state)
+    for changed, told in (
+        ({"params": params | {"local": {"w": bad}}}, "params/local"),
+        ({"opt_state": moments}, "opt_state"),
+        ({"average": {"params": {"local": bad}}}, "average"),
+    ):
+        monitor.watch(3, {"loss": jnp.float32(1.0)}, batch)
+        with pytest.raises(UserError, match=f"not finite at step 7: {told}; scenes .*north"):
+            monitor.flush(state.replace(step=state.step + 7, **changed))
 
 
 @pytest.mark.parametrize("schedule", ["poly", "cosine", "constant"])

@@ -258,7 +258,7 @@ def test_a_damaged_best_one_is_told(tmp_path):
         checkpoints.save_best(state_at(4), 0.5)
     garbage(tmp_path / "best" / "4")
     with pytest.raises(UserError, match="the best checkpoint, of step 4, cannot be read"):
-        checkpoints.restore_best()
+        checkpoints.restore_best(state_at(0))
 
 
 def test_what_a_kill_left_half_written_is_cleared(tmp_path):
@@ -408,6 +408,40 @@ def test_without_a_home_nothing_is_kept_between_runs(monkeypatch, tmp_path):
     assert runs._cache_folder() is None
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert runs._cache_folder() == tmp_path / "glcanet_jax" / "xla"
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="folders there have no such rights")
+def test_compiled_programs_lie_where_nobody_else_can_write(monkeypatch, tmp_path, capsys):
+    """Who can write them can have code run. An open folder is closed; one that is another's, or holds what is, is not used."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = tmp_path / "glcanet_jax" / "xla"
+    before = os.umask(0)
+    try:
+        assert runs._cache_folder() == folder
+    finally:
+        os.umask(before)
+    rights = lambda: [path.stat().st_mode & 0o777 for path in (folder, folder.parent)]  # noqa: E731
+    assert rights() == [0o700, 0o700]
+    (folder / "program").touch()
+    folder.chmod(0o777)
+    folder.parent.chmod(0o755)
+    assert runs._cache_folder() == folder and rights() == [0o700, 0o700]
+    assert capsys.readouterr().out == ""
+    other = os.geteuid() + 1
+    monkeypatch.setattr(os, "geteuid", lambda: other)
+    assert runs._cache_folder() is None
+    told = capsys.readouterr().out
+    assert (
+        told.startswith(f"compiled programs are not kept: others can write to {folder.parent}; remove it")
+        and told.count("\n") == 1
+    )
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder.chmod(0o777)
+    real = os.scandir
+    entry = type("Entry", (), {"stat": lambda self, **_: type("Found", (), {"st_uid": os.geteuid() + 1})()})
+    monkeypatch.setattr(os, "scandir", lambda path: [*real(path), entry()])
+    assert runs._cache_folder() is None and str(folder) in capsys.readouterr().out
 
 
 def test_a_place_that_cannot_be_made_is_told(tmp_path):

@@ -1,0 +1,44 @@
+"""What devices are told: the precision of products, operations left out, the type that a network computes in."""
+
+import os
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from glcanet_jax import runs
+
+
+def test_a_precision_holds_inside_alone():
+    x = jnp.ones((4, 4))
+    told = lambda: jax.jit(lambda x: x @ x).lower(x).as_text().count("HIGHEST")  # noqa: E731
+    assert told() == 0
+    with runs.computing("highest"):
+        assert told() == 2
+    with runs.computing("default"):
+        assert told() == 0
+    assert jax.config.jax_default_matmul_precision is None
+
+
+def test_what_is_not_deterministic_is_left_out_on_gpus(monkeypatch):
+    """XLA must know the word: one that it does not know ends the process."""
+    assert runs.compiler_options(True) == runs.compiler_options(False) == {}
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert runs.compiler_options(False) == {}
+    options = runs.compiler_options(True)
+    program = jax.jit(lambda x: x + 1).lower(jnp.ones(2)).compile(options)
+    assert len(options) == 1 and program(jnp.ones(2)).sum() == 4
+    with pytest.raises(jax.errors.JaxRuntimeError, match="No such compile option"):
+        jax.jit(lambda x: x + 1).lower(jnp.ones(2)).compile({"xla_gpu_no_such_word": True})
+
+
+def test_a_command_that_is_deterministic_tells_xla(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_use_xnnpack=false")
+    with runs.computing("default", deterministic=True):
+        assert os.environ["XLA_FLAGS"] == "--xla_cpu_use_xnnpack=false --xla_gpu_exclude_nondeterministic_ops=true"
+
+
+@pytest.mark.parametrize("dtype, computed", [(None, "bfloat16"), ("float32", "float32")])
+def test_a_default_type_is_what_nobody_chose(dtype, computed):
+    predictor, config, _ = runs.load_predictor("demo", dtype=dtype, default="bfloat16")
+    assert config.model.dtype == computed and predictor.model.dtype == computed
