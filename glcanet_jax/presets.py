@@ -36,6 +36,7 @@ def changed(config: Config, *changes: Changes) -> Config:
 # 500-px views, whole scenes as contexts, one patch of the grid per context, no position code, Adam at 1e-4 and 2e-5, focal
 # loss of gamma 6; GLNet's 120 epochs, each of which shows every patch of every image: docs/experiments.md has steps and hours
 PAPER = Config(
+    data=DataConfig(on_device="never"),  # from there epochs are not exact
     views=Views(context_size=None, global_size=500, patch_size=500, overlap=50),
     loader=LoaderConfig(batch_size=6, patches_per_context=1, positions="grid"),
     model=model_config(position=None),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -68,8 +69,11 @@ def alone(tmp_path_factory):
     return load_file(out / "last.safetensors"), report.read_log(out / "log.jsonl")
 
 
-def test_two_processes_are_as_one(tmp_path, alone):
-    """Each reads its half of every batch, and scores its half of the scenes; the first alone prints, logs and writes."""
+def test_two_processes_are_as_one(tmp_path, alone, monkeypatch):
+    """Each reads its half of every batch, and scores its half of the scenes; the first alone prints, logs and writes.
+
+    And what they began one goes on with, on one device.
+    """
     out = tmp_path / "run"
     codes, printed, told = end(begin(out, 4))
     assert codes == [0, 0] and told == ("", ""), told
@@ -82,9 +86,18 @@ def test_two_processes_are_as_one(tmp_path, alone):
         assert mine.keys() == theirs.keys()
         for name in {"loss", "miou", "oa", "grad_norm/local"} & mine.keys():
             assert mine[name] == pytest.approx(theirs[name], rel=1e-4)
+    shutil.rmtree(out / "checkpoints" / "last" / "4")
+    for name in ("last.safetensors", "best.safetensors"):
+        (out / name).unlink()
+    monkeypatch.setattr(runs, "build_model", lambda config, classes: Toy(classes, "group"))
+    config = run_of(out, 4)
+    loop.train(dataclasses.replace(config, train=dataclasses.replace(config.train, devices=1)))
+    close(out, weights, 1e-5)
+    assert [r["step"] for r in report.read_log(out / "log.jsonl")] == [r["step"] for r in log]
     assert (out / "best.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_when_one_is_killed_the_others_end_and_the_same_commands_go_on(tmp_path):
     out = tmp_path / "run"
     several, limit = begin(out, 400), time.monotonic() + 200
@@ -103,6 +116,7 @@ def test_when_one_is_killed_the_others_end_and_the_same_commands_go_on(tmp_path)
     assert codes == [-signal.SIGKILL, 2] and told[1] == f"error: {processes.LOST}\n"
 
 
+@pytest.mark.slow
 def test_what_one_does_alone_fails_in_all(tmp_path):
     """Here the folder, which holds something else."""
     (tmp_path / "run").mkdir()
