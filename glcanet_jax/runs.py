@@ -550,6 +550,8 @@ def open_run(config: Config) -> Path:
         theirs["out"] = ours["out"]  # a run may be moved
         if (out / DATA).exists():  # which tells whether the data are the same, wherever they lie
             theirs["data"]["dir"] = ours["data"]["dir"]
+        if theirs["data"]["on_device"] == "auto":  # it is older than the choice
+            theirs["data"]["on_device"] = "never"
         for how in ("cache", "kept_mb"):  # of reading, which changes nothing of what is read
             theirs["data"][how] = ours["data"][how]
         theirs["train"]["devices"] = ours["train"]["devices"]  # a run goes on wherever there is room

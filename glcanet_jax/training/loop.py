@@ -1,6 +1,7 @@
 """The training loop: from a configuration to a finished run, going on where a killed one stopped."""
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -51,7 +52,11 @@ class Work(NamedTuple):
     mesh: Mesh
     steps: int
     spans: tuple[Phase, ...]
-    on_device: bool = False  # whether scenes lie there
+
+    @property
+    def on_device(self) -> bool:
+        """Whether scenes lie there, and steps draw from them."""
+        return self.config.data.on_device == "always"
 
 
 def train(config: Config, distributed: str = "auto") -> Path:
@@ -166,8 +171,11 @@ def prepare(config: Config) -> Work:
     steps = config.train.steps or config.train.epochs * loader.steps_per_epoch
     spans = phases.plan(config.train.schedule, steps, config.train.global_steps, models.stages(model))
     plan = Plan(config.views, config.loader, num_classes, mesh)
-    on_device = sources.choose(config.data.on_device, scenes, plan)
-    return Work(config, dataset, scenes, val_scenes, bands, loader, model, mesh, steps, spans, on_device)
+    on_device = (
+        "always" if sources.choose(config.data.on_device, scenes, plan) else "never"
+    )  # a run stays where it began
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, on_device=on_device))
+    return Work(config, dataset, scenes, val_scenes, bands, loader, model, mesh, steps, spans)
 
 
 def fed(work: Work) -> Work:

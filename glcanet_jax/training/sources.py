@@ -137,6 +137,11 @@ def choose(wanted: str, scenes: Sequence[Any], plan: on_device.Plan) -> bool:
     """
     if wanted == "never" or (wanted == "auto" and jax.default_backend() == "cpu"):
         return False
+    if wanted == "auto" and plan.config.positions == "grid":
+        print(
+            "batches are made on the host, where epochs are exact: --loader.positions is grid (--data.on-device always: on the device)"
+        )
+        return False
     found = fitting(scenes, plan, 1.0 if wanted == "always" else SHARE)
     if wanted == "always" and not found.fits:
         raise UserError(f"--data.on-device always cannot be: {found.reason}; give never, or auto")
