@@ -94,11 +94,12 @@ def write_scenes(folder: Path, kind: str, count: int) -> list[str]:
     return paths
 
 
-def map_them(paths: list[str], out: Path, on_device: bool) -> None:
+def map_them(paths: list[str], out: Path, on_device: bool, compression: str = "deflate") -> None:
     """From files to maps."""
+    options = MapOptions(batch=12, compression=compression)
     model = mapping.Model(Hosted(geometry.Views(), 12, on_device), Config(), NAMES, PALETTE, Path("stub"), "0" * 64)
-    tasks = [mapping.MapTask(Path(path).stem, path, out, model, MapOptions(batch=12), None) for path in paths]
-    for outcome in mapping.map_tasks(len(tasks), tasks, model, MapOptions(batch=12)):
+    tasks = [mapping.MapTask(Path(path).stem, path, out, model, options, None) for path in paths]
+    for outcome in mapping.map_tasks(len(tasks), tasks, model, options):
         if outcome.error is not None:
             raise outcome.error
 
@@ -146,8 +147,9 @@ def measure(rounds: int, scenes: int) -> dict[str, dict[str, float]]:
             for where in ("device", "host"):
                 for kind, paths in files.items():
                     out = Path(folder) / f"{kind}-{where}-{turn}"
-                    took = cost(map_them, paths, out, where == "device")
-                    found.setdefault(f"{kind} to map, shrunk by the {where}", []).append(took)
+                    for codec in ("deflate", "zstd"):
+                        took = cost(map_them, paths, out / codec, where == "device", codec)
+                        found.setdefault(f"{kind} to {codec} map, shrunk by the {where}", []).append(took)
                 took = cost(score_them, labelled, where == "device")
                 found.setdefault(f"scored, shrunk by the {where}", []).append(took)
     median = lambda values: round(statistics.median(values) / scenes, 4)  # noqa: E731

@@ -29,6 +29,25 @@ def test_confusion_is_a_loop_over_pixels():
         metrics.confusion_matrix(truth, prediction, 3)
 
 
+@pytest.mark.parametrize(("classes", "shape"), [(1, (3, 5)), (4, (7, 9)), (15, (40, 50)), (16, (9, 9)), (6, (0, 3))])
+def test_ids_of_8_bits_are_counted_as_others(classes, shape):
+    """Two pixels at once, an odd one behind them; more classes than fit into a byte by pairs the other way."""
+    rng = np.random.default_rng(classes)
+    truth, prediction = (rng.integers(0, classes, shape).astype(np.uint8) for _ in range(2))
+    truth[rng.random(shape) < 0.2] = 255
+    expected = metrics.confusion_matrix(truth.astype(np.int32), prediction.astype(np.int32), classes)
+    np.testing.assert_array_equal(metrics.confusion_matrix(truth, prediction, classes), expected)
+    np.testing.assert_array_equal(
+        metrics.confusion_matrix(truth[:, ::2], prediction[:, ::2], classes).sum(), np.sum(truth[:, ::2] != 255)
+    )
+    if truth.size:
+        truth.flat[0], prediction.flat[0] = 254, 0
+        with pytest.raises(UserError, match="the truth holds class id 254"):
+            metrics.confusion_matrix(truth, prediction, classes)
+        truth.flat[0], prediction.flat[0] = 255, 255  # where nothing is true, nothing need be a class
+        assert metrics.confusion_matrix(truth, prediction, classes).sum() == np.sum(truth != 255)
+
+
 def test_scores_equal_scikit_learns():
     sklearn = pytest.importorskip("sklearn.metrics")
     truth, prediction = maps()

@@ -1,8 +1,7 @@
-"""Class maps by rows, and small pictures of scenes and maps."""
+"""Small pictures of scenes and maps."""
 
 import contextlib
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,6 @@ from glcanet_jax.data.gdal import steps
 from glcanet_jax.data.raster import STAGING_BYTES, RasterSource
 from glcanet_jax.data.scenes import IGNORE
 from glcanet_jax.data.tiles import TILE
-
-
-def read_rows(path: str | Path) -> Iterator[tuple[int, np.ndarray]]:
-    """A class map from top to bottom: the first row of each part, and ids ``[h, width]`` of at most some 4 million pixels."""
-    with contextlib.closing(RasterSource(path, None, 1)) as source:
-        step = TILE
-        while step > 1 and step * source.width > 2**22:
-            step //= 2
-        for rows in steps(source.height, step):
-            yield rows.start, source.read_image(rows.start, 0, rows.stop - rows.start)[..., 0]
 
 
 def overview(source: RasterSource | str | Path, max_side: int, resampling: str | None = None) -> np.ndarray:

@@ -17,7 +17,10 @@ from glcanet_jax.data.tiles import TILE, not_whole
 from glcanet_jax.inference.forward import PROBABILITY_STEPS
 from glcanet_jax.maps import pyramid
 
-LEVEL = 5  # of DEFLATE, of class maps: half the time of 6, a sixth more bytes (docs/performance.md)
+LEVELS = {
+    "deflate": 5,
+    "zstd": 1,
+}  # of class maps: a sixth more bytes than with DEFLATE's 6, half the time (docs/performance.md)
 FINISH_BYTES = 32 * 2**20  # that cache while maps are finished, where GDAL holds other buffers too
 
 
@@ -28,6 +31,7 @@ class Description(NamedTuple):
     names: tuple[str, ...]  # of the classes
     palette: tuple[tuple[int, int, int], ...]
     tags: Mapping[str, str]
+    compression: str = "deflate"  # one of LEVELS
 
 
 def write_cog(
@@ -68,7 +72,8 @@ def write_cog(
             copy(plain, described, driver="VRT")
             _describe(layer, described, about)
             _add_overviews(described, small)
-            options = {"COMPRESS": "DEFLATE", "LEVEL": LEVEL, "BLOCKSIZE": TILE, "BIGTIFF": "IF_SAFER"}
+            options = {"COMPRESS": about.compression.upper(), "LEVEL": LEVELS[about.compression]}
+            options |= {"BLOCKSIZE": TILE, "BIGTIFF": "IF_SAFER"}
             options |= {"PREDICTOR": "NO" if layer == "classes" else "YES"}  # ids are no quantities
             copy(described, temporary, driver="COG", OVERVIEWS="AUTO", NUM_THREADS="2", **options)
             _verify(described, temporary, read, tell)

@@ -54,8 +54,7 @@ class Areas:
 
     def add(self, top: int, left: int, ids: np.ndarray) -> None:
         """Ids ``[h, w]`` from a row and a column of the map on."""
-        found = _histogram(ids)
-        self.pixels += np.append(found[: self._count], found[IGNORE])
+        self.pixels += [np.count_nonzero(ids == i) for i in (*range(self._count), IGNORE)]
         ground = self._place.pixel_areas(top, left, *ids.shape)
         if ground is None:
             return
@@ -71,26 +70,6 @@ class Areas:
         if not self._place.on_ground:
             return None
         return self._areas if self._alike is None else self.pixels[:-1] * self._alike
-
-
-def _histogram(ids: np.ndarray) -> np.ndarray:
-    """How often each of 256 ids stands in an array of them; two are counted as a word."""
-    flat = np.ascontiguousarray(ids).ravel()
-    words = np.bincount(flat[: flat.size // 2 * 2].view(np.uint16), minlength=2**16).reshape(256, 256)
-    found = words.sum(0) + words.sum(1)
-    if flat.size % 2:
-        found[flat[-1]] += 1
-    return found
-
-
-def count_areas(class_map: Path, georeference: Georeference, count: int) -> Areas:
-    """Of a class map in a file."""
-    from glcanet_jax.data import overview
-
-    areas = Areas(georeference, count)
-    for top, ids in overview.read_rows(class_map):
-        areas.add(top, 0, ids)
-    return areas
 
 
 def class_rows(pixels: np.ndarray, areas: np.ndarray | None, names: Sequence[str]) -> list[dict[str, Any]]:

@@ -346,8 +346,9 @@ class MapTask:
             place = dataclasses.replace(place, crs=None)
         size, legend = (source.height, source.width), (model.names, model.palette)
         self._writer = MapWriter(
-            folder, *size, place, *legend, layers, tags, anew=scratch.restart, held=self._is_small(layers)
-        )
+            folder, *size, place, *legend, layers, tags, anew=scratch.restart, held=self._is_small(layers),
+            compression=options.compression,
+        )  # fmt: skip
         self._stack.callback(self._writer.close)
         return walk.Request(
             plan.source, self._writer, layers, plan.region, scratch, self._advance_of(source), model.predictor

@@ -20,6 +20,8 @@ class MapOptions:
     # polygons under it are merged into their surroundings, m2 (pixels without a CRS)
     min_area: Annotated[float, Range(0)] = 0.0
     overlay: bool = False  # a PNG to look at
+    # of the class map; zstd is written in half the time, and read by GDAL, QGIS and rasterio, not by every other program
+    compression: Literal["deflate", "zstd"] = "deflate"
     aoi: Path | None = None  # polygons in GeoJSON, a GeoPackage or a Shapefile; nothing is predicted outside
     aoi_layer: str | None = None  # the layer of a GeoPackage with several
     csv: bool = False  # areas.csv: pixels, hectares and percent of every class of every scene

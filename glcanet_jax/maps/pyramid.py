@@ -12,40 +12,36 @@ from glcanet_jax.data.tiles import TILE, Tiles
 Read = Callable[[slice, slice], np.ndarray]  # rows, columns -> [bands, h, w]
 
 
-def _quarters(values: np.ndarray) -> tuple[np.ndarray, ...]:
-    """The four pixels of each square ``[..., h, w]``; beyond an odd end its last one again."""
-    odd = [(0, side % 2) for side in values.shape[-2:]]
-    if any(more for _, more in odd):
-        values = np.pad(values, [(0, 0)] * (values.ndim - 2) + odd, mode="edge")
-    return tuple(np.ascontiguousarray(values[..., i::2, j::2]) for i in (0, 1) for j in (0, 1))
+def _even(values: np.ndarray) -> np.ndarray:
+    """An array ``[bands, h, w]`` with even sides: beyond an odd end its last pixels again."""
+    odd = [side % 2 for side in values.shape[-2:]]
+    return np.pad(values, [(0, 0), *((0, more) for more in odd)], mode="edge") if any(odd) else values
 
 
 def halve_ids(ids: np.ndarray) -> np.ndarray:
-    """The commonest of four ids; of equals the one further up, then left; 255 only where there is nothing else."""
-    a, b, c, d = quarters = _quarters(ids)
+    """The commonest of four ids ``[bands, h, w]``; of equals the one further up, then left; 255 only where there is nothing else."""
+    ids = _even(ids)
+    a, b, c, d = (np.ascontiguousarray(ids[:, i::2, j::2]) for i in (0, 1) for j in (0, 1))
     most = a.copy()
-    others = (a != b) & (a != c) & (a != d)
-    if others.any():
-        at = np.nonzero(others)
-        b_, c_, d_ = b[at], c[at], d[at]
-        most[at] = np.where((b_ == c_) | (b_ == d_), b_, np.where(c_ == d_, c_, a[at]))
-    if ids.size and ids.max() == IGNORE:
-        four = np.stack(quarters)
-        holes = (four == IGNORE).any(0)
-        most[holes] = _valid_mode(four[:, holes])
+    mixed = (a != b) | (a != c) | (a != d)  # few, where regions meet
+    at = np.flatnonzero(mixed)
+    most.ravel()[at] = _valid_mode(np.stack([x.ravel()[at] for x in (a, b, c, d)]))
     return most
 
 
 def _valid_mode(four: np.ndarray) -> np.ndarray:
-    """The commonest of four ids ``[4, n]`` that is not 255, if there is one."""
-    valid = four != IGNORE
-    votes = (four[:, None] == four[None]).sum(1) * valid
-    return np.take_along_axis(four, votes.argmax(0)[None], 0)[0]
+    """The commonest of four ids ``[4, n]`` that is not 255, if there is one, the first of equals."""
+    a, b, c, d = four
+    first = np.where(a != IGNORE, a, np.where(b != IGNORE, b, np.where(c != IGNORE, c, d)))
+    # whoever has a second vote wins; of two pairs the one with the first pixel, for it is looked at first
+    pair = np.where(((b == c) | (b == d)) & (b != IGNORE), b, np.where((c == d) & (c != IGNORE), c, first))
+    return np.where(((a == b) | (a == c) | (a == d)) & (a != IGNORE), a, pair)
 
 
 def halve_shares(values: np.ndarray) -> np.ndarray:
-    """The mean of four values ``[..., h, w]`` of 8 bits, rounded; 255 only where there is nothing else."""
-    parts = np.stack(_quarters(values)).astype(np.uint16)
+    """The mean of four values ``[bands, h, w]`` of 8 bits, rounded; 255 only where there is nothing else."""
+    values = _even(values)
+    parts = np.stack([values[:, i::2, j::2] for i in (0, 1) for j in (0, 1)]).astype(np.uint16)
     valid = parts != IGNORE
     count = valid.sum(0, dtype=np.uint16)
     total = np.where(valid, parts, 0).sum(0, dtype=np.uint16)

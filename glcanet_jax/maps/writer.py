@@ -42,10 +42,11 @@ class MapWriter:
         tags: Mapping[str, str],
         anew: Callable[[], None] = lambda: None,
         held: bool = False,
+        compression: str = "deflate",
     ):
         """``anew`` is called before a layer is made that is not there, or is not whole: no block of it is finished.
 
-        With ``held`` the layers are in memory until they are finished, and a run that was killed begins anew.
+        ``compression`` is that of the finished maps, deflate or zstd. With ``held`` the layers are in memory until they are finished, and a run that was killed begins anew.
         """
         unknown = [layer for layer in layers if layer not in LAYERS]
         if unknown or not layers:
@@ -53,7 +54,7 @@ class MapWriter:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.height, self.width = height, width
-        self.about = Description(georeference, tuple(names), tuple(palette), dict(tags))
+        self.about = Description(georeference, tuple(names), tuple(palette), dict(tags), compression)
         self._anew, self._held = anew, held
         self._tiles = {layer: self._layer(layer) for layer in LAYERS if layer in layers}
 

@@ -21,7 +21,7 @@ from glcanet_jax.data import overview as overviews
 from glcanet_jax.data import raster
 from glcanet_jax.data.gdal import environment, open_raster, steps
 from glcanet_jax.data.georeference import Georeference
-from glcanet_jax.data.overview import overview, read_rows
+from glcanet_jax.data.overview import overview
 from glcanet_jax.data.raster import RasterSource
 from glcanet_jax.data.tiles import check_disk
 from glcanet_jax.errors import UserError
@@ -843,11 +843,3 @@ def test_a_map_and_its_image_have_pictures_of_one_size(tmp_path):
     with opened(path) as source:
         for side in (1300, 900, 500, 400, 200, 99):
             assert overview(source, side).shape[:2] == overview(made, side).shape
-
-
-def test_rows_of_a_map(tmp_path, monkeypatch):
-    monkeypatch.setattr(overviews, "TILE", 32)
-    ids = random(100, 70, 1)
-    parts = list(read_rows(save(tmp_path / "a.tif", ids)))
-    assert [top for top, _ in parts] == [0, 32, 64, 96]
-    np.testing.assert_array_equal(np.concatenate([part for _, part in parts]), ids[..., 0])
