@@ -7,6 +7,7 @@ are shrunk by the device, as on accelerators, or by the host, as on CPUs.
 
 import argparse
 import contextlib
+import functools
 import io
 import statistics
 import tempfile
@@ -31,6 +32,7 @@ NAMES = tuple(f"class {i}" for i in range(CLASSES))
 PALETTE = tuple((30 * i, 255 - 30 * i, 90) for i in range(CLASSES))
 
 
+@functools.cache
 def class_map(side: int = SIDE, seed: int = 0) -> np.ndarray:
     """Regions of some hundred pixels with ragged edges, ``[h, w]`` uint8: as hard to compress as masks of real scenes."""
     rng = np.random.default_rng(seed)
@@ -43,6 +45,7 @@ def class_map(side: int = SIDE, seed: int = 0) -> np.ndarray:
     return coarse[rows, columns].astype(np.uint8)
 
 
+@functools.cache
 def picture(side: int = SIDE) -> np.ndarray:
     """Colours of the classes with noise, ``[h, w, 3]``, which a JPEG holds in some 2.5 MB as it does real scenes."""
     rng = np.random.default_rng(1)

@@ -430,13 +430,12 @@ def test_what_ends_all_scenes_closes_them(monkeypatch):
     assert [t.closed for t in tasks] == [1, 1, 1]
 
 
-@pytest.mark.parametrize("on_device", [False, True])
-def test_several_devices_give_the_map_of_one(glcanet, on_device):
+def test_several_devices_give_the_map_of_one(glcanet):
     """To the bit, whichever looks at a batch; each is asked. As accelerators do it, it is the host's to a grey level of the view."""
     host, model, variables = glcanet
-    options = {"bands": 3, "batch": 3, "on_device": on_device}
+    options = {"bands": 3, "batch": 3, "on_device": True}
     many = Predictor(model, variables, VIEWS, host.normalisation, devices=2, **options)
-    one = Predictor(model, variables, VIEWS, host.normalisation, **options) if on_device else host
+    one = Predictor(model, variables, VIEWS, host.normalisation, **options)
     tasks = [Listed(scene_of(*size), ("logits",)) for size in ((150, 210), (97, 65))]
     assert all(o.error is None for o in walk.predict_scenes(many, tasks, readers=2))
     for task in tasks:
