@@ -51,8 +51,9 @@ def launches(text: str) -> dict[str, int]:
             if kind is None or kind in FREE:
                 continue
             if kind == "conditional":
-                inner = re.findall(r"(?:branch_computations=\{|(?:true|false)_computation=)([^}]*?)(?:\}|,|$)", line)
-                names = [n.strip(" %") for some in inner for n in some.split(",")]
+                several = re.findall(r"branch_computations=\{([^}]*)\}", line)
+                names = several[0].split(",") if several else re.findall(r"(?:true|false)_computation=([^,]+)", line)
+                names = [name.strip(" %") for name in names]
                 counts["conditional"] += max((count_alone(n) for n in names), default=0)
             elif kind in ("while", "call", "async-start"):
                 called = re.findall(r"(?:body|to_apply|calls)=%?([\w.\-]+)", line)
