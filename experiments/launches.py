@@ -26,7 +26,7 @@ def computations(text: str) -> dict[str, list[str]]:
     """The lines of each computation of a program's text, by name; the main one is called ENTRY."""
     found: dict[str, list[str]] = {}
     name = None
-    for line in text.splitlines():
+    for line in re.sub(r"/\*.*?\*/", "", text).splitlines():  # without the comments that count a tuple's parts
         if head := WHOLE.match(line):
             name = "ENTRY" if head[1] else head[2]
             found[name] = []

@@ -179,6 +179,8 @@ def logged(every: int, last: int, step: Any) -> Any:
 
 
 def _norms(roots: list[str], grads: Any, updates: Any, params: Any) -> Metrics:
+    # what is behind the barrier XLA does not take out of its branch; it would compute both and choose
+    grads, updates, params = jax.lax.optimization_barrier((grads, updates, params))
     trees = {"grad": grads, "update": updates, "param": params}
     return {f"{name}_norm/{root}": optax.tree.norm(tree[root]) for name, tree in trees.items() for root in roots}
 

@@ -37,7 +37,7 @@ ENTRY %main (x: f32[4]) -> f32[4] {
   %copy.1 = f32[4]{0} copy(%x)
   %fusion.3 = f32[4]{0:T(8)} fusion(%copy.1), kind=kLoop, calls=%fused_one
   %w = (s32[], f32[4]{0}) while(%x), condition=%condition, body=%body
-  %n = f32[] conditional(%x, %w, %w), branch_computations={%zeros, %norms}
+  %n = (f32[], f32[], f32[], f32[], f32[], /*index=5*/f32[]) conditional(%x, %w, %w), branch_computations={%zeros, %norms}
   ROOT %b = f32[4]{0} bitcast(%fusion.3)
 }
 """
