@@ -90,17 +90,10 @@ class Check:
 def train(argv: Sequence[str], page: tuple[str, str]) -> None:
     from glcanet_jax.config import Config, model_config
 
-    @dataclass(frozen=True, kw_only=True)
-    class Train:
-        run: OmitArgPrefixes[Config]
-        # HOST:PORT,COUNT,NUMBER of several processes: where process 0 listens, how many, which this is; auto: as a cluster says; off
-        distributed: str = "auto"
-
-    default = Train(run=Config(model=model_config(cli.chosen(argv) or "glcanet")))
-    asked = cli.parse(Train, argv, *page, default)
+    config = cli.parse(Config, argv, *page, Config(model=model_config(cli.chosen(argv) or "glcanet")))
     from glcanet_jax.training import loop, processes
 
-    out = loop.train(asked.run, asked.distributed)
+    out = loop.train(config)
     if processes.first():
         print(f"done: {out}")
 

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from glcanet_jax.errors import Stopped, UserError
-from glcanet_jax.limits import fields_of
 from glcanet_jax.options import MISSING, SHORT, Option, canonical, check, metavar, options_of, perhaps, sentence
 
 COLUMN = 32  # where the words of an option begin
@@ -206,18 +205,12 @@ def _add(group: Any, option: Option) -> None:
 
 def _groups(kind: type, default: Any, prefix: str = "") -> Any:
     """What groups of options are, from the docstrings of their dataclasses."""
-    from tyro.conf import OmitArgPrefixes
-
-    own = fields_of(kind)
     for f in dataclasses.fields(kind):
         value = f.default if default is MISSING else getattr(default, f.name)
         if value is MISSING and f.default_factory is not MISSING:
             value = f.default_factory()
-        hint, _, _, marks = own[f.name]
-        inner = hint if value is MISSING else type(value)
-        if dataclasses.is_dataclass(inner) and OmitArgPrefixes in marks:
-            yield from _groups(inner, value, prefix)
-        elif dataclasses.is_dataclass(inner):
+        inner = f.type if value is MISSING else type(value)
+        if dataclasses.is_dataclass(inner):
             doc = inspect.getdoc(inner) or ""
             yield f"{prefix}{f.name}", "" if doc.startswith(f"{inner.__name__}(") else _unmarked(doc.partition("\n")[0])
             yield from _groups(inner, value, f"{prefix}{f.name}.")

@@ -193,6 +193,8 @@ class Config:
     eval_batch: Annotated[int, Range(1, 2**12)] = 6  # patches at once in evaluation
     eval_tta: bool = False  # the mean over the eight views of a square in the last evaluation
     out: str = "runs/run"  # where everything is written
+    # HOST:PORT,COUNT,NUMBER of several processes: where process 0 listens, how many, which this is; auto: as a cluster says; off
+    distributed: str = "auto"
 
     def __post_init__(self):
         check_fields(self, "")

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,18 +59,16 @@ class Work(NamedTuple):
         return self.config.data.on_device == "always"
 
 
-def train(config: Config, distributed: str = "auto") -> Path:
+def train(config: Config) -> Path:
     """Train to the end, from the last checkpoint if there is one; returns the run's folder.
-
-    Args:
-        distributed: how several processes find each other, as :func:`glcanet_jax.training.processes.begin` takes it.
 
     Raises:
         UserError: the data, the weights or the options do not fit, the data are not those that the run began with, the
             loss is not finite, or another process has ended.
         Stopped: Ctrl-C or SIGTERM asked for it; the run is saved.
     """
-    processes.begin(distributed)
+    processes.begin(config.distributed)
+    config = replace(config, distributed="auto")  # it is no part of the run, which goes on however its processes meet
     with processes.quiet(), runs.computing(config.train.precision):
         return _train(config)
 

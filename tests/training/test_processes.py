@@ -166,4 +166,5 @@ def test_what_a_cluster_says(monkeypatch, name):
 
 if __name__ == "__main__":
     runs.build_model = lambda config, classes: Toy(classes, "group")
-    cli.run(lambda: (loop.train(run_of(sys.argv[1], int(sys.argv[2])), sys.argv[3]), 0)[1])
+    asked = dataclasses.replace(run_of(sys.argv[1], int(sys.argv[2])), distributed=sys.argv[3])
+    cli.run(lambda: (loop.train(asked), 0)[1])
