@@ -59,11 +59,13 @@ def most_taps(length: int, size: int) -> int:
 
 def resize_labels(labels: np.ndarray, height: int, width: int) -> np.ndarray:
     """Nearest labels ``[h, w]`` at the centres of the new pixels."""
+    if labels.shape == (height, width):
+        return labels
     rows, columns = (
         np.minimum(((np.arange(new) + 0.5) * old / new).astype(np.int64), old - 1)
         for new, old in zip((height, width), labels.shape, strict=True)
     )
-    return labels[rows[:, None], columns[None]]
+    return labels[rows][:, columns]  # one axis after the other: whole rows are copied, few of them are gone through
 
 
 def global_view(image: np.ndarray, size: int) -> np.ndarray:

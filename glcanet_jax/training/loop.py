@@ -169,10 +169,8 @@ def prepare(config: Config) -> Work:
     steps = config.train.steps or config.train.epochs * loader.steps_per_epoch
     spans = phases.plan(config.train.schedule, steps, config.train.global_steps, models.stages(model))
     plan = Plan(config.views, config.loader, num_classes, mesh)
-    on_device = (
-        "always" if sources.choose(config.data.on_device, scenes, plan) else "never"
-    )  # a run stays where it began
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, on_device=on_device))
+    found = "always" if sources.choose(config.data.on_device, scenes, plan) else "never"  # a run stays where it began
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, on_device=found))
     return Work(config, dataset, scenes, val_scenes, bands, loader, model, mesh, steps, spans)
 
 

@@ -17,9 +17,8 @@ SHARE = 0.4  # of the device's free memory that scenes may take of themselves
 MOST = 25  # steps a dispatch: a run that is asked to stop does so after them
 
 Compile = Callable[[Any, Any, Any], Any]  # (jitted step, state, what it is given) -> a compiled program
-Steps = Callable[
-    [Any, int, int, Timer], tuple[Any, Any]
-]  # (state, its step, how many more, timer) -> (state, last metrics)
+# (state, its step, how many more, timer) -> (state, metrics of the last)
+Steps = Callable[[Any, int, int, Timer], tuple[Any, Any]]
 
 
 class FromLoader:

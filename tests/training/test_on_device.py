@@ -137,8 +137,8 @@ def spread(drawn):
 
 @pytest.mark.parametrize("rare", [0.0, 0.7])
 def test_both_draw_alike(placed, rare):
-    the_plan = plan(rare_class_fraction=rare, patches_per_context=6)
-    ours, theirs = many(placed, the_plan, 2100), of_loader(the_plan, 2100)
+    the_plan = plan(rare_class_fraction=rare)
+    ours, theirs = many(placed, the_plan, 1750), of_loader(the_plan, 1750)
     np.testing.assert_allclose(spread(ours), spread(theirs), atol=0.04)
     room = ours.window[:, None, 2:] - ours.side[:, None, None]
     assert (ours.places >= 0).all() and (ours.places <= room).all() and ours.valid.all()
