@@ -552,6 +552,8 @@ def open_run(config: Config) -> Path:
             theirs["data"]["dir"] = ours["data"]["dir"]
         if theirs["data"]["on_device"] == "auto":  # it is older than the choice
             theirs["data"]["on_device"] = "never"
+        if ours["data"]["on_device"] == "auto":  # nothing was chosen yet
+            theirs["data"]["on_device"] = "auto"
         for how in ("cache", "kept_mb"):  # of reading, which changes nothing of what is read
             theirs["data"][how] = ours["data"][how]
         theirs["train"]["devices"] = ours["train"]["devices"]  # a run goes on wherever there is room
