@@ -122,7 +122,7 @@ def inspect(path: str | Path) -> Drawn:
     """Look at a local file and all that GDAL would read for it.
 
     Raises:
-        UserError: one of them is no file, draws from the network, holds code, or is XML that cannot be read.
+        UserError: one of them is no file or is missing, draws from the network, holds code, or is XML that cannot be read.
     """
     first = Path(path)
     todo, seen, outside = [first], {}, {}
@@ -134,6 +134,7 @@ def inspect(path: str | Path) -> Drawn:
         seen[place] = file
         check_file(file)
         named = _sources(file)
+        _there(file, named)
         for side in _beside(file):
             check_file(side)
             if side.name.endswith((".ovr", ".msk")):
@@ -142,12 +143,24 @@ def inspect(path: str | Path) -> Drawn:
                 seen[os.path.realpath(side)] = side
                 named += _read(side, _start_of(side))
         for source in named:
-            if not os.path.exists(source):  # GDAL says so, with its name, when it is read
+            if not os.path.exists(source):  # of a side file, or a driver's own name of what is in a file
                 continue
             todo.append(source)
             if not Path(os.path.realpath(source)).is_relative_to(os.path.realpath(file.parent)):
                 outside[source] = None
     return Drawn(tuple(seen.values()), tuple(outside))
+
+
+def _there(file: Path, sources: list[Path]) -> None:
+    """GDAL tells once that a VRT's source is missing; while another VRT is open, later reads leave what was in memory, in silence.
+
+    Raises:
+        UserError: one is not there.
+    """
+    for source in sources:
+        driver = any(re.match(r"[A-Za-z]\w+:", part) for part in source.parts)  # NETCDF:file.nc:name
+        if not driver and not os.path.exists(source):
+            raise UserError(f"{file} draws from {source}, which is not there; restore it, or make {file.name} anew")
 
 
 def _beside(file: Path) -> list[Path]:

@@ -256,9 +256,10 @@ def test_vrt(tmp_path):
         np.testing.assert_array_equal(source.read_image(), image[..., [2, 0, 1]])
     mixed = vrt(tmp_path / "mixed.vrt", [("a.tif", 1, "Byte"), ("b.tif", 1, "UInt16"), ("a.tif", 2, "Byte")])
     refused("bands of uint16 and uint8; choose bands of one type by --bands", mixed, None, 3)
-    gone = vrt(tmp_path / "gone.vrt", [("c.tif", 1, "Byte")] * 3)
-    with opened(gone) as source, pytest.raises(UserError, match="gone.vrt cannot be read at rows 2:4, columns 0:8"):
-        source.read_image(2, 0, 2, 8)
+    gone = vrt(tmp_path / "gone.vrt", [("a.tif", 1, "Byte"), ("c.tif", 1, "Byte"), ("a.tif", 2, "Byte")])
+    for _ in range(2):  # GDAL itself tells the first time alone, while another VRT is open
+        with opened(good):
+            refused(r"gone.vrt draws from .*c.tif, which is not there; restore it", gone, None, 3)
 
 
 def test_a_scene_in_an_archive(tmp_path):

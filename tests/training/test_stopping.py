@@ -66,9 +66,9 @@ def test_stopped_between_steps_and_in_a_validation(monkeypatch, tmp_path, capsys
         if line["step"] == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
-    def in_validation(*args):
+    def in_validation(*args, **given):
         os.kill(os.getpid(), signal.SIGTERM)
-        return evaluate(*args)
+        return evaluate(*args, **given)
 
     with (
         monkeypatch.context() as patch,
