@@ -271,6 +271,7 @@ def test_an_option_of_another_network_is_refused():
         cli.choose_preset(deepglobe.PRESETS, "paper", "experiments.deepglobe", argv)
 
 
+@pytest.mark.slow
 def test_info_knows_other_networks():
     """Of one view, and of two passes: each patch is counted once, the context twice."""
     for name, options in (("unet", {}), ("glnet", {"depth": 10, "mutual": True})):

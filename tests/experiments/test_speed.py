@@ -111,6 +111,7 @@ def test_pytorchs_process_is_without_jax(glnet_torch):
 
 
 # -------------------------------------------------------------------------------------------------------- our own path
+@pytest.mark.slow
 def test_the_devices_programs_make_the_map():
     """What a GPU is measured with is the scene's map as ``predict`` makes it; the second time, too."""
     predictor, _, took = speed_cases.our_predictor(TINY, "float32", 6)

@@ -101,6 +101,7 @@ def tiny(**train):
     return dataclasses.replace(TINY, data=DataConfig(dataset="sample", val_split=""), model=model, train=train)
 
 
+@pytest.mark.slow
 def test_trials_are_trained_scored_and_not_done_again(tmp_path, capsys):
     """Real processes; one that cannot be trained is told beside the one that can."""
     good, bad = trial.Trial("good", tiny(), ("test",)), trial.Trial("bad", tiny(devices=3), ("test",))

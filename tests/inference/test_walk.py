@@ -73,6 +73,7 @@ drawn = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @given(drawn)
 @settings(max_examples=12, suppress_health_check=[HealthCheck.too_slow])
 def test_a_network_that_copies_its_input_gives_the_scene_back(case):
@@ -316,6 +317,7 @@ class Nowhere:
         pass
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_scene():
     """Four times the pixels: the same peak of numpy's and of JAX's arrays, and no window larger than a context."""
     views = geometry.Views(context_size=192, global_size=64, patch_size=64, overlap=16)
@@ -491,6 +493,7 @@ def test_turns(view):
     np.testing.assert_array_equal(expected[top:bottom, left:right], geometry.turn(image[2:10, 6:16], view))
 
 
+@pytest.mark.slow
 def test_augmentation_is_the_mean_over_turned_scenes(glcanet):
     """A square scene of one patch: predicted in each of its eight views, turned back and averaged."""
     predictor, model, variables = glcanet

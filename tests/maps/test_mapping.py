@@ -513,6 +513,7 @@ def test_the_command_and_what_it_says_when_things_go_wrong(tmp_path, weights, im
     assert not [p for p in (tmp_path / "bad").glob("*") if not p.name.startswith(".") and p.name != "report.json"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_at_once_and_the_next_run_goes_on(tmp_path, weights, image):
     big = np.tile(image, (3, 3, 1))
     scene, out = write(tmp_path / "scene.tif", big), tmp_path / "out"

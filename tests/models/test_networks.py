@@ -253,7 +253,7 @@ def test_another_network_keeps_the_options_that_it_has():
 @pytest.mark.parametrize(
     ("name", "options", "train", "loader"),
     [
-        ("unet", {}, {}, {}),
+        pytest.param("unet", {}, {}, {}, marks=pytest.mark.slow),
         ("unet", {"view": "global"}, {"schedule": "staged"}, {}),
         pytest.param("pspnet", {}, {}, {}, marks=pytest.mark.slow),
         pytest.param("deeplabv3plus", {"view": "global"}, {"schedule": "staged"}, {}, marks=pytest.mark.slow),
@@ -311,6 +311,7 @@ def test_what_is_gathered_needs_the_whole_grid(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_third_stage_trains_what_goes_back(tmp_path):
     """Both branches and their statistics stay as they were; the second global branch begins as a copy of the first."""
     model = small("glnet", mutual=True)

@@ -69,6 +69,7 @@ def alone(tmp_path_factory):
     return load_file(out / "last.safetensors"), report.read_log(out / "log.jsonl")
 
 
+@pytest.mark.slow
 def test_two_processes_are_as_one(tmp_path, alone, monkeypatch):
     """Each reads its half of every batch, and scores its half of the scenes; the first alone prints, logs and writes.
 

@@ -181,6 +181,7 @@ def toys(monkeypatch):
     monkeypatch.setattr(runs, "build_model", lambda config, classes: Toy(classes))
 
 
+@pytest.mark.slow
 def test_from_the_device_a_run_goes_on_to_the_same_bits(tmp_path, toys, monkeypatch):
     """Stopped between two dispatches; whatever their lengths were, the steps are the same."""
     whole = loop.train(from_device(configured(tmp_path / "whole")))
