@@ -202,10 +202,11 @@ def test_an_area_of_interest(tmp_path, weights, image):
 
 
 @pytest.mark.slow
-def test_a_budget_chooses_the_batch(tmp_path, weights, image):
+def test_a_budget_is_a_limit(tmp_path, weights, image):
+    """It makes no more patches at once where that is no faster, and is refused where the program alone needs more."""
     scene = write(tmp_path / "scene.tif", image)
     (report,) = mapping.map_scenes([scene], weights, tmp_path / "out", MapOptions(memory_budget="8GB"))
-    assert report["batch"] > 1
+    assert report["batch"] == 1  # tests run on CPUs
     with pytest.raises(UserError, match="memory budget leaves"):
         mapping.map_scenes([scene], weights, tmp_path / "other", MapOptions(memory_budget="10MB"))
     assert not (tmp_path / "other").exists() or not list((tmp_path / "other").glob("*.tif"))
