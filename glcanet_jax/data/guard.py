@@ -22,6 +22,8 @@ HEAD = 4096  # bytes by which GDAL knows a format, and more
 BEHIND = (".aux.xml", ".ovr", ".msk", ".msk.ovr", ".aux")
 INSTEAD = (".aux", ".wld", ".tfw", ".tifw", ".jgw", ".pgw", ".tab", ".prj", ".hdr", ".rpb", ".imd", ".xml")
 BASE = ":::BASE:::"  # before the name of an overview: it lies beside its raster
+NEEDED = frozenset(("sourcefilename", "sourcedataset"))  # elements of a VRT that name files
+DRIVER = re.compile(r"[A-Za-z]\w+:")  # NETCDF:file.nc:name
 SOURCES = frozenset(("sourcefilename", "sourcedataset", "argument", "mdi"))  # elements of a VRT that may name files
 # elements whose text GDAL opens nothing of; a licence or a namespace often is a URL
 WORDS = frozenset(("Description", "CategoryNames", "GDALRasterAttributeTable", "Histograms", "GCPList", "UnitType"))
@@ -121,6 +123,9 @@ def crs_text(text: str) -> str:
 def inspect(path: str | Path) -> Drawn:
     """Look at a local file and all that GDAL would read for it.
 
+    All that a VRT names must be there: GDAL tells once that it is not, and while another VRT is open, later reads leave what was
+    in memory, in silence.
+
     Raises:
         UserError: one of them is no file or is missing, draws from the network, holds code, or is XML that cannot be read.
     """
@@ -134,33 +139,24 @@ def inspect(path: str | Path) -> Drawn:
         seen[place] = file
         check_file(file)
         named = _sources(file)
-        _there(file, named)
         for side in _beside(file):
             check_file(side)
             if side.name.endswith((".ovr", ".msk")):
                 todo.append(side)
             elif side.name.endswith(".aux.xml"):
                 seen[os.path.realpath(side)] = side
-                named += _read(side, _start_of(side))
-        for source in named:
-            if not os.path.exists(source):  # of a side file, or a driver's own name of what is in a file
+                named |= dict.fromkeys(_read(side, _start_of(side)).keys() - named.keys(), False)
+        for source, needed in named.items():
+            if not os.path.exists(source):
+                if needed and not any(DRIVER.match(part) for part in source.parts):
+                    raise UserError(
+                        f"{file} draws from {source}, which is not there; restore it, or make {file.name} anew"
+                    )
                 continue
             todo.append(source)
             if not Path(os.path.realpath(source)).is_relative_to(os.path.realpath(file.parent)):
                 outside[source] = None
     return Drawn(tuple(seen.values()), tuple(outside))
-
-
-def _there(file: Path, sources: list[Path]) -> None:
-    """GDAL tells once that a VRT's source is missing; while another VRT is open, later reads leave what was in memory, in silence.
-
-    Raises:
-        UserError: one is not there.
-    """
-    for source in sources:
-        driver = any(re.match(r"[A-Za-z]\w+:", part) for part in source.parts)  # NETCDF:file.nc:name
-        if not driver and not os.path.exists(source):
-            raise UserError(f"{file} draws from {source}, which is not there; restore it, or make {file.name} anew")
 
 
 def _beside(file: Path) -> list[Path]:
@@ -179,8 +175,8 @@ def _start_of(file: Path, size: int = LARGEST + 1) -> bytes:
         raise UserError(f"{file} cannot be read ({error.strerror}); restore or replace the file") from error
 
 
-def _sources(file: Path) -> list[Path]:
-    """The files that a VRT names, if the file is one whatever it is called.
+def _sources(file: Path) -> dict[Path, bool]:
+    """The files that a VRT names, if the file is one whatever it is called; as :func:`_read`.
 
     Raises:
         UserError: it describes a server, or as :func:`_read`.
@@ -191,11 +187,11 @@ def _sources(file: Path) -> list[Path]:
             f"{file} describes a server ({service[1].upper()}), which is not asked for images; save what it serves as a "
             "file with gdal_translate, or allow GDAL's driver for it with --drivers"
         )
-    return _read(file, _start_of(file)) if "<vrtdataset" in head else []
+    return _read(file, _start_of(file)) if "<vrtdataset" in head else {}
 
 
-def _read(file: Path, data: bytes, depth: int = 0) -> list[Path]:
-    """The files that a VRT or a side file names.
+def _read(file: Path, data: bytes, depth: int = 0) -> dict[Path, bool]:
+    """The files that a VRT or a side file may name, and whether they are surely files that it draws from.
 
     Raises:
         UserError: it draws from the network, holds code, or cannot be read.
@@ -213,9 +209,9 @@ def _read(file: Path, data: bytes, depth: int = 0) -> list[Path]:
         parser.Parse(data.removeprefix(b"\xef\xbb\xbf").rstrip(b"\0 \r\n\t"), True)
     except expat.ExpatError as error:
         raise UserError(f"{file} cannot be read as XML ({error}); make it anew, or remove it") from error
-    found = list(reading.files)
+    found = dict(reading.files)
     for text in reading.inner:  # a VRT as the source of another
-        found += _read(file, text.encode("latin-1", "replace"), depth + 1)
+        found |= _read(file, text.encode("latin-1", "replace"), depth + 1)
     return found
 
 
@@ -231,7 +227,7 @@ class _Description:
     """What the elements of a VRT or a side file say, one after the other."""
 
     def __init__(self, file: Path):
-        self.file, self.files, self.inner = file, [], []
+        self.file, self.files, self.inner = file, {}, []
         self._open: list[_Element] = []
         self._words = 0  # elements that are open whose text is no name
 
@@ -265,7 +261,7 @@ class _Description:
                 f"{self.file} holds code in Python, which is never run; save its pixels with gdal_translate"
             )
         if kind in SOURCES and text:
-            self._name(text, element.attributes)
+            self._name(text, element.attributes, kind in NEEDED)
 
     def _check(self, name: str, text: str) -> None:
         if is_network(text):
@@ -274,7 +270,7 @@ class _Description:
                 "save what it draws from as a file, or give the URL itself"
             )
 
-    def _name(self, text: str, attributes: Mapping[str, str]) -> None:
+    def _name(self, text: str, attributes: Mapping[str, str], needed: bool) -> None:
         """Keep what an element names: a file, or another description."""
         if "<vrtdataset" in text[:HEAD].lower():
             self.inner.append(text)
@@ -285,7 +281,8 @@ class _Description:
         relative = attributes.get("relativeToVRT", attributes.get("relativetoVRT", "0")) == "1"
         relative, name = relative or name.startswith(BASE), name.removeprefix(BASE)
         if len(name) < HEAD and "\0" not in name and not name.startswith("/vsi"):
-            self.files.append(self.file.parent / name if relative else Path(name))
+            path = self.file.parent / name if relative else Path(name)
+            self.files[path] = needed or self.files.get(path, False)
 
     def refuse_types(self, *_: object) -> None:
         raise UserError(f"{self.file} declares a document type, which no description of a raster does; make it anew")

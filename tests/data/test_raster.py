@@ -262,6 +262,18 @@ def test_vrt(tmp_path):
             refused(r"gone.vrt draws from .*c.tif, which is not there; restore it", gone, None, 3)
 
 
+def test_words_of_a_vrt_are_no_missing_files(tmp_path):
+    """Metadata of any domain, and names of what a driver finds in a file."""
+    image = random(8, 8, 3)
+    save(tmp_path / "a.tif", image)
+    good = vrt(tmp_path / "good.vrt", [("a.tif", band, "Byte") for band in (1, 2, 3)])
+    told = '<Metadata domain="IMAGE_STRUCTURE"><MDI key="INTERLEAVE">BAND</MDI></Metadata>'
+    told += '<Metadata><MDI key="AREA_OR_POINT">Area</MDI></Metadata></VRTDataset>'
+    good.write_text(good.read_text().replace("</VRTDataset>", told))
+    with opened(good) as source:
+        np.testing.assert_array_equal(source.read_image(), image)
+
+
 def test_a_scene_in_an_archive(tmp_path):
     """GDAL's own names of what is no plain file."""
     image = random(8, 9, 3)
