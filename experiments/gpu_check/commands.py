@@ -17,6 +17,7 @@ from PIL import Image
 
 from experiments.speed.cases import CLASSES, Sizes, mirrored_scene, noise, our_config
 from glcanet_jax.errors import UserError
+from glcanet_jax.measure import aot
 
 NEEDS = ("rasterio", "shapely", "affine", "tyro", "docstring_parser", "typeguard", "pydantic")
 ROOT = Path(__file__).parents[2]
@@ -50,8 +51,7 @@ def command(*words: Any, cache: Path, seconds: float) -> tuple[float, float]:
     except subprocess.TimeoutExpired as error:
         raise UserError(f"{words[0]} was cut short after {seconds:.0f} s") from error
     if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().splitlines() or ["it said nothing"]
-        raise UserError(f"{words[0]} failed: {said[-1]}")
+        raise UserError(f"{words[0]} failed: {aot.reason(done.stderr.decode(errors='replace'), done.returncode)}")
     return began, time.time() - began
 
 
@@ -68,8 +68,7 @@ def write_weights(path: Path, sizes: Sizes, dtype: str) -> None:
     model = runs.build_model(config, CLASSES)
     names = [f"class {i}" for i in range(CLASSES)]
     classes = {"names": names, "palette": COLOURS.tolist()}
-    told = configs.to_dict(config)
-    normalisation = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "scale": 255.0}
+    told, normalisation = configs.to_dict(config), configs.numbers_of(config.normalisation)
     variables = noise(lambda key: models.init(model, key, 3), jax.random.key(0))
     weights.save_weights(path, variables, told, classes, normalisation, bands=3)
 

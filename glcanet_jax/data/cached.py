@@ -5,8 +5,10 @@ name is another entry, and the old one is never read again.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
+import operator
 import os
 import re
 import shutil
@@ -51,8 +53,7 @@ class Cost:
 def cost_of(scene: Any) -> Cost:
     """Of a scene by the kinds of its files; those of other kinds than plain files cannot be known."""
     if isinstance(scene, GridScene):
-        costs = [cost_of(part) for part, _, _ in scene.parts]
-        return _any(costs)
+        return _any([cost_of(part) for part, _, _ in scene.parts])
     if isinstance(scene, WindowScene):
         return cost_of(scene.scene)
     if isinstance(scene, TileScene):
@@ -66,10 +67,7 @@ def cost_of(scene: Any) -> Cost:
 
 
 def _any(costs: Sequence[Cost]) -> Cost:
-    total = Cost()
-    for cost in costs:
-        total |= cost
-    return total
+    return functools.reduce(operator.or_, costs, Cost())
 
 
 def _of_labels(scene: files.FileScene) -> Cost:
@@ -247,7 +245,8 @@ def _write(path: Path, scene: Any, shapes: Mapping[str, blocks.Shape]) -> None:
                 place.unlink(missing_ok=True)
     told = {"stamps": {str(p.absolute()): _stamp(p) for p, _ in files_of(scene)}}
     try:
-        path.unlink(missing_ok=True) if not _whole(path) else None
+        if not _whole(path):  # another process may have made it meanwhile
+            path.unlink(missing_ok=True)
         blocks.write(path, shapes, _bands(scene, shapes), told)
     except OSError as error:
         raise UserError(

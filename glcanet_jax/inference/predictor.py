@@ -374,11 +374,17 @@ class Predictor:
         key = np.dtype(dtype), self.context_shape(context), self.batch
         if key not in self._memory:
             sizes = {name: program_memory(program) for name, program in self.compile(dtype, context).items()}
-            beside = self.beside(sizes, context, dtype)
-            self._memory[key] = {n: s | {"beside": beside, "total": s["total"] + beside} for n, s in sizes.items()}
+            self._memory[key] = self.with_beside(sizes, context, dtype)
         return self._memory[key]
 
-    def beside(self, sizes: dict[str, dict[str, Any]], context: tuple[int, int], dtype: Any) -> int:
+    def with_beside(
+        self, sizes: dict[str, dict[str, Any]], context: tuple[int, int], dtype: Any
+    ) -> dict[str, dict[str, Any]]:
+        """The bytes of programs, with those that lie ``beside`` each of them in the ``total``."""
+        beside = self._beside(sizes, context, dtype)
+        return {name: s | {"beside": beside, "total": s["total"] + beside} for name, s in sizes.items()}
+
+    def _beside(self, sizes: dict[str, dict[str, Any]], context: tuple[int, int], dtype: Any) -> int:
         """Bytes of what lies on the device beside programs of these sizes: the strip, a context where it lies there, the logits of the batch before, the patches of the next; and of further views logits and contexts."""
         patches = self.batch * self.views.patch_size**2 * self.bands * np.dtype(dtype).itemsize
         logits = sizes["look_again" if self.second_pass else "look"]["outputs"]

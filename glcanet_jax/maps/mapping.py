@@ -29,6 +29,7 @@ from glcanet_jax import geometry, models, report, runs
 from glcanet_jax.data import disk, gdal, raster
 from glcanet_jax.data.arrays import ArraySource
 from glcanet_jax.data.bands import parse_bands
+from glcanet_jax.data.loader import cores
 from glcanet_jax.data.overview import overview
 from glcanet_jax.data.scenes import mean_values
 from glcanet_jax.data.tiles import check_disk
@@ -133,8 +134,8 @@ def load_model(weights: Path, options: MapOptions, stage: str | None = None) -> 
 
 def pools(options: MapOptions) -> tuple[int, int]:
     """Scenes that are read, and that are finished, at the same time."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return options.readers or min(8, max(2, cores // 2)), options.writers or min(8, max(1, cores // 4))
+    count = cores()
+    return options.readers or min(8, max(2, count // 2)), options.writers or min(8, max(1, count // 4))
 
 
 def pool_bytes(predictor: Predictor, options: MapOptions, dtype: Any, context: tuple[int, int]) -> int:

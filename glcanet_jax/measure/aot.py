@@ -215,12 +215,11 @@ def predict_programs(predictor: Predictor, context: tuple[int, int]) -> Programs
 
 
 def with_beside(sizes: dict[str, dict[str, Any]], predictor: Predictor, context: tuple[int, int]) -> dict[str, Any]:
-    """Bytes of a predictor's programs, with those that lie beside each of them in the total: strip, context, logits, patches."""
-    beside = predictor.beside(sizes, context, np.uint8)
+    """Bytes of a predictor's programs for 8-bit scenes (:meth:`Predictor.with_beside`), by parts, too."""
+    sizes = predictor.with_beside(sizes, context, np.uint8)
     for program in sizes.values():
-        program |= {"beside": beside, "total": program["total"] + beside}
         if "parts" in program:
-            program["parts"]["beside"] = beside
+            program["parts"]["beside"] = program["beside"]
     return sizes
 
 

@@ -1,7 +1,6 @@
 """The training loop: from a configuration to a finished run, going on where a killed one stopped."""
 
 import contextlib
-import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -170,7 +169,7 @@ def prepare(config: Config) -> Work:
     spans = phases.plan(config.train.schedule, steps, config.train.global_steps, models.stages(model))
     plan = Plan(config.views, config.loader, num_classes, mesh)
     found = "always" if sources.choose(config.data.on_device, scenes, plan) else "never"  # a run stays where it began
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, on_device=found))
+    config = replace(config, data=replace(config.data, on_device=found))
     return Work(config, dataset, scenes, val_scenes, bands, loader, model, mesh, steps, spans)
 
 
