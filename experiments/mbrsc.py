@@ -11,6 +11,9 @@ from glcanet_jax import cli
 from glcanet_jax.config import Config, OptimiserConfig, TrainConfig, model_config
 from glcanet_jax.presets import FAST, PAPER, RECIPE, SAMPLE, TINY, changed
 
+# scenes that are left out together to choose by: tiles 4 and 8 share ground; tile 2 is the test
+FOLDS = {"4+8": ("tile4", "tile8"), "5": ("tile5",), "6": ("tile6",)}
+
 
 def _on_mbrsc(config: Config, name: str) -> Config:
     data = dataclasses.replace(config.data, dataset="mbrsc", dir="data/mbrsc")

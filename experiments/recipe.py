@@ -14,6 +14,7 @@ from typing import Any
 
 from experiments.common import sizes, trial
 from experiments.common.sizes import SIZES, Comparison, Size
+from experiments.mbrsc import FOLDS
 from glcanet_jax import cli, runs
 from glcanet_jax import config as configs
 from glcanet_jax.config import Config, DataConfig
@@ -21,7 +22,6 @@ from glcanet_jax.errors import UserError
 from glcanet_jax.presets import BASE, RECIPE, Changes, changed
 from glcanet_jax.profiling import machine
 
-FOLDS = {"4+8": ("tile4", "tile8"), "5": ("tile5",), "6": ("tile6",)}  # tiles 4 and 8 share ground
 FIRST, CHOSEN, CONTROL = "base", "average-lovasz-balance", "branch"
 PAPER_LIKE: Changes = {
     "loader": {"rare_class_fraction": 0.0, "scale_jitter": (1.0, 1.0)},

@@ -18,14 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.common import sizes
+from experiments.common.cells import Cells
 from experiments.context import scenes
 from experiments.context.scenes import TASKS, Difficulty, Sizes
-from glcanet_jax import border, cli, models, report, runs
-from glcanet_jax import config as configs
+from glcanet_jax import cli, models, report, runs
 from glcanet_jax.config import Config, LossConfig, OptimiserConfig
 from glcanet_jax.errors import UserError
-from glcanet_jax.profiling import machine
 from glcanet_jax.training import losses, optim, phases
 from glcanet_jax.training.step import Batch, TrainState, create_state, make_train_step
 
@@ -189,37 +187,21 @@ def build(options: Options) -> dict[str, Any]:
         "difficulty": dataclasses.asdict(options.difficulty),
         "scale": dataclasses.asdict(options.scale),
     }
-    path = options.results / "context.json"
-    result = {"cells": []} if not path.exists() else border.read_object(path, cells=list)
-    changed = configs.differences(settings, result.get("settings", settings))
-    if changed:
-        raise UserError(
-            f"{path} holds cells of other settings ({'; '.join(changed[:2])}); move it away, or give another --results"
-        )
-    made = {"command": options.command(), "machine": machine() | {"commit": sizes.commit()}, "settings": settings}
-    result = made | {"cells": result["cells"]}
-    there = {(c["network"], c["task"], c["seed"]) for c in result["cells"]}
+    cells = Cells(options.results / "context.json", options.command(), settings, ("network", "task", "seed"))
     asked = [(n, t, s) for s in range(options.seeds) for n in options.networks for t in options.tasks]
     for i, cell in enumerate(asked):
-        if cell in there:
+        if cells.has(*cell):
             continue
         print(f"cell {i + 1} of {len(asked)}: {cell[0]} on {cell[1]}, seed {cell[2]}: ", end="", flush=True)
         done = learn(*cell, options)
         print(f"IoU {done['iou'][0]:.0f} / {done['iou'][1]:.0f} at step {done['steps']}, {done['seconds']:.0f} s")
-        result["cells"].append(done)
-        write(result, options.results)
-    return result
+        cells.add(done)
+        report.write_text(options.results / "context.md", markdown(cells.result))
+        save_curves(options.results / "context.webp", cells.result)
+    return cells.result
 
 
 # -------------------------------------------------------------------------------------------------------------- results
-def write(result: dict[str, Any], folder: Path) -> None:
-    """``context.json``, ``.md`` and ``.webp``, each whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    runs.write_json(folder / "context.json", result)
-    report.write_text(folder / "context.md", markdown(result))
-    save_curves(folder / "context.webp", result)
-
-
 def _by_place(result: dict[str, Any]) -> dict[tuple[str, str], list[dict[str, Any]]]:
     """Cells of all seeds, by network and task."""
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import converge
+from experiments.converge import field, report, scoring, training
 
 ROOT = Path(__file__).parents[2]
 COLOURS = ("#3c1098", "#8429f6", "#6ec1e4", "#fedd3a", "#e2a929")
@@ -19,17 +19,17 @@ COLOURS = ("#3c1098", "#8429f6", "#6ec1e4", "#fedd3a", "#e2a929")
 def test_scores_in_percent():
     confusion = np.diag([3.0, 1.0, 0.0, 0.0, 0.0])
     confusion[0, 1] = 1
-    assert converge.told(confusion) == {"miou": 25.0, "oa": 80.0, "iou": [75.0, 50.0, 0.0, 0.0, 0.0]}
+    assert scoring.told(confusion) == {"miou": 25.0, "oa": 80.0, "iou": [75.0, 50.0, 0.0, 0.0, 0.0]}
 
 
 def test_patches_of_a_grid_reach_both_ends():
-    starts = converge.grid(300, 64)
+    starts = scoring.grid(300, 64)
     assert starts[0] == 0 and starts[-1] == 300 - 64 and (np.diff(starts) <= 64 - 64 // 5).all()
 
 
 def test_what_is_kept_is_near_what_was_trained(tmp_path):
     kernel = np.random.default_rng(0).standard_normal((3, 3, 4, 5)).astype(np.float32)
-    converge.save(tmp_path / "net", {"params": {"conv": {"kernel": kernel, "bias": np.ones(5, np.float32)}}})
+    training.save(tmp_path / "net", {"params": {"conv": {"kernel": kernel, "bias": np.ones(5, np.float32)}}})
     with np.load(tmp_path / "net.0.npz") as file:
         restored = file["params/conv/kernel"] * file["params/conv/kernel.scale"]
         assert file["params/conv/kernel"].dtype == np.int8 and (file["params/conv/bias"] == 1).all()
@@ -50,17 +50,61 @@ def write_scenes(root, **splits):
     (root / "scenes.json").write_text(json.dumps({"classes": classes, "scenes": scenes}))
 
 
+def test_a_run_ends_when_it_stands_still():
+    length = field.Length(steps=2000, still=0.3, within=200, every=100)
+    assert not length.is_over([[100, 40.0]]) and not length.is_over([[100, 40.0], [200, 40.0]])
+    assert length.is_over([[100, 40.0], [200, 40.1], [300, 40.2]])
+    assert not length.is_over([[100, 40.0], [200, 40.1], [300, 40.4]])
+    assert length.is_over([[100, 40.0], [200, 41.0], [300, 40.4], [400, 40.9]])
+
+
+def cell(network, seed, fold, **scenes):
+    each = {name: {"miou": value} for name, value in scenes.items()}
+    own = {"miou": float(np.mean(list(scenes.values())))} | ({"scenes": each} if len(each) > 1 else {})
+    return dict(network=network, seed=seed, fold=fold, steps=100 + seed, scores={f"fold {fold}": own})
+
+
+def test_networks_are_compared_on_what_both_have():
+    one = [cell("a", 0, "5", tile5=50.0), cell("a", 1, "5", tile5=52.0), cell("a", 0, "4+8", tile4=40.0, tile8=60.0)]
+    other = [cell("b", 0, "5", tile5=51.0), cell("b", 0, "4+8", tile4=44.0, tile8=61.0)]
+    assert report.differences(one + other, "b", "a") == [4.0, 1.0, 1.0]
+    made = dict(device="CPU", cores=2, jax="0", date="today", commit="abc")
+    settings = dict(sizes=dict(side=64, context=320, contexts=2, patches=2), freeze=["backbone"])
+    page = report.markdown(dict(command="run", machine=made, settings=settings, cells=one + other))
+    assert "| a | 100 to 101 | 51.0 ± 1.4 (2) | 50.0 (1) |" in page and "| b - a | +2.0 | 3 | 0.25 |" in page
+
+
+def converge(root, *more):
+    """Run the command on the scenes of a folder, rehearsing."""
+    words = [str(root), "none", str(root / "out"), "--tiny", "--networks", "branch", "branch:head=nonlinear"]
+    command = [sys.executable, "-m", "experiments.converge", *words, "--seconds", "1200", *more]
+    return subprocess.run(command, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True)
+
+
 @pytest.mark.slow
 def test_the_command(tmp_path):
     write_scenes(tmp_path, tile4="train", tile2="val")
-    words = [str(tmp_path), "none", str(tmp_path / "out"), "--tiny", "--networks", "branch", "branch:head=nonlinear"]
-    words += ["--steps", "10", "--seeds", "2", "--seconds", "1200"]
-    command = [sys.executable, "-m", "experiments.converge", *words]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True)
+    done = converge(tmp_path, "--steps", "10", "--seeds", "2")
     assert done.returncode == 0, done.stderr
-    found = [json.loads(line) for line in (tmp_path / "out" / "runs.jsonl").read_text().splitlines()]
-    runs = [(run["network"], run["seed"]) for run in found]
-    assert runs == [(name, seed) for seed in (0, 1) for name in ("branch", "branch:head=nonlinear")]
-    assert all(run["steps"] == 10 and np.isfinite(run["loss"]) and 0 <= run["tile2"]["miou"] <= 100 for run in found)
+    found = json.loads((tmp_path / "out" / "converge.json").read_text())["cells"]
+    names = [(cell["network"], cell["seed"]) for cell in found]
+    assert names == [(name, seed) for seed in (0, 1) for name in ("branch", "branch:head=nonlinear")]
+    for run in found:
+        assert run["steps"] == 10 and np.isfinite(run["loss"]) and 0 <= run["scores"]["tile2"]["miou"] <= 100
     kept = sorted(path.name for path in (tmp_path / "out").glob("*.npz"))
     assert kept == ["branch-head-nonlinear.0.npz", "branch.0.npz"]
+    refused = converge(tmp_path, "--steps", "20")
+    assert refused.returncode == 2 and "cells of other settings" in refused.stderr
+
+
+@pytest.mark.slow
+def test_folds_until_they_stand_still(tmp_path):
+    write_scenes(tmp_path, tile4="train", tile5="train", tile6="train", tile8="train", tile2="val")
+    more = ["--folds", "4+8", "5", "--seeds", "1", "--steps", "40", "--still", "100", "--within", "5", "--every", "5"]
+    done = converge(tmp_path, *more, "--freeze", "backbone")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out" / "converge.json").read_text())["cells"]
+    assert [cell["fold"] for cell in found] == ["4+8", "4+8", "5", "5"]
+    assert all(cell["steps"] == 10 and len(cell["curve"]) == 2 for cell in found)  # nothing gains 100 points
+    assert set(found[0]["scores"]["fold 4+8"]["scenes"]) == {"tile4", "tile8"}
+    assert not list((tmp_path / "out").glob("*.npz"))

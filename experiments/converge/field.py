@@ -1,0 +1,84 @@
+"""What all networks of a comparison are trained and scored on: scenes on the device, sizes, one configuration."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Integer
+
+from experiments.converge.scoring import Scored
+from glcanet_jax import weights
+from glcanet_jax.config import Config
+from glcanet_jax.data.loader import LoaderConfig
+from glcanet_jax.data.mbrsc import open_mbrsc
+from glcanet_jax.geometry import Views
+from glcanet_jax.training.on_device import Placed, Plan
+
+CLASSES = 5  # of MBRSC
+SCALES = 0.6, 1.5  # range that scenes are scaled by
+RICH = 0.4  # share of patches that are sought near a class
+Scene = tuple[Integer[np.ndarray, "h w c"], Integer[np.ndarray, "h w"]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """What a batch is made of; pixels and numbers."""
+
+    context: int = 1254
+    side: int = 256  # of patches and of the global view
+    contexts: int = 6
+    patches: int = 4  # of each context
+    chunk: int = 25  # steps in a dispatch
+    at_once: int = 16  # patches, in scoring
+
+    def plan(self) -> Plan:
+        """What every step draws."""
+        views = Views(context_size=self.context, global_size=self.side, patch_size=self.side, overlap=0)
+        drawn = dict(rare_class_fraction=RICH, scale_jitter=(1 / SCALES[1], 1 / SCALES[0]))
+        loader = LoaderConfig(batch_size=self.contexts, patches_per_context=self.patches, **drawn)
+        return Plan(views, loader, CLASSES, Mesh(np.array(jax.devices()[:1]), ("data",)))
+
+
+TINY = Sizes(context=320, side=64, contexts=2, patches=2, chunk=5, at_once=8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Length:
+    """How long a run is: a number of steps, or fewer once it stands still."""
+
+    steps: int = 1000  # at most
+    still: float | None = None  # points of mIoU: it ends when the scores of the last ``within`` steps gained less
+    within: int = 200
+    every: int = 100  # steps from score to score, where it may stand still
+
+    def is_over(self, curve: Sequence[Sequence[float]]) -> bool:
+        """Whether a run with these scores, ``[step, mIoU]`` each, has ended."""
+        done = curve[-1][0]
+        before = [miou for step, miou in curve if step <= done - self.within]
+        return bool(before) and max(miou for _, miou in curve) - max(before) < (self.still or 0.0)
+
+
+class Field(NamedTuple):
+    """What all networks are trained and scored on, and until when."""
+
+    fold: str  # that is left out and scored; "" where tile 2 is
+    sizes: Sizes
+    length: Length
+    config: Config
+    scenes: Placed  # trained on
+    tests: Mapping[str, Mapping[str, Scored]]  # by group and scene; the first group tells when a run stands still
+    backbone: weights.TorchvisionWeights | None
+    options: Mapping[str, Any]  # of networks, where they have them
+    out: Path
+    end: float  # time after which nothing begins
+
+
+def read(root: Path, split: str | None) -> dict[str, Scene]:
+    """Image and labels of the scenes of a split, or of all."""
+    splits = open_mbrsc(root).splits
+    chosen = splits[split] if split else [scene for scenes in splits.values() for scene in scenes]
+    return {scene.name: (scene.read_image(), scene.read_labels()) for scene in chosen}

@@ -1,0 +1,76 @@
+"""The table of a comparison: means and spreads over seeds, and differences that are paired by fold, scene and seed."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.common.trial import paired_test
+
+
+def _scenes(cell: Mapping[str, Any]) -> dict[tuple[Any, ...], float]:
+    """mIoU of every scene of a cell, by group, fold, seed and scene."""
+    found = {}
+    for group, scores in cell["scores"].items():
+        for name, score in scores.get("scenes", {group: scores}).items():
+            found[group, cell["fold"], cell["seed"], name] = score["miou"]
+    return found
+
+
+def _mean(values: Sequence[float]) -> str:
+    spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.1f}{spread} ({len(values)})"
+
+
+def differences(cells: Sequence[Mapping[str, Any]], one: str, other: str) -> list[float]:
+    """mIoU of one network less that of another, on every scene that both have with the same seed."""
+    of = {
+        name: {k: v for cell in cells if cell["network"] == name for k, v in _scenes(cell).items()}
+        for name in (one, other)
+    }
+    return [of[one][key] - of[other][key] for key in sorted(of[one].keys() & of[other].keys())]
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """Networks by what was scored, mean mIoU of the seeds, their spread and number; then every two networks, paired."""
+    cells, made, settings = result["cells"], result["machine"], result["settings"]
+    names = list(dict.fromkeys(cell["network"] for cell in cells))
+    places = list(dict.fromkeys((cell["fold"], group) for cell in cells for group in cell["scores"]))
+    call = lambda fold, group: f"fold {fold}" if fold else group  # noqa: E731
+    lines = [
+        "# MBRSC: converged runs",
+        "",
+        f"`{result['command']}`; {made['device']}, {made['cores']} cores, jax {made['jax']}, {made['date']}, commit {made['commit']}. "
+        f"Views of {settings['sizes']['side']} px, contexts of {settings['sizes']['context']} px, "
+        f"{settings['sizes']['contexts']} x {settings['sizes']['patches']} patches a step"
+        + (f"; not trained: {' '.join(settings['freeze'])}" if settings["freeze"] else "")
+        + ".",
+        "",
+        "mIoU in percent of the moving average at the last step: the mean over seeds, ± their standard deviation, (how many).",
+        "",
+        f"| network | steps | {' | '.join(call(*place) for place in places)} |",
+        "|---" * (len(places) + 2) + "|",
+    ]
+    for name in names:
+        own = [cell for cell in cells if cell["network"] == name]
+        steps = sorted({cell["steps"] for cell in own})
+        row = []
+        for fold, group in places:
+            values = [c["scores"][group]["miou"] for c in own if c["fold"] == fold and group in c["scores"]]
+            row.append(_mean(values) if values else "not run")
+        lines.append(f"| {name} | {steps[0]}{f' to {steps[-1]}' if len(steps) > 1 else ''} | {' | '.join(row)} |")
+    lines += [
+        "",
+        "Paired by fold, scene and seed; p is of a two-sided test of sign flips, - where pairs are too few for one.",
+        "",
+    ]
+    lines += ["| | mean difference | pairs | p |", "|---|---|---|---|"]
+    for i, one in enumerate(names):
+        for other in names[:i]:
+            pairs = differences(cells, one, other)
+            if pairs:
+                p = paired_test(pairs)
+                lines.append(
+                    f"| {one} - {other} | {np.mean(pairs):+.1f} | {len(pairs)} | {'-' if p is None else f'{p:.2f}'} |"
+                )
+    return "\n".join(lines) + "\n"

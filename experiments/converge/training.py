@@ -1,0 +1,124 @@
+"""Networks that are compiled once and trained for many seeds."""
+
+import ast
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.converge.field import CLASSES, Field
+from experiments.converge.scoring import make_confusion, told
+from glcanet_jax import models, runs
+from glcanet_jax.training import optim, phases
+from glcanet_jax.training.on_device import Dispatch, make_chunk
+from glcanet_jax.training.step import TrainState, create_state, make_train_step
+
+FILE_BYTES = 14e6  # of saved arrays in a file
+
+
+def literal(text: str) -> Any:
+    """Python's value of an option, or the word itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def build(text: str, options: Mapping[str, Any]) -> Any:
+    """A network as it is asked for: NAME:option=value,option=value."""
+    name, _, given = text.partition(":")
+    asked = {**options} | {k: literal(v) for k, v in (item.split("=") for item in given.split(",") if item)}
+    known = models.options(name)
+    return models.build(name, CLASSES, **{k: v for k, v in asked.items() if k in known})
+
+
+class Entry:
+    """A network, compiled in a thread of its own."""
+
+    def __init__(self, text: str, field: Field):
+        self.text, self._field = text, field
+        self.model = build(text, field.options)
+        config, sizes = field.config, field.sizes
+        phase = phases.Phase(phases.JOINT, 0, config.train.steps)
+        self.tx = optim.optimiser(config.optimiser, (phase,), config.freeze)
+        step = make_train_step(self.model, self.tx, config, 255.0, phase)
+        self._chunk = make_chunk(step, sizes.plan(), sizes.chunk)
+        self._confusion = jax.jit(make_confusion(models.functions(self.model).apply, config, sizes, CLASSES))
+        self.ready = False
+        self.thread = threading.Thread(target=self._compile, daemon=True)
+        self.thread.start()
+
+    def _compile(self) -> None:
+        began, field = time.time(), self._field
+        state = jax.eval_shape(lambda: self.fresh(0))
+        self.chunk = self._chunk.lower(state, self._dispatch(0)).compile()
+        some = next(iter(field.tests.values()))
+        self.confusion = self._confusion.lower(state.average, *next(iter(some.values()))).compile()
+        self.compile_seconds = round(time.time() - began, 1)
+        self.ready = True
+
+    def _dispatch(self, seed: int) -> Dispatch:
+        return Dispatch(self._field.scenes, jax.random.key(seed), np.int32(self._field.sizes.chunk))
+
+    def fresh(self, seed: int) -> TrainState:
+        """What a run begins with."""
+        variables = models.init(self.model, jax.random.key(seed), 3)
+        if self._field.backbone is not None:
+            variables = runs.with_backbones(self._field.backbone, variables, 3)
+        return create_state(variables, self.tx, jax.random.key(1000 + seed), average=True)
+
+    def score(self, variables: Any, group: str) -> dict[str, Any]:
+        """Of a group of scenes together, and of each (``scenes``, if there are several)."""
+        counts = {
+            name: np.asarray(self.confusion(variables, *scene), np.float64)
+            for name, scene in self._field.tests[group].items()
+        }
+        each = {name: told(confusion) for name, confusion in counts.items()}
+        return told(sum(counts.values())) | ({"scenes": each} if len(each) > 1 else {})
+
+    def run(self, seed: int) -> dict[str, Any] | None:
+        """Train and score once; None where there is no time for it."""
+        field, length = self._field, self._field.length
+        state, dispatch, began, done = jax.device_put(self.fresh(seed)), self._dispatch(seed), time.time(), 0
+        curve: list[list[float]] = []
+        while done < length.steps and not (curve and length.is_over(curve)):
+            if time.time() > field.end:
+                return None
+            state, taken = self.chunk(state, dispatch)
+            done += field.sizes.chunk
+            loss = taken.each["loss"].block_until_ready()
+            if length.still is not None and done % length.every == 0:
+                curve.append([done, self.score(state.average, next(iter(field.tests)))["miou"]])
+                print(f"{self.text}, seed {seed}: {curve[-1][1]:.1f} at step {done}", flush=True)
+        found = {"network": self.text, "fold": field.fold, "seed": seed, "steps": done, "loss": float(loss.mean())}
+        found |= {"seconds": round(time.time() - began, 1), "compile_seconds": self.compile_seconds}
+        found |= {"curve": curve} if curve else {}
+        if seed == 0 and not field.fold:
+            save(field.out / self.text.replace(":", "-").replace("=", "-").replace(",", "-"), state.average)
+        return found | {"scores": {group: self.score(state.average, group) for group in field.tests}}
+
+
+def save(path: Path, variables: Any) -> None:
+    """Kernels as int8 with a float32 scale an output channel, everything else as float32; in files of at most 15 MB."""
+    leaves = jax.tree_util.tree_flatten_with_path(variables)[0]
+    flat = {"/".join(k.key for k in p): np.asarray(x, np.float32) for p, x in leaves}
+    parts, size = [{}], 0
+    for name, x in flat.items():
+        new = {name: x}
+        if name.endswith("kernel"):
+            scale = np.maximum(np.abs(x).max(axis=tuple(range(x.ndim - 1))) / 127, 1e-12).astype(np.float32)
+            new = {name: np.round(x / scale).astype(np.int8), name + ".scale": scale}
+        more = sum(v.nbytes for v in new.values())
+        if size + more > FILE_BYTES:
+            parts.append({})
+            size = 0
+        parts[-1] |= new
+        size += more
+    for i, part in enumerate(parts):
+        partial = path.with_name(f".{path.name}.{i}.part.npz")
+        np.savez(partial, **part)
+        partial.replace(f"{path}.{i}.npz")
