@@ -98,5 +98,6 @@ def told(confusion: Float[np.ndarray, "k k"]) -> dict[str, Any]:
     """mIoU, overall accuracy and the IoU of every class, percent."""
     hit = np.diag(confusion)
     iou = hit / np.maximum(confusion.sum(0) + confusion.sum(1) - hit, 1)
-    overall = round(100 * hit.sum() / confusion.sum(), 2)
-    return {"miou": round(100 * iou.mean(), 2), "oa": overall, "iou": [round(100 * x, 1) for x in iou]}
+    percent = lambda share, digits: round(100 * float(share), digits)  # noqa: E731
+    overall = percent(hit.sum() / confusion.sum(), 2)
+    return {"miou": percent(iou.mean(), 2), "oa": overall, "iou": [percent(x, 1) for x in iou]}
