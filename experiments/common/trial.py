@@ -121,7 +121,7 @@ def summary(records: Sequence[dict[str, Any]], split: str) -> dict[str, Any] | N
 
     Returns:
         ``protocol`` (its name), ``mean``, ``spread`` (standard deviation, None of one) and ``majority``, that of an all-majority
-        map; and ``scenes``: of every trial by seed and scene, to compare pairwise.
+        map; ``scenes``: of every trial by seed and scene, to compare pairwise; ``runs`` and the fewest ``steps`` of one.
     """
     done = [r for r in records if r["status"] == "done"]
     if not done:
@@ -136,7 +136,9 @@ def summary(records: Sequence[dict[str, Any]], split: str) -> dict[str, Any] | N
     mean = sum(values) / len(values)
     spread = (sum((v - mean) ** 2 for v in values) / (len(values) - 1)) ** 0.5 if len(values) > 1 else None
     majority = 100 * done[0]["scores"][split]["majority"][protocol]["miou"]
-    return {"protocol": protocol, "mean": mean, "spread": spread, "majority": majority, "scenes": scenes}
+    steps = min(r["train"]["steps"] for r in done)
+    found = {"protocol": protocol, "mean": mean, "spread": spread, "majority": majority, "scenes": scenes}
+    return found | {"runs": len(done), "steps": steps}
 
 
 def paired_test(differences: Sequence[float | int]) -> float | None:

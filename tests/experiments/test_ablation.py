@@ -60,14 +60,14 @@ def test_the_paired_test_of_many_and_of_few():
     assert trial.paired_test([0.0, 0.0, 0.0]) == 1.0
 
 
-def records(mious, scenes=("a", "b")):
+def records(mious, scenes=("a", "b"), steps=1000):
     """Trials of one seed each, done, with the same offset between scenes."""
     out = []
     for seed, miou in enumerate(mious):
         score = lambda value: {"all": {"miou": value}}  # noqa: E731
         by_scene = {name: score(miou + 0.1 * i) for i, name in enumerate(scenes)}
         scores = {"protocols": score(miou), "majority": score(0.12), "scenes": by_scene}
-        out.append({"trial": f"cell-{seed}", "status": "done", "scores": {"val": scores}})
+        out.append({"trial": f"cell-{seed}", "status": "done", "scores": {"val": scores}, "train": {"steps": steps}})
     return out
 
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from experiments import ablation, report, table1
-from experiments.report import claims
+from experiments.report import claims, evidence
 from experiments.table1 import report as table1_report
 from glcanet_jax import report as pictures
 from glcanet_jax.errors import UserError
@@ -17,12 +17,15 @@ from tests.experiments.test_ablation import records
 MACHINE = {"device": "cpu", "cores": 2, "jax": "0", "date": "2026-11-24"}
 
 
-def of_table(dataset="mbrsc", glcanet=0.6, unet=0.5, memory=(300.0, 400.0, 900.0)):
+def of_table(dataset="mbrsc", glcanet=0.6, unet=0.5, memory=(300.0, 400.0, 900.0), seeds=3, steps=1000):
     """Three rows that start alike: GLCANet, GLNet G<=>L, and U-Net on the whole scene."""
     entries = (("glcanet", "both", glcanet), ("glnet", "both", 0.4), ("unet", "global", unet))
     rows = []
     for (entry, inference, miou), mb in zip(entries, memory, strict=True):
-        trials = [t | {"train": {"steps": 2}, "predict": {"seconds_per_scene": 1.0}} for t in records((miou,))]
+        trials = [
+            t | {"predict": {"seconds_per_scene": 1.0}}
+            for t in records([miou + 0.001 * i for i in range(seeds)], steps=steps)
+        ]
         for t in trials:
             t["scores"]["val"]["protocols"]["all"]["classes"] = {}
             t["scores"]["val"]["majority"] = {"all": {"miou": 0.12}}
@@ -53,7 +56,7 @@ def test_without_results_every_claim_says_what_it_needs():
     found = verdicts({})
     assert found["Best accuracy on DeepGlobe"] == "needs DeepGlobe"
     assert found["Less memory than GLNet G<=>L"] == "not measured yet"
-    assert not any(v.startswith(claims.HOLDS) for v in found.values())
+    assert not any(v.startswith(evidence.HOLDS) for v in found.values())
 
 
 def test_verdicts_follow_the_numbers_and_name_other_data():
@@ -67,21 +70,55 @@ def test_verdicts_follow_the_numbers_and_name_other_data():
     assert verdicts({"table1-deepglobe": of_table("deepglobe")})[title] == "holds"
     both = {"table1-deepglobe": of_table("deepglobe"), "table1-mbrsc": of_table(unet=0.7)}
     assert verdicts(both)[title] == "holds"  # the claim is about DeepGlobe
+    for few in (dict(seeds=2), dict(steps=999), dict(unet=0.5995)):
+        assert verdicts({"table1-mbrsc": of_table(**few)})[title] == "not decided (other data); needs DeepGlobe"
     for title in ("Less memory than GLNet G<=>L", "Less memory than networks on the whole scene"):
         assert (good[title], bad[title]) == ("holds", "does not hold here")
 
 
 def test_the_ablation_answers_for_the_mask_and_self_attention():
-    cells = {"footprint_sa": (0.5, 0.6), "footprint": (0.52, 0.62), "cross_sa": (0.4, 0.5), "glnet_sa": (0.5, 0.6)}
-    results = {"ablation-mbrsc": of_ablation(**cells)}
-    found = verdicts(results)
+    up = lambda first: tuple(first + 0.01 * i for i in range(3))  # noqa: E731
+    cells = {"footprint_sa": up(0.5), "footprint": up(0.53), "cross_sa": up(0.4), "glnet_sa": up(0.5)}
+    found = verdicts({"ablation-mbrsc": of_ablation(**cells)})
     assert found["The mask helps"].startswith("holds (other data)")
     assert found["Self-attention helps"].startswith("does not hold here")
-    assert found["Cross-attention is better than GLNet's sharing"].startswith(
-        "does not hold here"
-    )  # no better is not better
-    (evidence,) = next(c for c in claims.CLAIMS if c.title == "The mask helps").look(results)
-    assert "+10.0 over 4 pairs (p 0.125)" in evidence.finding and "mbrsc" in evidence.source
+    assert found["Cross-attention is better than GLNet's sharing"].startswith("not decided")  # within the spread
+    (found,) = mask({"ablation-mbrsc": of_ablation(footprint_sa=(0.5, 0.6), cross_sa=(0.4, 0.5))})
+    assert "+10.0 over 4 pairs (p 0.125)" in found.finding and "mbrsc" in found.source
+    assert found.verdict == evidence.UNDECIDED  # two seeds
+
+
+def mask(results):
+    """What there is of the claim for the mask."""
+    return next(c for c in claims.CLAIMS if c.title == "The mask helps").look(results)
+
+
+@pytest.mark.parametrize(
+    "learnt, without, verdict",
+    [((1, 1, 1), (0, 0, 0), "holds"), ((1, 1, 1), (1, 1, 1), "does not hold here"), ((1, 1, 1), (1, 0, 1), "not decided"),
+     ((1, 1), (0, 0), "not decided"), ((1, 0, 1), (0, 0, 0), "not decided")],
+)  # fmt: skip
+def test_made_scenes_tell_whether_a_part_is_needed(learnt, without, verdict):
+    cells = [
+        {"network": name, "task": "both", "seed": seed, "iou": [50.0, 60.0], "learnt": bool(done)}
+        for name, runs in (("footprint-nonlinear", learnt), ("no-mask-nonlinear", without))
+        for seed, done in enumerate(runs)
+    ]
+    (found,) = mask({"context": {"command": "run", "machine": MACHINE, "cells": cells}})
+    assert found.verdict == verdict and "made scenes, both" in found.finding
+
+
+def test_converged_runs_are_compared_by_scene_and_seed():
+    def result(*gains):
+        cells = []
+        for seed, gain in enumerate(gains):
+            for network, miou in (("glcanet", 60.0 + gain), ("glcanet:mask=none", 60.0)):
+                cells.append({"network": network, "seed": seed, "fold": "5", "scores": {"fold 5": {"miou": miou}}})
+        return {"converge-folds": {"command": "run", "machine": MACHINE, "cells": cells}}
+
+    verdict = lambda *gains: mask(result(*gains))[0].verdict  # noqa: E731
+    assert verdict(1.0, 1.2, 1.4) == "holds" and verdict(-1.0, -1.2, -1.4) == "does not hold here"
+    assert verdict(1.0, 1.2) == verdict(1.0, -1.0, 0.5) == "not decided"
 
 
 def test_the_page_in_markdown_and_html(tmp_path):
