@@ -25,7 +25,9 @@ from glcanet_jax.data.scenes import Protocol
 from glcanet_jax.inference import evaluation
 from glcanet_jax.inference.walk import predict_scenes
 from glcanet_jax.maps import mapping
+from glcanet_jax.maps.model import Model
 from glcanet_jax.maps.options import MapOptions
+from glcanet_jax.maps.task import MapTask
 
 SIDE, CLASSES = 2448, 7
 NAMES = tuple(f"class {i}" for i in range(CLASSES))
@@ -54,7 +56,7 @@ def picture(side: int = SIDE) -> np.ndarray:
 
 
 class Hosted(Stub):
-    """A stub that a :class:`glcanet_jax.maps.mapping.Model` takes."""
+    """A stub that a :class:`glcanet_jax.maps.model.Model` takes."""
 
     def __init__(self, views: geometry.Views, batch: int, on_device: bool):
         super().__init__(views, batch, CLASSES, class_map())
@@ -100,8 +102,8 @@ def write_scenes(folder: Path, kind: str, count: int) -> list[str]:
 def map_them(paths: list[str], out: Path, on_device: bool, compression: str = "deflate") -> None:
     """From files to maps."""
     options = MapOptions(batch=12, compression=compression)
-    model = mapping.Model(Hosted(geometry.Views(), 12, on_device), Config(), NAMES, PALETTE, Path("stub"), "0" * 64)
-    tasks = [mapping.MapTask(Path(path).stem, path, out, model, options, None) for path in paths]
+    model = Model(Hosted(geometry.Views(), 12, on_device), Config(), NAMES, PALETTE, Path("stub"), "0" * 64)
+    tasks = [MapTask(Path(path).stem, path, out, model, options, None) for path in paths]
     for outcome in mapping.map_tasks(len(tasks), tasks, model, options):
         if outcome.error is not None:
             raise outcome.error

@@ -17,13 +17,18 @@ from glcanet_jax import geometry, runs
 from glcanet_jax.config import Config
 from glcanet_jax.data import Dataset
 from glcanet_jax.data.arrays import ArraySource
+from glcanet_jax.data.bands import parse_bands
 from glcanet_jax.data.raster import RasterSource
 from glcanet_jax.data.scenes import IGNORE, ClassTable, mean_values
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference import walk
 from glcanet_jax.inference.forward import PROBABILITY_STEPS
 from glcanet_jax.maps import map_report, mapping
-from glcanet_jax.maps.mapping import MapOptions
+from glcanet_jax.maps.inputs import names_of
+from glcanet_jax.maps.memory import choose_batch, memory_told, parse_bytes, prepare
+from glcanet_jax.maps.model import Model, check_scale, load_model, open_scene, region_of
+from glcanet_jax.maps.options import MapOptions
+from glcanet_jax.maps.outputs import outputs_of
 from glcanet_jax.progress import Progress
 
 Colours = tuple[tuple[int, int, int], ...]
@@ -73,9 +78,9 @@ def load(
     path = runs.find_weights(Path(weights))
     with arguments_named():
         if memory_budget is not None:
-            mapping.parse_bytes(memory_budget)
+            parse_bytes(memory_budget)
         runs.enable_compilation_cache()
-        return Segmenter(mapping.load_model(path, options, stage), options)
+        return Segmenter(load_model(path, options, stage), options)
 
 
 @contextmanager
@@ -177,7 +182,7 @@ def _read_map(path: Path, count: int) -> np.ndarray:
 class Segmenter:
     """A network with its weights, as :func:`load` makes it. One thread at a time uses it."""
 
-    def __init__(self, model: mapping.Model, options: MapOptions):
+    def __init__(self, model: Model, options: MapOptions):
         self._model, self._options = model, options
         self._others: dict[float, Segmenter] = {}  # by their scale
 
@@ -267,7 +272,7 @@ class Segmenter:
         """The same weights for scenes of another full scale, which is compiled in; kept for the next scene."""
         if scale not in self._others:
             options = replace(self._options, scale=scale)
-            self._others = {scale: Segmenter(mapping.load_model(self.weights, options, self._model.stage), options)}
+            self._others = {scale: Segmenter(load_model(self.weights, options, self._model.stage), options)}
         return self._others[scale]
 
     def _predict(self, scene: Any, out: str | os.PathLike[str] | None, options: MapOptions, valid: Any) -> Prediction:
@@ -284,28 +289,28 @@ class Segmenter:
 
     def _in_files(self, path: str, out: Path, options: MapOptions) -> Prediction:
         mapping.check_request(out, options)
-        (name,) = mapping.names_of([path])
+        (name,) = names_of([path])
         mapping.map_file(name, path, out, self._model, options)
         map_report.gather_reports(out)
-        files = {kind: out / file for kind, file in mapping.outputs_of(name, options).items()}
+        files = {kind: out / file for kind, file in outputs_of(name, options).items()}
         place = RasterSource(files["classes"], None, 1)
         place.close()
         told = map_report.read_report(out, name)
         return Prediction(*self._legend(), place.georeference.crs, place.georeference.transform, files, told)
 
     def _in_memory(self, scene: Any, options: MapOptions, valid: Any | None) -> Prediction:
-        kinds = [kind for kind in ("classes", "confidence", "probabilities") if kind in mapping.outputs_of("", options)]
+        kinds = [kind for kind in ("classes", "confidence", "probabilities") if kind in outputs_of("", options)]
         with ExitStack() as stack:
             source = self._open(scene, options, valid, stack)
             sink = walk.ArraySink(source.height, source.width)
-            region = mapping.region_of(source, options)
+            region = region_of(source, options)
             model = self._model.fit(source.height, source.width, options)
-            mapping.prepare(model, options, source, tell=False)
+            prepare(model, options, source, tell=False)
             if getattr(source, "needs_staging", False):  # its windows are dear to read
                 source = source.stage(Path(stack.enter_context(tempfile.TemporaryDirectory())))
                 stack.callback(source.close)
             progress = stack.enter_context(Progress(source.height * source.width / 1e6, "mapping", "Mpx"))
-            stack.enter_context(mapping.memory_told(model.predictor))
+            stack.enter_context(memory_told(model.predictor))
             walk.predict_scene(
                 model.predictor, source, sink, outputs=kinds, region=region,
                 progress=lambda pixels: progress.advance(pixels / 1e6),
@@ -316,12 +321,12 @@ class Segmenter:
     def _open(self, scene: Any, options: MapOptions, valid: Any | None, stack: ExitStack) -> Any:
         predictor = self._model.predictor
         if isinstance(scene, str):
-            source = mapping.open_scene(scene, self._model, options)
+            source = open_scene(scene, self._model, options)
             stack.callback(source.close)
             return source
-        bands, fill = mapping.parse_bands(options.bands), mean_values(predictor.normalisation, predictor.bands)
+        bands, fill = parse_bands(options.bands), mean_values(predictor.normalisation, predictor.bands)
         array = ArraySource(scene, predictor.bands, bands=bands, valid=valid, fill=fill)
-        mapping.check_scale("the array", array.dtype, predictor, options)
+        check_scale("the array", array.dtype, predictor, options)
         return array
 
     def _legend(self) -> tuple[tuple[str, ...], Colours]:
@@ -347,9 +352,9 @@ class Segmenter:
         scenes, predictor, tta = dataset.scenes(split), self._model.predictor, self._options.tta
         runs.check_fit(dataset, scenes, predictor, list(self.classes), split)
         patches = sum(len(geometry.walk_scene(s.height, s.width, predictor.views)) for s in scenes)
-        mapping.choose_batch(predictor, self._options, *runs.first_of(scenes, predictor), patches)
+        choose_batch(predictor, self._options, *runs.first_of(scenes, predictor), patches)
         asked = {"split": split, "weights": str(self.weights), "evaluated": dataset.name, "tta": tta}
-        with mapping.memory_told(predictor):
+        with memory_told(predictor):
             result, pictures = runs.score_scenes(predictor, scenes, dataset, self.config, asked, out is not None)
         if out is not None:
             runs.write_scores(Path(out), result, pictures, dataset)

@@ -10,11 +10,13 @@ import pytest
 from glcanet_jax import __main__ as main
 from glcanet_jax import cli, config, models
 from glcanet_jax.config import Config, LossConfig, NormalisationConfig, OptimiserConfig, TrainConfig
+from glcanet_jax.data.bands import parse_bands
 from glcanet_jax.data.loader import LoaderConfig
 from glcanet_jax.errors import UserError
 from glcanet_jax.geometry import Views
 from glcanet_jax.limits import Range, check_fields
-from glcanet_jax.maps import mapping
+from glcanet_jax.maps.inputs import parse_shard
+from glcanet_jax.maps.memory import parse_bytes
 from glcanet_jax.maps.options import MapOptions
 from glcanet_jax.measure import info
 
@@ -189,9 +191,9 @@ def test_options_out_of_range_are_told(kind, line, told):
 @pytest.mark.parametrize(
     ("call", "text"),
     [
-        *((mapping.parse_bands, text) for text in ("0", "-1", "1,,2", "", "1.5", "red", "1,0", "9" * 40, "\u0663")),
-        *((mapping.parse_shard, text) for text in ("0/2", "3/2", "1/0", "1", "", "a/b", "-1/2", "1/" + "9" * 5000)),
-        *((mapping.parse_bytes, text) for text in ("4", "0GB", "-1GB", "1023kB", "9" * 400, "inf", "GB", "1e9", "99999999TB")),
+        *((parse_bands, text) for text in ("0", "-1", "1,,2", "", "1.5", "red", "1,0", "9" * 40, "\u0663")),
+        *((parse_shard, text) for text in ("0/2", "3/2", "1/0", "1", "", "a/b", "-1/2", "1/" + "9" * 5000)),
+        *((parse_bytes, text) for text in ("4", "0GB", "-1GB", "1023kB", "9" * 400, "inf", "GB", "1e9", "99999999TB")),
         *((lambda text: info.report(info.Info(scene=text)), text) for text in ("0x5", "5x", "axb", "1" * 5000 + "x1")),
     ],
 )  # fmt: skip

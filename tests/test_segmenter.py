@@ -16,7 +16,7 @@ from glcanet_jax.config import Config, NormalisationConfig, model_config
 from glcanet_jax.data.arrays import ArraySource
 from glcanet_jax.data.scenes import ArrayScene
 from glcanet_jax.maps import mapping
-from glcanet_jax.maps.mapping import MapOptions
+from glcanet_jax.maps.options import MapOptions
 from tests.inference.test_evaluation import SMALL, dataset_of, make_predictor
 from tests.maps.test_mapping import METRES, write
 

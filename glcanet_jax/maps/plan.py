@@ -1,16 +1,24 @@
 """A scene about to be mapped: what its maps depend on, which of them are there already, and what is still to be made."""
 
+import dataclasses
+import json
 import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
 from glcanet_jax import config as configs
 from glcanet_jax.data.georeference import Georeference
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference.scratch import is_of
-from glcanet_jax.maps import map_report, outputs
+from glcanet_jax.maps import map_report, outputs, vector_files
+from glcanet_jax.maps.beside import crs_beside
+from glcanet_jax.maps.degrees import check_degrees
+from glcanet_jax.maps.model import Model, digest, open_scene, region_of
+from glcanet_jax.maps.options import MapOptions
 
 
 class Todo(NamedTuple):
@@ -146,3 +154,51 @@ def check_place(path: str, place: Georeference) -> None:
         f"{path} has the geotransform {', '.join(f'{v:g}' for v in numbers)}, which {fault}; "
         "correct it, as with `gdal_edit.py -a_ullr`"
     )
+
+
+def _aoi_identity(options: MapOptions) -> Any:
+    """What is compared of an area of interest: another one makes other maps."""
+    if options.aoi is None:
+        return None
+    files = [digest(file) for file in vector_files.parts_of(options.aoi)]
+    return files[0] if len(files) == 1 and options.aoi_layer is None else [*files, options.aoi_layer]
+
+
+def plan_scene(name: str, path: str, out: Path, model: Model, options: MapOptions) -> tuple[Plan, Model]:
+    """Open a scene and say what its maps depend on, and with what it is mapped; raises UserError if it cannot be mapped, or its maps not be written."""
+    source = open_scene(path, model, options)
+    try:
+        place, size = source.georeference, (source.height, source.width)
+        model = model.fit(*size, options)
+        check_place(path, place)
+        if options.polygons == "geojson":
+            check_degrees(path, place, *size)
+        crs_text = crs_beside(path, place, *size)
+        files = outputs.outputs_of(name, options)
+        if crs_text is not None:
+            files |= outputs.beside(files)
+        taken = {os.path.realpath(out / f) for f in (*files.values(), f"{name}{map_report.SUFFIX}")}
+        if os.path.realpath(path) in taken:
+            raise UserError(f"{path} would be overwritten by its own map; give another --out")
+        region = region_of(source, options)
+    except BaseException:
+        source.close()
+        raise
+    fingerprint = {
+        "scene": source.identity(),
+        "weights": model.digest,
+        "views": dataclasses.asdict(model.predictor.views),
+        "normalisation": {k: list(v) if isinstance(v, tuple) else v for k, v in model.predictor.normalisation.items()},
+        "dtype": model.dtype,
+        "tta": options.tta,
+        "aoi": _aoi_identity(options),
+    }
+    if model.stage is not None:
+        fingerprint["stage"] = model.stage
+    if (precision := jax.config.jax_default_matmul_precision) is not None:
+        fingerprint["precision"] = precision
+    if jax.default_backend() != "cpu":  # on CPUs the patches are computed one by one, whatever the batch
+        fingerprint |= {"device": jax.devices()[0].device_kind, "batch": options.batch}
+    settings = {"polygons": {"min_area": options.min_area}} if options.polygons else {}
+    fingerprint, settings = (json.loads(json.dumps(value)) for value in (fingerprint, settings))
+    return Plan(name, source, region, out, files, fingerprint, settings, crs_text), model

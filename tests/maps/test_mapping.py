@@ -21,8 +21,8 @@ from glcanet_jax.data.gdal import open_raster
 from glcanet_jax.data.scenes import ArrayScene
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference import walk
-from glcanet_jax.maps import mapping, writer
-from glcanet_jax.maps.mapping import MapOptions
+from glcanet_jax.maps import mapping, memory, task, writer
+from glcanet_jax.maps.options import MapOptions
 from tests.inference.test_evaluation import SMALL, dataset_of, make_predictor
 from tests.maps.test_seams import ROTATED
 from tests.test_cli import ROOT, call, environment
@@ -389,8 +389,8 @@ def test_a_run_that_stopped_goes_on_to_the_same_bytes(tmp_path, weights, image, 
     for patch in (
         lambda m: m.setattr(writer.MapWriter, "write", write_some),
         lambda m: m.setattr(writer.MapWriter, "finish", stop),
-        lambda m: m.setattr(mapping, "_report", stop),
-        lambda m: m.setattr(mapping.map_report, "write_report", stop),
+        lambda m: m.setattr(task, "_report", stop),
+        lambda m: m.setattr(task.map_report, "write_report", stop),
     ):
         with monkeypatch.context() as m, pytest.raises(Stop):
             patch(m)
@@ -434,7 +434,7 @@ def test_two_processes_do_not_share_a_scene(tmp_path, weights, image):
     scene = write(tmp_path / "scene.tif", image[:90, :90])
     folder = tmp_path / "out" / ".scene.partial"
     folder.mkdir(parents=True)
-    with mapping._alone(folder, "scene"), pytest.raises(UserError, match="another process is predicting scene"):
+    with task._alone(folder, "scene"), pytest.raises(UserError, match="another process is predicting scene"):
         mapping.map_scenes([scene], weights, tmp_path / "out")
 
 
@@ -481,7 +481,7 @@ def test_scenes_that_would_collide_are_told(tmp_path, weights, image):
     ("text", "value"), [("4GB", 4 * 2**30), ("800 MB", 800 * 2**20), ("1.5GiB", 3 * 2**29), ("4194304", 4194304)]
 )
 def test_sizes_of_memory(text, value):
-    assert mapping.parse_bytes(text) == value
+    assert memory.parse_bytes(text) == value
 
 
 # ------------------------------------------------------------------------------------------------------ the real command

@@ -1,0 +1,123 @@
+"""What mapping may take: the batch that suits a budget, threads for reading and finishing, and what they hold."""
+
+import contextlib
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from glcanet_jax import geometry
+from glcanet_jax.data.loader import cores
+from glcanet_jax.errors import UserError
+from glcanet_jax.inference import reading
+from glcanet_jax.inference.predictor import Predictor, batch_for
+from glcanet_jax.maps.model import Model
+from glcanet_jax.maps.options import MapOptions
+from glcanet_jax.profiling import free_device_memory, in_units, require_memory, resident_memory
+
+LEAST_BUDGET = 2**20  # bytes; no network computes a patch in less
+HELD_BYTES = 32 * 2**20  # of the maps of a small scene
+HOST_RESERVE = 200 * 2**20  # bytes that reading, writing and GDAL's cache take beside the network
+
+
+def parse_bytes(text: str) -> int:
+    """``4GB``, ``800 MB``, ``1.5GiB`` or a number of bytes.
+
+    Raises:
+        UserError: anything else.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgt])i?)?b?\s*", text.lower())
+    budget = float(match.group(1)) * 1024 ** " kmgt".index(match.group(2) or " ") if match else 0.0
+    if not 0 < budget < 2**60:
+        raise UserError(f"--memory-budget is {text[:60]!r}; it must be a size as 800MB or 4GB")
+    if budget < LEAST_BUDGET:
+        raise UserError(
+            f"--memory-budget is {text!r}, {budget:.0f} bytes, which is less than any walk needs; give a size as 800MB or 4GB"
+        )
+    return int(budget)
+
+
+def pools(options: MapOptions) -> tuple[int, int]:
+    """Scenes that are read, and that are finished, at the same time."""
+    count = cores()
+    return options.readers or min(8, max(2, count // 2)), options.writers or min(8, max(1, count // 4))
+
+
+def pool_bytes(predictor: Predictor, options: MapOptions, dtype: Any, context: tuple[int, int]) -> int:
+    """Bytes of the host that scenes take which are read ahead (two contexts a reader) and finished behind, at most."""
+    readers, writers = pools(options)
+    whole = math.prod(predictor.context_shape(context)) * predictor.bands * np.dtype(dtype).itemsize
+    return 2 * readers * min(whole, reading.CONTEXT_BYTES) + writers * 2 * HELD_BYTES
+
+
+def choose_batch(predictor: Predictor, options: MapOptions, dtype: Any, context: tuple[int, int], patches: int) -> None:
+    """Set the predictor's batch: the one given, or what suits so many patches altogether, or fewer where the memory has no more room.
+
+    CPUs gain nothing from more than one patch at once: there it is one.
+    """
+    if options.batch is not None:
+        return
+    on_cpu = jax.default_backend() == "cpu"
+    most = 1 if on_cpu else batch_for(patches)
+    if options.memory_budget is not None:
+        budget = parse_bytes(options.memory_budget)
+        if on_cpu:
+            taken = resident_memory() + HOST_RESERVE + pool_bytes(predictor, options, dtype, context)
+            if budget <= taken:
+                raise UserError(
+                    f"--memory-budget is {options.memory_budget}; the memory budget leaves nothing for the network, as the program "
+                    f"itself needs {taken / 2**20:.0f} MB: give more, or --readers 1 --writers 1"
+                )
+            budget -= taken
+        predictor.fit_batch(budget, dtype, context, most)
+    elif (free := free_device_memory()) is not None:
+        held = sum(x.nbytes for x in jax.tree.leaves(predictor.variables))  # counted in the programs' need as well
+        predictor.fit_batch(int(0.85 * (free + held)), dtype, context, most)
+
+
+def check_memory(predictor: Predictor, dtype: Any, context: tuple[int, int], *, tell: bool = True) -> None:
+    """Compile what the walk will run, and say what it needs (if ``tell``).
+
+    Raises:
+        UserError: that is more than is free.
+    """
+    largest = max(predictor.memory(dtype, context).values(), key=lambda sizes: sizes["total"])
+    held = sum(x.nbytes for x in jax.tree.leaves(predictor.variables))
+    what = "one patch at once" if predictor.batch == 1 else f"{predictor.batch} patches at once"
+    require_memory(what, largest, held, "give a smaller --batch, --memory-budget, or --dtype bfloat16", tell=tell)
+
+
+@contextlib.contextmanager
+def memory_told(predictor: Predictor) -> Iterator[None]:
+    """An exhausted device as a UserError."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(
+            f"the device has too little memory for {predictor.batch} patches at once; give a smaller --batch, "
+            "--memory-budget, or --dtype bfloat16"
+        ) from error
+
+
+def prepare(model: Model, options: MapOptions, source: Any, *, scenes: int = 1, tell: bool = True) -> None:
+    """Choose the patches at once for so many scenes of a kind, and compile for them what the walk will run.
+
+    Raises:
+        UserError: it needs more memory than is free.
+    """
+    views = model.predictor.views
+    context = views.context_extent(source.height, source.width)
+    patches = scenes * len(geometry.walk_scene(source.height, source.width, views))
+    choose_batch(model.predictor, options, source.dtype, context, patches)
+    check_memory(model.predictor, source.dtype, context, tell=tell)
+    if tell and scenes > 1:
+        readers, writers = pools(options)
+        room = in_units(pool_bytes(model.predictor, options, source.dtype, context))
+        print(
+            f"{readers} scenes read at once and {writers} finished take up to {room} of the host's memory", flush=True
+        )

@@ -1,0 +1,119 @@
+"""A network ready to map scenes, and scenes opened as it reads them."""
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from glcanet_jax import config as configs
+from glcanet_jax import geometry, models, runs
+from glcanet_jax.data import gdal, raster
+from glcanet_jax.data.arrays import ArraySource
+from glcanet_jax.data.bands import parse_bands
+from glcanet_jax.data.scenes import mean_values
+from glcanet_jax.errors import UserError
+from glcanet_jax.inference.predictor import Predictor
+from glcanet_jax.maps.aoi import load_aoi
+from glcanet_jax.maps.options import MapOptions
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network ready to map scenes, and where it comes from."""
+
+    predictor: Predictor
+    config: configs.Config
+    names: tuple[str, ...]  # of the classes
+    palette: tuple[tuple[int, int, int], ...]
+    weights: Path
+    digest: str  # SHA-256 of the weights file
+    stage: str | None = None  # of the network, whose logits answer instead of its own
+
+    fitted: dict[int, Predictor] = field(default_factory=dict)  # by the side of their patches, as ``fit`` made them
+
+    @property
+    def dtype(self) -> str:
+        """What the network computes in."""
+        return models.compute_type(self.predictor.model).name
+
+    def fit(self, height: int, width: int, options: MapOptions) -> "Model":
+        """The network as scenes of a size are mapped: with patches that suit them, if the options say so."""
+        views = self.predictor.views
+        side = geometry.fit_patch(height, width, views) if options.fit_patches else views.patch_size
+        if side == views.patch_size:
+            return self
+        if side not in self.fitted:
+            self.fitted[side] = self.predictor.with_views(dataclasses.replace(views, patch_size=side))
+        return dataclasses.replace(self, predictor=self.fitted[side])
+
+
+def load_model(weights: Path, options: MapOptions, stage: str | None = None) -> Model:
+    """The network of a weights file with what the options change of it.
+
+    With ``stage`` the logits of a named stage of the network, as ``local/logits``, answer instead of its own.
+
+    Raises:
+        UserError: the weights cannot be read, or the options do not fit them.
+    """
+    # bfloat16 is slower than float32 on CPUs
+    default = {"cpu": "float32"}.get(jax.default_backend(), "bfloat16")
+    views = {k: v for k in ("overlap", "context_size") if (v := getattr(options, k)) is not None}
+    predictor, config, classes = runs.load_predictor(
+        weights,
+        options.batch or 1,
+        dtype=options.dtype,
+        default=default,
+        views=views,
+        tta=options.tta,
+        stage=stage,
+        scale=options.scale,
+        devices=options.devices,
+    )
+    if stage is not None:  # traced, not compiled: a stage that there is not is told at once
+        context = predictor.views.context_extent(*[predictor.views.patch_size] * 2)
+        program = predictor.programs(np.uint8, context)["look"]
+        jax.eval_shape(program.fn, *program.args)
+    palette = tuple(tuple(colour) for colour in classes["palette"])
+    return Model(predictor, config, tuple(classes["names"]), palette, weights, digest(weights), stage)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_scale(what: str, dtype: Any, predictor: Predictor, options: MapOptions) -> None:
+    """Raises UserError if values of this type cannot be those that the weights were trained on."""
+    if options.scale is None:
+        cure = "say what the scene's full scale is with --scale (as 1, 255, 10000 or 65535)"
+        runs.check_values(what, dtype, predictor.normalisation["scale"], cure)
+
+
+def open_scene(path: str | Path, model: Model, options: MapOptions) -> raster.RasterSource:
+    """A scene's file as the network reads it: the bands named, or those that its training named by number.
+
+    Raises:
+        UserError: it cannot be read, or does not fit the network.
+    """
+    predictor = model.predictor
+    gdal.allow_drivers(options.drivers)
+    bands = parse_bands(options.bands) or runs.chosen_bands(model.config)
+    source = raster.RasterSource(path, bands, predictor.bands, mean_values(predictor.normalisation, predictor.bands))
+    try:
+        check_scale(str(path), source.dtype, predictor, options)
+    except UserError:
+        source.close()
+        raise
+    return source
+
+
+def region_of(source: raster.RasterSource | ArraySource, options: MapOptions) -> Any | None:
+    """The area of interest of a scene (:class:`glcanet_jax.inference.walk.Region`), if there is one."""
+    if options.aoi is None:
+        return None
+    return load_aoi(options.aoi, source.georeference, source.height, source.width, options.aoi_layer)

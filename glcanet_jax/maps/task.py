@@ -1,0 +1,251 @@
+"""A scene's file on its way to its maps: opened, walked over, finished.
+
+Of a scene ``NAME`` this leaves ``NAME_classes.tif`` and what else was asked for, and ``NAME.report.json``, which comes last:
+a scene that has it is done. While it is under way everything is in ``.NAME.partial``; what is there after a kill is gone on
+with.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from glcanet_jax import geometry, report
+from glcanet_jax.data import disk, raster
+from glcanet_jax.data.overview import overview
+from glcanet_jax.data.tiles import check_disk
+from glcanet_jax.errors import UserError
+from glcanet_jax.inference import walk
+from glcanet_jax.inference.scratch import Scratch, is_of
+from glcanet_jax.maps import map_report, styles
+from glcanet_jax.maps.memory import HELD_BYTES
+from glcanet_jax.maps.model import Model
+from glcanet_jax.maps.options import MapOptions
+from glcanet_jax.maps.outputs import check_names
+from glcanet_jax.maps.plan import Plan, Todo, plan_scene
+from glcanet_jax.maps.writer import MapWriter, required_bytes
+from glcanet_jax.profiling import peak_memory
+from glcanet_jax.progress import Progress
+
+
+@contextlib.contextmanager
+def _alone(folder: Path, name: str) -> Iterator[None]:
+    """Raises UserError if another process is at this scene; its lock ends with it, however it ends."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield
+        return
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"another process is predicting {name} into {folder.parent}; wait for it, or divide the scenes with --shard"
+            ) from error
+        yield
+
+
+@contextlib.contextmanager
+def _told(out: Path) -> Iterator[None]:
+    """What the system refuses as a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{error.filename or out}: {error.strerror or error}; mend it, then run again") from error
+
+
+class MapTask:
+    """A scene's file on its way to its maps (:class:`glcanet_jax.inference.walk.Task`); its result is the report.
+
+    What is missing beside maps that are done is made alone; polygons and pictures without another walk. The result is None where
+    its maps are there already. Nothing new stands under a final name before all of it is whole.
+    """
+
+    def __init__(self, name: str, path: str, out: Path, model: Model, options: MapOptions, progress: Progress | None):
+        """``progress`` counts scenes; None: the scene has a bar of its own."""
+        self.name, self.path = name, path
+        self._out, self._model, self._options, self._progress = out, model, options, progress
+        self._stack = contextlib.ExitStack()
+        self._plan: Plan | None = None
+        self._todo: Todo | None = None
+        self._writer: MapWriter | None = None
+
+    def open(self) -> walk.Request | None:
+        """Raises UserError if the scene cannot be mapped, or maps of something else are in the way."""
+        with _told(self._out):
+            self._began = time.perf_counter()
+            check_names(self.name, self.path, self._out, self._options)
+            plan, self._model = plan_scene(self.name, self.path, self._out, self._model, self._options)
+            self._plan = plan
+            self._stack.callback(plan.source.close)
+            self._todo = plan.todo(self._options.overwrite)
+            if not self._todo.files:
+                return None
+            plan.out.mkdir(parents=True, exist_ok=True)
+            disk.claim(plan.folder)
+            self._stack.enter_context(_alone(plan.folder, self.name))
+            return self._request(plan, self._todo.layers)
+
+    def _request(self, plan: Plan, layers: list[str]) -> walk.Request | None:
+        source, folder, options, model = plan.source, plan.folder, self._options, self._model
+        if not options.resume or not is_of(folder, plan.head(layers)):
+            _clear(folder)
+        there = sum(file.stat().st_size for file in folder.iterdir())  # of a run that was killed
+        check_disk(plan.out, required_bytes(source.height, source.width, layers, len(model.names)) - there)
+        if not layers:
+            return None
+        scratch = self._stack.enter_context(Scratch(folder, plan.head(layers)))
+        if source.needs_staging:
+            self._plan = plan = dataclasses.replace(plan, source=_staged(plan))
+            self._stack.callback(plan.source.close)
+        tags = {"MODEL": model.config.model.network, "WEIGHTS_SHA256": model.digest, "SOFTWARE": "GLCANet-JAX"}
+        place = source.georeference
+        if plan.crs_text is not None:  # it lies beside the map
+            place = dataclasses.replace(place, crs=None)
+        size, legend = (source.height, source.width), (model.names, model.palette)
+        self._writer = MapWriter(
+            folder, *size, place, *legend, layers, tags, anew=scratch.restart, held=self._is_small(layers),
+            compression=options.compression,
+        )  # fmt: skip
+        self._stack.callback(self._writer.close)
+        return walk.Request(
+            plan.source, self._writer, layers, plan.region, scratch, self._advance_of(source), model.predictor
+        )
+
+    def _is_small(self, layers: list[str]) -> bool:
+        """Whether the maps are held in memory: a scene of one block, which is begun anew after a kill anyway."""
+        source, views = self._plan.source, self._model.predictor.views
+        planes = sum(len(self._model.names) if layer == "probabilities" else 1 for layer in layers)
+        blocks = geometry.walk_scene(source.height, source.width, views).blocks()
+        return len(list(itertools.islice(blocks, 2))) == 1 and planes * source.height * source.width <= HELD_BYTES
+
+    def _advance_of(self, source: raster.RasterSource) -> Callable[[int], None]:
+        """Called with the pixels that were finished."""
+        pixels = source.height * source.width
+        if self._progress is not None:
+            return lambda count: self._progress.advance(count / pixels)
+        bar = self._stack.enter_context(Progress(pixels / 1e6, self.name, "Mpx"))
+        return lambda count: bar.advance(count / 1e6)
+
+    def finish(self, summary: walk.Summary) -> dict[str, Any] | None:
+        """Raises UserError if something could not be written; the next run goes on."""
+        plan, todo = self._plan, self._todo
+        if not todo.files:
+            return None
+        with _told(self._out):
+            areas = map_report.Areas(plan.source.georeference, len(self._model.names))
+            made = self._writer.finish(areas.add) if todo.layers else {}
+            class_map = made.get("classes", plan.out / plan.files["classes"])
+            made |= _drawn(todo.files, class_map, plan, self._model, self._options)
+            result = _added(plan, todo) if todo.told else _report(plan, areas, summary, self._model)
+            if not todo.told:
+                plan.report.unlink(missing_ok=True)  # one that stands says that all maps beside it are of its making
+            for file in todo.stale:
+                (plan.out / file).unlink(missing_ok=True)
+            for kind, path in made.items():
+                os.replace(path, plan.out / plan.files[kind])
+            if not todo.told:
+                result["seconds"] = round(time.perf_counter() - self._began, 3)
+                result["megapixels_per_second"] = round(summary.pixels / 1e6 / result["seconds"], 4)
+                result["scenes_per_second"] = round(1 / result["seconds"], 5)
+                result |= {k.partition("/")[2]: v for k, v in peak_memory().items()}
+            map_report.write_report(plan.report, result)
+        self._stack.close()
+        shutil.rmtree(plan.folder, ignore_errors=True)
+        return map_report.strict(result)
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+def _staged(plan: Plan) -> raster.RasterSource:
+    """The scene as a tiled copy in its folder."""
+    print(f"{plan.name}: copying the scene into tiles first: it is stored so that windows are dear to read", flush=True)
+    return plan.source.stage(plan.folder)
+
+
+def _clear(folder: Path) -> None:
+    for stale in folder.iterdir():
+        if stale.name != "lock":
+            stale.unlink()
+
+
+def _drawn(files: dict[str, str], class_map: Path, plan: Plan, model: Model, options: MapOptions) -> dict[str, Path]:
+    """What needs no walk: polygons and a picture of a finished class map, styles, a CRS; made in the scene's folder."""
+    from glcanet_jax.maps import polygons
+
+    folder, made = plan.folder, {}
+    if "polygons" in files:
+        made["polygons"] = folder / f"polygons.{options.polygons}"
+        made["polygons"].unlink(missing_ok=True)
+        kind, place = options.polygons, plan.source.georeference
+        style = styles.polygon_style(model.names, model.palette)
+        polygons.write_polygons(class_map, made["polygons"], kind, place, model.names, options.min_area, folder, style)
+    if "overlay" in files:
+        made["overlay"] = folder / "overlay.png"
+        picture = overview(plan.source, report.MAP_SIDE)
+        image = np.where(picture[..., 3:] > 0, picture[..., :3], np.uint8(report.BLANK))
+        ids = overview(class_map, report.MAP_SIDE)
+        report.save_map(made["overlay"], image, ids, model.palette, model.names)
+    texts = {kind: plan.crs_text for kind in files if kind.endswith("_crs")}
+    texts |= {kind: styles.style_of(kind, model.names, model.palette) for kind in files if kind.endswith("_style")}
+    for kind, text in texts.items():
+        made[kind] = folder / f"{kind}.txt"
+        made[kind].write_text(text, encoding="utf-8")
+    return made
+
+
+def _added(plan: Plan, todo: Todo) -> dict[str, Any]:
+    """The report of maps that are there, with what was made beside them."""
+    made = {kind: setting for kind, setting in plan.settings.items() if kind in todo.files}
+    return todo.told | {"outputs": todo.told["outputs"] | todo.files, "made": todo.told["made"] | made}
+
+
+def _report(plan: Plan, counted: map_report.Areas, summary: walk.Summary, model: Model) -> dict[str, Any]:
+    """Areas, settings and what the walk did."""
+    georeference = plan.source.georeference
+    pixels, areas = counted.pixels, counted.areas
+    notes = [note for note in (plan.source.note, georeference.warning) if note]
+    if plan.crs_text is not None:
+        notes.append(f"GeoTIFF cannot hold the CRS: it is in {plan.files['classes_crs']}, which belongs to the map")
+    if not pixels[:-1].any():
+        notes.append(
+            "no pixel is classified: the scene is nodata or transparent throughout, or the area of interest empty"
+        )
+    context = model.predictor.views.context_extent(plan.source.height, plan.source.width)
+    memory = model.predictor.memory(plan.source.dtype, context) if summary.patches else {}
+    return {
+        "scene": plan.name,
+        "source": plan.fingerprint["scene"]["path"],
+        "height": plan.source.height,
+        "width": plan.source.width,
+        "crs": None if georeference.crs is None else georeference.crs.to_string(),
+        "area_method": georeference.method,
+        "classes": map_report.class_rows(pixels, areas, model.names),
+        "nodata_pixels": int(pixels[-1]),
+        "notes": notes,
+        "outputs": plan.files,
+        "made": plan.settings,
+        "walk_seconds": round(summary.seconds, 3),
+        "device_busy": round(summary.busy / max(summary.seconds, 1e-9), 4),
+        "blocks": {"computed": summary.blocks, "skipped": summary.skipped, "resumed": summary.resumed},
+        "patches": summary.patches,
+        "program_memory_mb": {name: round(sizes["total"] / 2**20, 1) for name, sizes in memory.items()},
+        "device": jax.local_devices()[0].device_kind,
+        "batch": model.predictor.batch,
+        "model": {
+            "network": model.config.model.network,
+            "weights": str(model.weights),
+            "dtype": model.dtype,
+        },
+        "fingerprint": plan.fingerprint,
+    }
