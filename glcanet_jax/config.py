@@ -78,9 +78,12 @@ class DataConfig:
     # takes is said first), off, or a folder
     cache: str = "auto"
     kept_mb: Annotated[int, Range(1, 2**22)] = 256  # MB of decoded files that memory keeps
-    # train from scenes that lie on the device, where each step draws its batch: auto (on accelerators, where they fit 40 % of the
-    # free memory), always or never
+    # train from scenes that lie on the device, where each step draws its batch: auto (on accelerators; those that fit 40 % of the
+    # free memory, in turns where these are not all), always or never
     on_device: Literal["auto", "always", "never"] = "auto"
+    pool: str | None = None  # as 8GB: what scenes may take on all devices, where they take turns if they are more
+    # contexts that are drawn from a scene before the next one has its turn, over those that an epoch has of it
+    pool_passes: Annotated[float, Range(0, 1e6, open="low")] = 16.0
     tfds_dir: str | None = None  # read a prepared tfds build from here (made at first use) instead of the plain files
 
     def __post_init__(self):

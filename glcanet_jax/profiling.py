@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -84,6 +85,23 @@ def require_memory(what: str, sizes: dict[str, int], resident: int, mend: str, *
 def in_units(count: int) -> str:
     """Bytes in words, as 303 MB or 4.2 GB."""
     return f"{count / 2**20:.0f} MB" if count < 2**30 else f"{count / 2**30:.1f} GB"
+
+
+def parse_bytes(text: str, option: str = "--memory-budget") -> int:
+    """``4GB``, ``800 MB``, ``1.5GiB`` or a number of bytes, 1 MB at least.
+
+    Raises:
+        UserError: anything else; ``option`` is what it was given for.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgt])i?)?b?\s*", text.lower())
+    count = float(match.group(1)) * 1024 ** " kmgt".index(match.group(2) or " ") if match else 0.0
+    if not 0 < count < 2**60:
+        raise UserError(f"{option} is {text[:60]!r}; it must be a size as 800MB or 4GB")
+    if count < 2**20:
+        raise UserError(
+            f"{option} is {text!r}, {count:.0f} bytes, which is less than anything needs; give a size as 800MB or 4GB"
+        )
+    return int(count)
 
 
 def allocator_peak() -> int | None:

@@ -535,6 +535,15 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def begun(config: Config) -> configs.DataConfig:
+    """Which scenes, and where they are trained on from: where that is to be chosen and a run began already, as it did."""
+    data, path = config.data, Path(config.out) / "config.json"
+    if data.on_device != "auto" or data.pool is not None or not path.exists() or not _kept(path.parent):
+        return data
+    theirs = configs.from_dict(border.read_json(path), path).data
+    return dataclasses.replace(data, on_device=theirs.on_device, pool=theirs.pool)
+
+
 def open_run(config: Config) -> Path:
     """The run's folder, with its configuration; the same command finds its own run again.
 

@@ -25,10 +25,11 @@ from glcanet_jax.inference import walk
 from glcanet_jax.inference.forward import PROBABILITY_STEPS
 from glcanet_jax.maps import map_report, mapping
 from glcanet_jax.maps.inputs import names_of
-from glcanet_jax.maps.memory import choose_batch, memory_told, parse_bytes, prepare
+from glcanet_jax.maps.memory import choose_batch, memory_told, prepare
 from glcanet_jax.maps.model import Model, check_scale, load_model, open_scene, region_of
 from glcanet_jax.maps.options import MapOptions
 from glcanet_jax.maps.outputs import outputs_of
+from glcanet_jax.profiling import parse_bytes
 from glcanet_jax.progress import Progress
 
 Colours = tuple[tuple[int, int, int], ...]

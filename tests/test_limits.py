@@ -16,9 +16,9 @@ from glcanet_jax.errors import UserError
 from glcanet_jax.geometry import Views
 from glcanet_jax.limits import Range, check_fields
 from glcanet_jax.maps.inputs import parse_shard
-from glcanet_jax.maps.memory import parse_bytes
 from glcanet_jax.maps.options import MapOptions
 from glcanet_jax.measure import info
+from glcanet_jax.profiling import parse_bytes
 
 
 @pytest.mark.parametrize(
@@ -200,5 +200,5 @@ def test_options_out_of_range_are_told(kind, line, told):
 def test_words_of_options_are_looked_at(call, text):
     with pytest.raises(UserError) as error:
         call(text)
-    assert "it must be" in str(error.value) or "less than any walk needs" in str(error.value)
+    assert "it must be" in str(error.value) or "less than anything needs" in str(error.value)
     assert "\n" not in str(error.value) and len(str(error.value)) < 300

@@ -37,7 +37,7 @@ from glcanet_jax.data.loader import TrainLoader
 from glcanet_jax.data.scenes import ArrayScene
 from glcanet_jax.errors import UserError
 from glcanet_jax.report import write_text
-from glcanet_jax.training.on_device import place
+from glcanet_jax.training.residents import place
 
 
 def arguments() -> argparse.Namespace:

@@ -22,7 +22,7 @@ import numpy as np
 from glcanet_jax.data import blocks, files, views
 from glcanet_jax.data.identity import digest, files_of
 from glcanet_jax.data.isprs import TileScene
-from glcanet_jax.data.loader import cores
+from glcanet_jax.data.loader import cores, readers
 from glcanet_jax.data.scenes import Dataset, GridScene, WindowScene
 from glcanet_jax.data.tiles import check_disk
 from glcanet_jax.errors import UserError
@@ -30,7 +30,6 @@ from glcanet_jax.progress import Progress
 
 FOLDER = ".glcanet_cache"  # beside the data
 STAMPS = "digests.json"  # in it: of files that have their size and time of change, so that they are not read again
-WHOLE = 2**30  # bytes of scenes that are decoded at once, all threads together
 BAND = 2**25  # bytes; what is no larger is read at once
 LITTLE = 2**25  # bytes of compressed strips that are not worth a cache
 
@@ -222,9 +221,8 @@ def _make(folder: Path, missing: Sequence[tuple[Any, dict[str, blocks.Shape]]], 
     except UserError as error:
         raise UserError(f"{error}: --data.cache DIR, or --data.cache off") from None
     largest = max(scene.height * scene.width * (scene.bands + 1) for scene, _ in missing)
-    threads = max(1, min(cores(), WHOLE // largest))
     pixels = sum(scene.height * scene.width for scene, _ in missing) / 1e6
-    pool = ThreadPoolExecutor(threads)
+    pool = ThreadPoolExecutor(readers(largest))
     with Progress(pixels, "decoding scenes", "Mpx") as progress:
 
         def make(item: tuple[Any, dict[str, blocks.Shape]]) -> None:

@@ -15,6 +15,7 @@ from glcanet_jax.limits import COUNT, SEED, SHARE, Range, check_fields
 
 ENDLESS = 2**48  # contexts; grain's own endless repetition overflows in batches of one
 MOST_THREADS = 32  # that are taken of themselves; each holds a context
+HELD = 2**30  # bytes of scenes that are decoded whole at once, all threads together
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,11 @@ class LoaderConfig:
 def cores() -> int:
     """Those that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def readers(most: int) -> int:
+    """Threads that each hold a scene of at most so many bytes: one a core, fewer where that is more than :data:`HELD`."""
+    return max(1, min(cores(), HELD // most))
 
 
 class Batches:

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,28 +15,10 @@ from glcanet_jax.inference import reading
 from glcanet_jax.inference.predictor import Predictor, batch_for
 from glcanet_jax.maps.model import Model
 from glcanet_jax.maps.options import MapOptions
-from glcanet_jax.profiling import free_device_memory, in_units, require_memory, resident_memory
+from glcanet_jax.profiling import free_device_memory, in_units, parse_bytes, require_memory, resident_memory
 
-LEAST_BUDGET = 2**20  # bytes; no network computes a patch in less
 HELD_BYTES = 32 * 2**20  # of the maps of a small scene
 HOST_RESERVE = 200 * 2**20  # bytes that reading, writing and GDAL's cache take beside the network
-
-
-def parse_bytes(text: str) -> int:
-    """``4GB``, ``800 MB``, ``1.5GiB`` or a number of bytes.
-
-    Raises:
-        UserError: anything else.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgt])i?)?b?\s*", text.lower())
-    budget = float(match.group(1)) * 1024 ** " kmgt".index(match.group(2) or " ") if match else 0.0
-    if not 0 < budget < 2**60:
-        raise UserError(f"--memory-budget is {text[:60]!r}; it must be a size as 800MB or 4GB")
-    if budget < LEAST_BUDGET:
-        raise UserError(
-            f"--memory-budget is {text!r}, {budget:.0f} bytes, which is less than any walk needs; give a size as 800MB or 4GB"
-        )
-    return int(budget)
 
 
 def pools(options: MapOptions) -> tuple[int, int]:

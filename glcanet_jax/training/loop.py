@@ -28,9 +28,10 @@ from glcanet_jax.training import optim, phases, processes, sources
 from glcanet_jax.training.checkpoints import Checkpoints
 from glcanet_jax.training.compiling import Durations
 from glcanet_jax.training.messages import native_kept, warnings_kept
-from glcanet_jax.training.on_device import Plan, place
+from glcanet_jax.training.on_device import Plan
 from glcanet_jax.training.phases import Phase
 from glcanet_jax.training.records import Log, Monitor, Timer, record, room_told
+from glcanet_jax.training.residents import All, Pool
 from glcanet_jax.training.sources import FromDevice, FromLoader
 from glcanet_jax.training.step import TrainState, create_state, logged, make_train_step
 from glcanet_jax.training.stopping import Stop, listening, on_any_host
@@ -49,6 +50,7 @@ class Work(NamedTuple):
     loader: TrainLoader  # of the scenes as they are, until fed() has made them cheap to read
     model: nn.Module
     mesh: Mesh
+    drawn: Plan  # of contexts
     steps: int
     spans: tuple[Phase, ...]
 
@@ -56,6 +58,11 @@ class Work(NamedTuple):
     def on_device(self) -> bool:
         """Whether scenes lie there, and steps draw from them."""
         return self.config.data.on_device == "always"
+
+    @property
+    def contexts(self) -> list[int]:
+        """Of each scene in an epoch."""
+        return [self.loader.contexts(scene) for scene in self.scenes]
 
 
 def train(config: Config) -> Path:
@@ -118,7 +125,8 @@ def _train_in(out: Path, work: Work, variables: dict[str, Any]) -> Path:
     log = Log(out, start, config.train.tensorboard, scored=not unscored, writes=processes.first())
 
     # ------------------------------------------------------------------ the steps
-    with contextlib.closing(log), Progress(work.steps, "training", "steps", start) as progress, listening() as stop:
+    bar = Progress(work.steps, "training", "steps", start)
+    with contextlib.closing(log), contextlib.closing(batches), bar as progress, listening() as stop:
         predictor, rates = predictor_of(work, state), optim.rates(config.optimiser, work.spans)
         run = Run(
             out, work, tx, batches, checkpoints, log, progress, predictor, saved.get("best"), monitor, rates, stop
@@ -129,6 +137,10 @@ def _train_in(out: Path, work: Work, variables: dict[str, Any]) -> Path:
             if start <= phase.start:
                 state = state.entering(lambda variables, phase=phase: phase.stage.enter(work.model, variables))
             state = train_phase(run, state, phase, max(start, phase.start))
+        drawn = batches.get_state().get("drawn")  # of scenes that took turns, how often each was
+        if drawn and start < work.steps:
+            names = (scene.name for scene in work.scenes)
+            log.write({"kind": "pool", "step": work.steps, "drawn": dict(zip(names, drawn, strict=True))})
 
     # ------------------------------------------------------------------ weights out
     best = checkpoints.restore_best(state) if work.val_scenes else None
@@ -168,9 +180,10 @@ def prepare(config: Config) -> Work:
     steps = config.train.steps or config.train.epochs * loader.steps_per_epoch
     spans = phases.plan(config.train.schedule, steps, config.train.global_steps, models.stages(model))
     plan = Plan(config.views, config.loader, num_classes, mesh)
-    found = "always" if sources.choose(config.data.on_device, scenes, plan) else "never"  # a run stays where it began
-    config = replace(config, data=replace(config.data, on_device=found))
-    return Work(config, dataset, scenes, val_scenes, bands, loader, model, mesh, steps, spans)
+    contexts = [loader.contexts(scene) for scene in scenes]
+    config = replace(config, data=sources.choose(runs.begun(config), scenes, contexts, plan))
+    plan = plan._replace(divided=config.data.pool is not None and mesh.size > 1)
+    return Work(config, dataset, scenes, val_scenes, bands, loader, model, mesh, plan, steps, spans)
 
 
 def fed(work: Work) -> Work:
@@ -179,24 +192,28 @@ def fed(work: Work) -> Work:
     Raises:
         UserError: there is no room for it.
     """
-    views, train = work.config.views, () if work.on_device else tuple(work.scenes)
+    once = work.on_device and work.config.data.pool is None  # as they are, for they are read once
+    views, train = work.config.views, () if once else tuple(work.scenes)
 
     def overview(scene: Any) -> int | None:
         whole = (scene.height, scene.width)
         return views.global_size if views.context_extent(*whole) == whole else None
 
     scenes = cached(work.dataset, (*train, *work.val_scenes), work.config.data.cache, files.CACHE.limit, overview)
-    loader = work.loader.reading(scenes[: len(train)]) if train else work.loader
-    return work._replace(loader=loader, val_scenes=scenes[len(train) :])
+    if train:
+        work = work._replace(scenes=scenes[: len(train)], loader=work.loader.reading(scenes[: len(train)]))
+    return work._replace(val_scenes=scenes[len(train) :])
 
 
 def source_of(work: Work, monitor: Monitor) -> FromLoader | FromDevice:
     """Where steps get their batches."""
+    data, scenes, contexts = work.config.data, work.scenes, work.contexts
     if not work.on_device:
         return FromLoader(work.loader, work.mesh, monitor)
-    plan = Plan(work.config.views, work.config.loader, len(work.dataset.classes.names), work.mesh)
-    shares = [work.loader.contexts(scene) for scene in work.scenes]
-    return FromDevice(place(work.scenes, shares, work.mesh), plan, monitor)
+    if data.pool is None:
+        return FromDevice(All(scenes, contexts, work.mesh), work.drawn, monitor)
+    turns = sources.turns_of(data, scenes, contexts, work.drawn)
+    return FromDevice(Pool(scenes, turns, work.mesh, work.drawn.divided), work.drawn, monitor)
 
 
 def _common_bands(scenes: Sequence[Any], val_scenes: Sequence[Any]) -> int:
@@ -292,14 +309,15 @@ def train_phase(run: Run, state: TrainState, phase: Phase, start: int) -> TrainS
     compiling = lambda program, *given: compile_step(run, program, *given, phase.name)  # noqa: E731
     take = run.batches.steps(train_step, compiling)  # compiles at first, a minute or so for a whole ResNet-50
     while step < phase.stop:
-        last = min(step + run.batches.most, phase.stop)
+        last = min(run.batches.until(step), phase.stop)
         count = next((s for s in range(step + 1, last) if any(is_due(s) for is_due in due.values())), last) - step
         state, metrics = take(state, step, count, timer)
         step += count
         run.progress.advance(count)
         _tell(run)
         if logged(work.config.train.log_every, phase.stop, step):
-            run.log.write(record(step, per_epoch, metrics, run.rates, work.spans, timer))
+            line = record(step, per_epoch, metrics, run.rates, work.spans, timer)
+            run.log.write(line | run.batches.told())
         if due["validation"](step):
             score(run, state, step)
         late = time.monotonic() - run.saved_at > 60 * work.config.train.checkpoint_minutes

@@ -2,40 +2,37 @@
 
 What is drawn is what :mod:`glcanet_jax.data.draws` says, by other random numbers: those of a step follow from the loader's seed
 and the step alone, so that a run goes on with the same bits wherever it stopped. Scenes are drawn in proportion to
-their contexts, each time anew; there are no exact epochs. Images are uint8, labels ids; of scenes of several sizes those of about one
-size share an array, padded at its ends.
+their contexts, each time anew; there are no exact epochs. How scenes come there, and which of them lie there when, is
+:mod:`glcanet_jax.training.residents`.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Integer, UInt8
 
 from glcanet_jax import geometry
 from glcanet_jax.data.draws import COARSE, patch_side
-from glcanet_jax.data.loader import LoaderConfig, cores
+from glcanet_jax.data.loader import LoaderConfig
 from glcanet_jax.data.scenes import IGNORE
-from glcanet_jax.progress import Progress
 
-WASTE = 1.25  # a scene lies in an array of at most so many times its area
-GROUPS = 8  # arrays, at most
 _UNIT = np.concatenate([np.zeros((1, 4), np.float32), np.eye(4, dtype=np.float32)])
 _SEEN = np.stack([geometry.turn_boxes(_UNIT, view) for view in geometry.DIHEDRAL])
 TURNED = _SEEN[:, 1:] - _SEEN[:, :1], _SEEN[:, 0]  # boxes in each view: boxes @ factors [8, 4, 4] + offsets [8, 4]
+DECISIONS = 6  # of chance, in a draw
 EXACT = jax.lax.Precision.HIGHEST  # of sums that become values of 0 to 255
 
 
 class Drawn(NamedTuple):
     """A :class:`glcanet_jax.data.draws.Draw` on the device."""
 
-    scene: Integer[Array, ""]
+    slot: Integer[Array, ""]  # of what lies there
     window: Integer[Array, "4"]
     side: Integer[Array, ""]  # scene pixels of a patch
     view: Integer[Array, ""]
@@ -44,18 +41,19 @@ class Drawn(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Scenes of about one size."""
+    """Scenes of about one size; images are uint8, labels ids, what lies beyond a scene's end is never shown."""
 
     image: UInt8[Array, "m H W c"]
     labels: UInt8[Array, "m H W"]
 
 
 class Placed(NamedTuple):
-    """All scenes, on the device."""
+    """What lies on the device: ``s`` scenes."""
 
     groups: tuple[Group, ...]
-    place: Integer[Array, "s 2"]  # of every scene: its group, and where in it
+    place: Integer[Array, "s 2"]  # of every one: its group, and where in it
     extent: Integer[Array, "s 2"]  # height and width
+    scene: Integer[Array, "s"]  # which it is
     share: Float[Array, "s"]  # how often it is drawn
 
 
@@ -66,6 +64,7 @@ class Plan(NamedTuple):
     config: LoaderConfig
     classes: int
     mesh: Mesh  # over whose devices a batch is spread
+    divided: bool = False  # each device has an equal share of every group, instead of all of them
 
     @property
     def largest_side(self) -> int:
@@ -78,87 +77,15 @@ class Plan(NamedTuple):
         return min(canvas[0], side), min(canvas[1], side)
 
 
-# -------------------------------------------------------------------------------------------------- scenes onto the device
-def grouped(extents: Sequence[tuple[int, int]]) -> list[list[int]]:
-    """Scenes, by number, that share an array: the largest first, each in the first one that wastes little on it."""
-    groups: list[list[int]] = []
-    canvases: list[list[int]] = []
-    for i in sorted(range(len(extents)), key=lambda i: -extents[i][0] * extents[i][1]):
-        bounds = [[max(a, b) for a, b in zip(canvas, extents[i], strict=True)] for canvas in canvases]
-        grown = [math.prod(new) - math.prod(old) for new, old in zip(bounds, canvases, strict=True)]
-        fits = [g for g, new in enumerate(bounds) if math.prod(new) <= WASTE * math.prod(extents[i]) and grown[g] == 0]
-        if not fits and len(groups) < GROUPS:
-            groups.append([i])
-            canvases.append(list(extents[i]))
-            continue
-        chosen = fits[0] if fits else min(range(len(groups)), key=lambda g: math.prod(bounds[g]))
-        groups[chosen].append(i)
-        canvases[chosen] = bounds[chosen]
-    return groups
-
-
-def bytes_of(scenes: Sequence[Any]) -> int:
-    """That scenes take on the device, padding included."""
-    extents = [(scene.height, scene.width) for scene in scenes]
-    canvases = [(len(group), *_canvas(extents, group)) for group in grouped(extents)]
-    return sum(math.prod(canvas) for canvas in canvases) * (scenes[0].bands + 1)
-
-
-def _canvas(extents: Sequence[tuple[int, int]], group: Sequence[int]) -> tuple[int, int]:
-    return max(extents[i][0] for i in group), max(extents[i][1] for i in group)
-
-
-def place(scenes: Sequence[Any], contexts: Sequence[int], mesh: Mesh) -> Placed:
-    """Decode scenes by all cores and put each on the devices as it comes; the host holds as many as it has cores.
-
-    ``contexts`` of each scene in an epoch say how often it is drawn.
-    """
-    extents = [(scene.height, scene.width) for scene in scenes]
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    zeros = lambda shape, value: jax.jit(lambda: jnp.full(shape, value, jnp.uint8), out_shardings=everywhere)()  # noqa: E731
-    put = jax.jit(lambda stack, new, i: jax.lax.dynamic_update_index_in_dim(stack, new, i, 0), donate_argnums=0)
-    groups, places = [], np.zeros((len(scenes), 2), np.int32)
-    with Progress(sum(math.prod(e) for e in extents) / 1e6, "decoding scenes", "Mpx") as progress:
-        for g, members in enumerate(grouped(extents)):
-            canvas = _canvas(extents, members)
-            image = zeros((len(members), *canvas, scenes[0].bands), 0)
-            labels = zeros((len(members), *canvas), IGNORE)
-            for i, (number, pair) in enumerate(zip(members, _padded(scenes, members, canvas), strict=True)):
-                new = jax.device_put(pair, everywhere)
-                image, labels = put(image, new[0], i), put(labels, new[1], i)
-                places[number] = g, i
-                progress.advance(math.prod(extents[number]) / 1e6)
-            groups.append(Group(image, labels))
-    share = np.asarray(contexts, np.float32) / sum(contexts)
-    return Placed(tuple(groups), *jax.device_put((places, np.array(extents, np.int32), share), everywhere))
-
-
-def _padded(
-    scenes: Sequence[Any], members: Sequence[int], canvas: tuple[int, int]
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Image and labels of scenes on a canvas, in order, read some ahead."""
-
-    def read(number: int) -> tuple[np.ndarray, np.ndarray]:
-        scene = scenes[number]
-        more = [(0, n - length) for n, length in zip(canvas, (scene.height, scene.width), strict=True)]
-        labels = np.pad(scene.read_labels(), more, constant_values=IGNORE)
-        return np.pad(scene.read_image(), (*more, (0, 0))), labels
-
-    threads = cores()
-    with ThreadPoolExecutor(threads) as pool:
-        for first in range(0, len(members), threads):
-            yield from pool.map(read, members[first : first + threads])
-
-
 # ------------------------------------------------------------------------------------------------------------ what is drawn
 def draw(key: Array, scenes: Placed, plan: Plan) -> Drawn:
     """A context and its patches, as :mod:`glcanet_jax.data.draws` has them."""
-    keys, views, config = jax.random.split(key, 6), plan.views, plan.config
+    keys, views, config = jax.random.split(key, DECISIONS), plan.views, plan.config
     low, high = (math.log(s) for s in config.scale_jitter)
     scale = (
         jnp.exp(jax.random.uniform(keys[0], (), minval=low, maxval=high)) if low < high else jnp.float32(math.exp(low))
     )
-    which = jax.random.choice(keys[1], scenes.share.shape[0], p=scenes.share)
+    which = _which(key, scenes)
     extent = size = scenes.extent[which]
     if views.context_size is not None:
         size = jnp.minimum(extent, jnp.maximum(1, jnp.round(views.context_size * scale).astype(jnp.int32)))
@@ -175,7 +102,13 @@ def draw(key: Array, scenes: Placed, plan: Plan) -> Drawn:
         if config.rare_class_fraction:
             coarse = _of_scene(scenes, which, lambda group, i: _coarse(group, i, window, plan, scenes))
             places = _near_classes(keys[5], coarse, places, size, side, plan)
-    return Drawn(which.astype(jnp.int32), window, side, view, places, valid)
+    return Drawn(which, window, side, view, places, valid)
+
+
+def _which(key: Array, scenes: Placed) -> Integer[Array, ""]:
+    """The scene that a context is drawn from."""
+    drawn = jax.random.choice(jax.random.split(key, DECISIONS)[1], scenes.share.shape[0], p=scenes.share)
+    return drawn.astype(jnp.int32)
 
 
 def _of_scene(scenes: Placed, which: Array, read: Callable[[Group, Array], Any]) -> Any:
@@ -287,7 +220,7 @@ def _nearest(labels: Array, corner: Array, size: Array, out: int) -> UInt8[Array
 def cut(scenes: Placed, drawn: Drawn, plan: Plan) -> dict[str, Array]:
     """What a draw shows: the arrays of :class:`glcanet_jax.data.loader.TrainLoader` for a context."""
     size = drawn.window[2:]
-    pixels = _of_scene(scenes, drawn.scene, lambda group, i: _untouched(group, i, drawn, plan))
+    pixels = _of_scene(scenes, drawn.slot, lambda group, i: _untouched(group, i, drawn, plan))
     turn = lambda x: jax.lax.switch(drawn.view, [partial(geometry.turn, view=v) for v in range(8)], x)  # noqa: E731
     boxes = jnp.concatenate([drawn.places, drawn.places + drawn.side], -1) / jnp.concatenate([size, size])[None]
     factors, offsets = (jnp.asarray(of)[drawn.view] for of in TURNED)
@@ -296,7 +229,7 @@ def cut(scenes: Placed, drawn: Drawn, plan: Plan) -> dict[str, Array]:
     return turned | labels | {
         "boxes": jnp.einsum("ni,io->no", boxes.astype(jnp.float32), factors, precision=EXACT) + offsets[None],
         "valid": drawn.valid,
-        "scene": drawn.scene,
+        "scene": scenes.scene[drawn.slot],
         "context": drawn.window,
     }  # fmt: skip
 
@@ -326,15 +259,33 @@ def _untouched(group: Group, i: Array, drawn: Drawn, plan: Plan) -> dict[str, Ar
 
 
 def make_batch(key: Array, scenes: Placed, plan: Plan) -> dict[str, Array]:
-    """A batch, each device drawing its contexts, one after the other."""
+    """A batch. Each device draws its contexts, one after the other, or, where scenes are divided among them, those of its scenes."""
+    one = lambda scenes: lambda key: cut(scenes, draw(key, scenes, plan), plan)  # noqa: E731
 
-    def some(keys: Array, scenes: Placed) -> dict[str, Array]:
-        return jax.lax.map(lambda key: cut(scenes, draw(key, scenes, plan), plan), keys)
+    def its_contexts(keys: Array, scenes: Placed) -> dict[str, Array]:
+        return jax.lax.map(one(scenes), keys)
+
+    def of_its_scenes(keys: Array, scenes: Placed) -> dict[str, Array]:
+        group, at = scenes.place[:, 0], scenes.place[:, 1]
+        share = jnp.array([group.labels.shape[0] for group in scenes.groups])[group]
+        here = scenes._replace(place=jnp.stack([group, at % share], -1))
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one(here), keys[0]))
+
+        def one_or_nothing(key: Array) -> dict[str, Array]:
+            mine = (at // share)[_which(key, scenes)] == jax.lax.axis_index("data")
+            return jax.lax.cond(mine, one(here), lambda _: nothing, key)
+
+        def to_whose_it_is(x: Array) -> Array:  # all others have zeros
+            summed = jax.lax.psum_scatter(x.astype(jnp.uint8) if x.dtype == bool else x, "data", tiled=True)
+            return summed.astype(x.dtype)
+
+        return jax.tree.map(to_whose_it_is, jax.lax.map(one_or_nothing, keys))
 
     keys = jax.random.split(key, plan.config.batch_size)
     spread, everywhere = PartitionSpec("data"), PartitionSpec()
-    specs = dict(in_specs=(spread, everywhere), out_specs=spread, check_vma=False)
-    return jax.shard_map(some, mesh=plan.mesh, **specs)(keys, scenes)
+    placed = Placed(spread if plan.divided else everywhere, *(everywhere,) * 4)
+    specs = dict(in_specs=(everywhere if plan.divided else spread, placed), out_specs=spread, check_vma=False)
+    return jax.shard_map(of_its_scenes if plan.divided else its_contexts, mesh=plan.mesh, **specs)(keys, scenes)
 
 
 # ---------------------------------------------------------------------------------------------------- several steps at once

@@ -14,14 +14,14 @@ import pytest
 import rasterio
 from rasterio import Affine
 
-from glcanet_jax import geometry, runs
+from glcanet_jax import geometry, profiling, runs
 from glcanet_jax.config import Config, NormalisationConfig, model_config
 from glcanet_jax.data import open_dataset
 from glcanet_jax.data.gdal import open_raster
 from glcanet_jax.data.scenes import ArrayScene
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference import walk
-from glcanet_jax.maps import mapping, memory, task, writer
+from glcanet_jax.maps import mapping, task, writer
 from glcanet_jax.maps.options import MapOptions
 from tests.inference.test_evaluation import SMALL, dataset_of, make_predictor
 from tests.maps.test_seams import ROTATED
@@ -452,7 +452,7 @@ def test_two_processes_do_not_share_a_scene(tmp_path, weights, image):
         ({"devices": 10**3}, "--devices is 1000; this machine has"),
         ({"readers": 0}, "--readers is 0"),
         ({"memory_budget": "much"}, "--memory-budget is 'much'"),
-        ({"memory_budget": "4"}, "--memory-budget is '4', 4 bytes, which is less than any walk needs"),
+        ({"memory_budget": "4"}, "--memory-budget is '4', 4 bytes, which is less than anything needs"),
         ({"min_area": float("nan")}, "--min-area is nan"),
     ],
 )
@@ -481,7 +481,7 @@ def test_scenes_that_would_collide_are_told(tmp_path, weights, image):
     ("text", "value"), [("4GB", 4 * 2**30), ("800 MB", 800 * 2**20), ("1.5GiB", 3 * 2**29), ("4194304", 4194304)]
 )
 def test_sizes_of_memory(text, value):
-    assert memory.parse_bytes(text) == value
+    assert profiling.parse_bytes(text) == value
 
 
 # ------------------------------------------------------------------------------------------------------ the real command

@@ -11,9 +11,8 @@ from jax.sharding import Mesh
 from glcanet_jax.data import draws
 from glcanet_jax.data.loader import LoaderConfig
 from glcanet_jax.data.scenes import ArrayScene
-from glcanet_jax.errors import UserError
 from glcanet_jax.geometry import Views
-from glcanet_jax.training import on_device, sources
+from glcanet_jax.training import on_device, residents
 
 VIEWS = Views(context_size=160, global_size=40, patch_size=32, overlap=8)
 
@@ -38,29 +37,25 @@ def plan(count=1, **options):
 
 @pytest.fixture(scope="module")
 def placed():
-    return on_device.place(SCENES, SHARES, plan().mesh)
+    return residents.place(SCENES, SHARES, plan().mesh)
 
 
 def test_scenes_are_there_once_those_of_about_one_size_together(placed):
     shapes = [group.labels.shape for group in placed.groups]
     assert sorted(shapes) == [(1, 180, 330), (2, 200, 240)]
-    for i, one in enumerate(SCENES):
-        group, at = np.asarray(placed.place)[i]
-        height, width = np.asarray(placed.extent)[i]
+    assert sorted(np.asarray(placed.scene)) == [0, 1, 2]
+    for slot, i in enumerate(np.asarray(placed.scene)):
+        one, (group, at) = SCENES[i], np.asarray(placed.place)[slot]
+        assert placed.share[slot] == pytest.approx(SHARES[i] / 7)
+        height, width = np.asarray(placed.extent)[slot]
         np.testing.assert_array_equal(placed.groups[group].image[at, :height, :width], one.image)
         np.testing.assert_array_equal(placed.groups[group].labels[at, :height, :width], one.labels)
         assert (np.asarray(placed.groups[group].labels[at, :, width:]) == 255).all()
-    assert on_device.bytes_of(SCENES) == sum(group.image.nbytes + group.labels.nbytes for group in placed.groups)
-
-
-@pytest.mark.parametrize("sizes", [[(10, 10)] * 5, [(100 + i, 50 + 13 * i) for i in range(30)], [(9, 90), (90, 9)]])
-def test_groups_hold_every_scene_once(sizes):
-    groups = on_device.grouped(sizes)
-    assert sorted(i for group in groups for i in group) == list(range(len(sizes))) and len(groups) <= on_device.GROUPS
+    assert residents.bytes_of(SCENES) == sum(group.image.nbytes + group.labels.nbytes for group in placed.groups)
 
 
 # ------------------------------------------------------------------------------------------------------ pixels of a draw
-def drawn_both(seed, config):
+def drawn_both(seed, config, placed):
     """A draw of the loader, in both forms."""
     rng = np.random.default_rng(seed)
     which = int(rng.integers(len(SCENES)))
@@ -68,7 +63,8 @@ def drawn_both(seed, config):
     side, labels = draw.side(VIEWS.patch_size), SCENES[which].read_labels(*draw.window)
     places, valid = draws.draw_patches(labels, side, draw.view, VIEWS, config, rng)
     draw = draw._replace(places=places, valid=valid)
-    ours = on_device.Drawn(*(jnp.asarray(x) for x in (which, draw.window, side, draw.view, places, valid)))
+    slot = np.asarray(placed.scene).tolist().index(which)
+    ours = on_device.Drawn(*(jnp.asarray(x) for x in (slot, draw.window, side, draw.view, places, valid)))
     return which, draw, ours
 
 
@@ -79,7 +75,7 @@ def test_a_draw_shows_the_loaders_pixels(placed, jitter):
     cut = jax.jit(lambda drawn, scenes: on_device.cut(scenes, drawn, the_plan))
     seen = set()
     for seed in range(80):
-        which, draw, ours = drawn_both(seed, the_plan.config)
+        which, draw, ours = drawn_both(seed, the_plan.config, placed)
         expected, found = draws.cut(SCENES[which], which, VIEWS, draw), cut(ours, placed)
         assert expected.keys() == found.keys()
         for name, array in expected.items():
@@ -93,10 +89,11 @@ def test_a_draw_shows_the_loaders_pixels(placed, jitter):
 
 # -------------------------------------------------------------------------------------------------------- what is drawn
 def many(placed, the_plan, count):
-    """Draws of the device, as arrays ``[count, ...]``."""
+    """Draws of the device, as arrays ``[count, ...]``; scenes by number."""
     keys = jax.random.split(jax.random.key(5), count)
     draw = jax.jit(lambda keys, scenes: jax.lax.map(lambda key: on_device.draw(key, scenes, the_plan), keys))
-    return jax.tree.map(np.asarray, draw(keys, placed))
+    found = jax.tree.map(np.asarray, draw(keys, placed))
+    return found._replace(slot=np.asarray(placed.scene)[found.slot])
 
 
 def of_loader(the_plan, count):
@@ -114,20 +111,20 @@ def of_loader(the_plan, count):
 
 def spread(drawn):
     """What two samples must agree in: means and quartiles of all that is drawn, and the classes in the middle of patches."""
-    room = np.array([[SCENES[s].height, SCENES[s].width] for s in drawn.scene]) - drawn.window[:, 2:]
+    room = np.array([[SCENES[s].height, SCENES[s].width] for s in drawn.slot]) - drawn.window[:, 2:]
     where = drawn.window[:, :2] / np.maximum(room, 1)
     free = drawn.window[:, None, 2:] - drawn.side[:, None, None]
     inside = drawn.places / np.maximum(free, 1)
     middles = (drawn.window[:, None, :2] + drawn.places + drawn.side[:, None, None] // 2).reshape(-1, 2)
-    at = zip(np.repeat(drawn.scene, drawn.places.shape[1]), *middles.T, strict=True)
+    at = zip(np.repeat(drawn.slot, drawn.places.shape[1]), *middles.T, strict=True)
     classes = np.array([SCENES[s].labels[y, x] for s, y, x in at])
-    shares = [np.mean(drawn.scene == i) for i in range(3)] + [np.mean(classes == k) for k in (0, 1, 2, 3, 255)]
+    shares = [np.mean(drawn.slot == i) for i in range(3)] + [np.mean(classes == k) for k in (0, 1, 2, 3, 255)]
     sides = np.quantile(drawn.side, (0.1, 0.5, 0.9)) / VIEWS.patch_size
     views = [np.mean(drawn.view == v) for v in range(8)]
     corners = drawn.window[:, None, :2] + drawn.places
     shown = [
         (SCENES[s].labels[y : y + side, x : x + side] == 3).any()
-        for s, side, places in zip(drawn.scene, drawn.side, corners, strict=True)
+        for s, side, places in zip(drawn.slot, drawn.side, corners, strict=True)
         for y, x in places
     ]
     return np.array(
@@ -198,30 +195,9 @@ def test_devices_share_a_batch(placed):
     """Two draw what one draws."""
     key, batches = jax.random.key(9), []
     for count in (1, 2):
-        the_plan = plan(count)
-        scenes = placed if count == 1 else on_device.place(SCENES, SHARES, the_plan.mesh)
+        the_plan = plan(count, flips=False)
+        scenes = placed if count == 1 else residents.place(SCENES, SHARES, the_plan.mesh)
         batches.append(jax.jit(lambda k, s, p=the_plan: on_device.make_batch(k, s, p))(key, scenes))
     assert len(batches[1]["patches"].sharding.device_set) == 2
     for name in batches[0]:
         np.testing.assert_array_equal(*(np.asarray(batch[name]) for batch in batches))
-
-
-# --------------------------------------------------------------------------------------------------------- where it fits
-def test_what_does_not_fit_is_told(monkeypatch, capsys):
-    wide = ArrayScene("wide", np.zeros((200, 200, 3), np.uint16), np.zeros((200, 200), np.uint8))
-    for scenes, word in (
-        ((*SCENES, wide), "scene wide holds uint16"),
-        ([scene(40, 300, 0)], "smaller than a patch of 45 px"),
-    ):
-        with pytest.raises(UserError, match=f"--data.on-device always cannot be: .*{word}"):
-            sources.choose("always", scenes, plan())
-        assert not sources.choose("auto", scenes, plan())
-    assert not sources.choose("never", SCENES, plan()) and not sources.choose("auto", SCENES, plan())  # on a CPU
-    assert sources.choose("always", SCENES, plan())
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    size = on_device.bytes_of(SCENES)
-    for free, fits in ((int(size / sources.SHARE) + 3, True), (int(size / sources.SHARE) - 3, False)):
-        monkeypatch.setattr(sources, "free_memory", lambda free=free: free)
-        capsys.readouterr()
-        assert sources.choose("auto", SCENES, plan()) == fits
-        assert ("lie on the device" if fits else "batches are made on the host") in capsys.readouterr().out

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file
 
 from glcanet_jax import cli, report, runs
@@ -182,24 +183,48 @@ def toys(monkeypatch):
 
 
 @pytest.mark.slow
-def test_from_the_device_a_run_goes_on_to_the_same_bits(tmp_path, toys, monkeypatch):
-    """Stopped between two dispatches; whatever their lengths were, the steps are the same."""
-    whole = loop.train(from_device(configured(tmp_path / "whole")))
+@pytest.mark.parametrize("data", [DataConfig("sample"), "a pool"], ids=["all scenes", "in turns"])
+def test_from_the_device_a_run_goes_on_to_the_same_bits(tmp_path, toys, monkeypatch, data):
+    """Stopped between two dispatches; whatever their lengths were, and whatever scenes had their turn, the steps are the same."""
+    if data == "a pool":
+        write_folder(tmp_path / "data")
+        data = DataConfig("folder", dir=str(tmp_path / "data"), pool="2MB", pool_passes=1.0)
+    begin = lambda out: loop.train(from_device(dataclasses.replace(configured(tmp_path / out), data=data)))  # noqa: E731
+    whole = begin("whole")
     with monkeypatch.context() as m:
         m.setattr(loop, "save", saving_until(5))
         with pytest.raises(KeyboardInterrupt):
-            loop.train(from_device(configured(tmp_path / "cut")))
-    cut = loop.train(from_device(configured(tmp_path / "cut")))
+            begin("cut")
+    cut = begin("cut")
     files = [load_file(out / "last.safetensors") for out in (whole, cut)]
     assert all((files[0][name] == files[1][name]).all() for name in files[0])
-    logs = [[(r["step"], r["loss"]) for r in report.read_log(out / "log.jsonl")] for out in (whole, cut)]
+    records = [report.read_log(out / "log.jsonl") for out in (whole, cut)]
+    logs = [[(r["step"], r["loss"]) for r in log if r["kind"] == "train"] for log in records]
     assert logs[0] == logs[1] and [step for step, _ in logs[1]] == [3, 6, 9, 12]
     assert json.loads((whole / "config.json").read_text())["data"]["on_device"] == "always"
+    if data.pool is not None:
+        drawn = [log[-1]["drawn"] for log in records]
+        assert drawn[0] == drawn[1] and sum(drawn[0].values()) == 12 * 4 and len(drawn[0]) == 6
+
+
+def write_folder(folder):
+    """Six scenes of 640 KB."""
+    rng = np.random.default_rng(0)
+    for kind in ("images", "masks"):
+        (folder / kind).mkdir(parents=True)
+    for i in range(6):
+        labels = rng.integers(0, 2, (10, 10), np.uint8).repeat(40, 0).repeat(40, 1)
+        image = np.stack([labels * 90] * 3, -1) + rng.integers(0, 60, (400, 400, 3), np.uint8)
+        Image.fromarray(image).save(folder / "images" / f"s{i}.png")
+        Image.fromarray(labels).save(folder / "masks" / f"s{i}.png")
+    classes = [{"id": i, "name": f"c{i}", "rgb": rgb} for i, rgb in enumerate(("#ff0000", "#00ff00"))]
+    (folder / "classes.json").write_text(json.dumps({"classes": classes}))
+    (folder / "splits.json").write_text(json.dumps({"train": [f"s{i}" for i in range(6)]}))
 
 
 def from_device(config):
     """Up to three steps a dispatch, fewer before a checkpoint."""
-    data = dataclasses.replace(config.data, on_device="always")
+    data = dataclasses.replace(config.data, on_device="always")  # with a pool: all in turns
     train = dataclasses.replace(config.train, log_every=3, steps=12, schedule="joint", global_steps=None, devices=1)
     loader = dataclasses.replace(config.loader, scale_jitter=(0.8, 1.25))
     return dataclasses.replace(config, data=data, loader=loader, train=train)
