@@ -19,13 +19,13 @@ from glcanet_jax import config as configs
 from glcanet_jax.config import Config
 from glcanet_jax.profiling import machine
 from glcanet_jax.training import loop
-from glcanet_jax.weights import load_weights
+from glcanet_jax.weights import DEMO, load_weights
 
 LIMIT = 16 * 2**20  # bytes of the file
 COMMAND = "python -m experiments.demo --data.dir DIR"
 
 
-def publish(config: Config, run: Path, path: Path = runs.DEMO) -> dict[str, Any]:
+def publish(config: Config, run: Path, path: Path = DEMO) -> dict[str, Any]:
     """A run's weights in float16 at ``path``, their card and their scores beside them; returns the scores of tile 2."""
     dataset = runs.open_data(config.data)
     trained = load_weights(runs.find_weights(run))
@@ -77,7 +77,7 @@ def main() -> None:
     _, config = cli.choose_preset({"demo": PRESETS["demo"]}, "demo", "experiments.demo", sys.argv[1:], __doc__)
     result = publish(config, loop.train(config))
     print(metrics.format_table(result["protocols"]["all"]))
-    print(f"written: {runs.DEMO} and its README.md")
+    print(f"written: {DEMO} and its README.md")
 
 
 if __name__ == "__main__":

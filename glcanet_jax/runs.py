@@ -23,8 +23,8 @@ from glcanet_jax.data.scenes import check_labels, class_counts, filled, mean_val
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference.evaluation import countable, evaluate
 from glcanet_jax.inference.predictor import Predictor
-from glcanet_jax.options import perhaps
 from glcanet_jax.progress import Progress
+from glcanet_jax.weights import resolve as find_weights
 
 
 def enable_compilation_cache() -> None:
@@ -241,7 +241,7 @@ def _with_extra_band(
 
 
 def load_backbone(config: Config) -> weights.TorchvisionWeights:
-    path = weights.fetch_hub(config.backbone) if config.backbone.startswith("hf:") else config.backbone
+    path = weights.fetch_hub(config.backbone) if config.backbone.startswith(weights.HUB) else config.backbone
     return weights.load_torchvision(path)
 
 
@@ -290,39 +290,6 @@ def _bands_of(dataset: Any, split: str) -> int | None:
     """Those of the first scene trained on, else of any; None where there is none."""
     ordered = sorted(dataset.splits, key=lambda name: name != split)
     return next((scene.bands for name in ordered for scene in dataset.scenes(name)), None)
-
-
-DEMO = Path(__file__).parent / "data" / "demo" / "demo.safetensors"  # bundled: see the README.md beside it
-
-
-def find_weights(path: str | Path) -> Path:
-    """A weights file, or that of a run: the best by validation if there is one, else the last.
-
-    ``demo`` is the bundled one, unless something of that name lies here.
-
-    Raises:
-        UserError: there is none.
-    """
-    path = Path(path)
-    if path == Path("demo") and not path.exists():
-        path = DEMO
-    if path.is_dir():
-        for name in ("best.safetensors", "last.safetensors"):
-            if (path / name).exists():
-                return path / name
-        raise UserError(
-            f"{path} holds no best.safetensors or last.safetensors; give a weights file, or a finished run's folder"
-        )
-    if not path.exists():
-        near = perhaps(path.name, _beside(path))
-        raise UserError(f"there is no weights file or run at {path}{near}; train one, or give another path")
-    return path
-
-
-def _beside(path: Path) -> list[str]:
-    """What lies in a path's folder, and ``demo``."""
-    there = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-    return [*there, *(["demo"] if path.parent == Path(".") else [])]
 
 
 def trained_bands(path: Path, dataset: str) -> str | None:

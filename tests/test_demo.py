@@ -15,7 +15,7 @@ from glcanet_jax import models, runs
 from glcanet_jax.config import DataConfig
 from glcanet_jax.data import open_dataset
 from glcanet_jax.data.scenes import WindowScene
-from glcanet_jax.weights import load_weights
+from glcanet_jax.weights import DEMO, load_weights
 
 
 def as_test(split):
@@ -58,13 +58,13 @@ def test_a_run_is_published(tmp_path, monkeypatch):
 
 def test_the_bundled_weights_are_what_their_card_says(tmp_path):
     """Scored again on the bundled scene, which is no part of their training."""
-    assert runs.DEMO.stat().st_size <= demo.LIMIT
+    assert DEMO.stat().st_size <= demo.LIMIT
     stored = load_weights(runs.find_weights("demo"))
-    with safe_open(runs.DEMO, "numpy") as file:
+    with safe_open(DEMO, "numpy") as file:
         assert {file.get_tensor(k).dtype for k in file.keys() if k.startswith("params/")} == {np.dtype(np.float16)}
     config = configs.from_dict(stored.config)
     assert config.data.dataset == "mbrsc" and config.data.dir is None and not config.data.train_scenes
-    result = runs.evaluate_split(runs.DEMO, as_test("whole"), "test", tmp_path / "scores")
-    told = float(re.search(r"mIoU (\d+\.\d), mean F1", runs.DEMO.with_name("README.md").read_text())[1])
+    result = runs.evaluate_split(DEMO, as_test("whole"), "test", tmp_path / "scores")
+    told = float(re.search(r"mIoU (\d+\.\d), mean F1", DEMO.with_name("README.md").read_text())[1])
     assert 100 * result["protocols"]["all"]["miou"] == pytest.approx(told, abs=0.3)
     assert told > 40 > 100 * result["majority"]["all"]["miou"]

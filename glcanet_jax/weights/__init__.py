@@ -9,8 +9,11 @@ from glcanet_jax.weights.backbones import (
 )
 from glcanet_jax.weights.files import Normalisation, WeightsFile, check_variables, load_weights, save_weights
 from glcanet_jax.weights.glnet import from_glnet
+from glcanet_jax.weights.naming import DEMO, HUB, resolve
 
 __all__ = [
+    "DEMO",
+    "HUB",
     "Normalisation",
     "TorchvisionWeights",
     "WeightsFile",
@@ -21,5 +24,6 @@ __all__ = [
     "from_glnet",
     "load_torchvision",
     "load_weights",
+    "resolve",
     "save_weights",
 ]
