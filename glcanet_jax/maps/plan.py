@@ -12,9 +12,10 @@ import jax
 
 from glcanet_jax import config as configs
 from glcanet_jax.data.georeference import Georeference
+from glcanet_jax.data.vectors import parts_of
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference.scratch import is_of
-from glcanet_jax.maps import map_report, outputs, vector_files
+from glcanet_jax.maps import map_report, outputs
 from glcanet_jax.maps.beside import crs_beside
 from glcanet_jax.maps.degrees import check_degrees
 from glcanet_jax.maps.model import Model, digest, open_scene, region_of
@@ -160,7 +161,7 @@ def _aoi_identity(options: MapOptions) -> Any:
     """What is compared of an area of interest: another one makes other maps."""
     if options.aoi is None:
         return None
-    files = [digest(file) for file in vector_files.parts_of(options.aoi)]
+    files = [digest(file) for file in parts_of(options.aoi)]
     return files[0] if len(files) == 1 and options.aoi_layer is None else [*files, options.aoi_layer]
 
 

@@ -15,9 +15,10 @@ from rasterio.transform import from_gcps
 from rasterio.warp import transform, transform_geom
 
 from glcanet_jax.data.georeference import Georeference
+from glcanet_jax.data.placement import clip
+from glcanet_jax.data.vectors import parts_of
 from glcanet_jax.errors import UserError
-from glcanet_jax.maps import vector_files
-from glcanet_jax.maps.aoi import Aoi, OutsideError, clip, load_aoi
+from glcanet_jax.maps.aoi import Aoi, OutsideError, load_aoi
 
 UTM = Georeference(CRS.from_epsg(32640), Affine(0.5, 0, 400000, 0, -0.5, 2800000))
 
@@ -267,7 +268,7 @@ def test_vector_files_that_cannot_be_read_are_told(tmp_path, suffix):
 
 def test_a_shapefile_without_its_crs_is_told(tmp_path):
     path = layers_of(tmp_path / "area.shp", area=(20, 10, 70, 55))
-    assert [p.name for p in vector_files.parts_of(path)] == ["area.shp", "area.shx", "area.prj"]
+    assert [p.name for p in parts_of(path)] == ["area.shp", "area.shx", "area.prj"]
     path.with_suffix(".prj").unlink()
     with pytest.raises(UserError, match="says no CRS"):
         load_aoi(path, UTM, 60, 80)
