@@ -22,7 +22,7 @@ from glcanet_jax.data import OPTIONS, check_options
 from glcanet_jax.data.deepglobe import open_deepglobe
 from glcanet_jax.data.files import CACHE, FileScene, open_image
 from glcanet_jax.data.folder import open_folder
-from glcanet_jax.data.identity import files_of
+from glcanet_jax.data.identity import drawn_by, files_of
 from glcanet_jax.data.isprs import SURVEYS, open_potsdam, open_vaihingen
 from glcanet_jax.data.mbrsc import CALLED, FOLD, as_test, assign, open_mbrsc
 from glcanet_jax.data.moments import ExtraBand, Moments
@@ -227,6 +227,7 @@ def fingerprint(dataset: Dataset) -> str:
         for scene in scenes:
             seen.append(f"{in_files.get(split, split)} {scene.name} {getattr(scene, 'crop', None)}")
             seen += [f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path, _ in files_of(scene)]
+            seen += [repr(rules) for rules in drawn_by(scene)]
     return hashlib.sha256("\n".join(seen).encode()).hexdigest()
 
 

@@ -73,7 +73,7 @@ def _of_labels(scene: files.FileScene) -> Cost:
     if not scene.labelled:
         return Cost()
     mask = scene._mask()
-    return Cost(labels=_dear(mask) or mask.coloured or mask.palette is not None, strips=mask.strips)
+    return Cost(labels=mask.dear, strips=mask.strips)
 
 
 def _dear(source: Any) -> bool:

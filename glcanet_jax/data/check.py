@@ -15,14 +15,15 @@ import numpy as np
 from glcanet_jax.border import read_json
 from glcanet_jax.data import deepglobe, folder, isprs, open_dataset
 from glcanet_jax.data.bands import parse_bands
-from glcanet_jax.data.files import problems_of_pair
-from glcanet_jax.data.findings import Images, Labels, kind_of, write_normalisation
+from glcanet_jax.data.files import FileScene, problems_of_pair
+from glcanet_jax.data.findings import Images, Labels, Layer, Vectors, kind_of, write_normalisation
 from glcanet_jax.data.gdal import strips
 from glcanet_jax.data.masks import MaskSource
 from glcanet_jax.data.mbrsc import SAMPLE, as_test, assign, splits_of
 from glcanet_jax.data.raster import RasterSource
 from glcanet_jax.data.scenes import ClassTable, Dataset, DatasetMissing, check_labels, describe_colours
-from glcanet_jax.data.tables import class_table, entries_of, lacking, same, split_lists
+from glcanet_jax.data.tables import LayerEntry, class_table, entries_of, lacking, same, split_lists
+from glcanet_jax.data.vector_labels import VectorLabels, VectorSource, meanings
 from glcanet_jax.errors import UserError
 
 
@@ -31,7 +32,7 @@ class Survey:
 
     def __init__(self, choice: tuple[int, ...] | None = None):
         """``choice``: bands of every image, from 1."""
-        self.choice, self.images, self.labels = choice, Images(), None
+        self.choice, self.images, self.labels, self.vectors = choice, Images(), None, None
 
     def image(self, path: Path, kinds: dict[str, list[str]]) -> tuple[tuple[int, int] | None, list[str]]:
         """Height and width of an image that can be decoded whole, and what is wrong with it; ``kinds`` gets its kind."""
@@ -78,6 +79,36 @@ class Survey:
             listed = ", ".join(f"{value:.6g} on {unknown[value][0]} pixels" for value in sorted(unknown)[:3])
             row, column = min(first for _, first in unknown.values())
             yield f"{path}: ids that are no class: {listed}, first at row {row} column {column}; {table.numbers_told}"
+
+    def drawn(self, labels: VectorLabels, image: Path, table: ClassTable) -> Iterator[str]:
+        """Problems of labels that are drawn from vector files: unreadable, of no class, without a place on the image."""
+        self.labels, self.vectors = self.labels or Labels(table), self.vectors or Vectors(table)
+        try:
+            scene = FileScene(image.stem, image, labels, table, self.choice)
+            scene.verify()
+            source, found = scene._mask(), 0
+            for number, (path, entry) in enumerate(zip(labels.paths, labels.rules.layers, strict=True)):
+                if path is not None:
+                    found += self._layer(number, path, entry, source)
+            self.vectors.bare += [image.name] * (not found)
+            for rows in strips(scene.height, scene.width):
+                at = rows.start, 0, rows.stop - rows.start, scene.width
+                self.labels.add(image.name, scene.read_labels(*at), source.georeference.pixel_areas(*at))
+        except UserError as error:
+            yield str(error)
+
+    def _layer(self, number: int, path: Path, entry: LayerEntry, source: VectorSource) -> int:
+        """Takes the features of a layer that lie on a scene; returns how many."""
+        import shapely
+
+        title = f"{entry.file}{f', layer {entry.layer}' * (entry.layer is not None)}"
+        layer = self.vectors.layers.setdefault(number, Layer(title))
+        if path not in layer.fallen:
+            opened = source.open(path, entry)
+            layer.begin(opened.count, meanings(opened, entry, source.classes).by_class())
+        placed = source.drawn(number)
+        layer.add(path, placed.fids, ~shapely.is_valid(placed.shapes))
+        return len(placed.fids)
 
     def _pair(self, mask: MaskSource, shape: tuple[int, int] | None, image: Path | None) -> Iterator[str]:
         if image is not None and shape is not None:
@@ -204,6 +235,16 @@ def _parts(root: Path, seen: Survey) -> Iterator[str]:
             yield f"{file}: no scene of {path.name} names it"
 
 
+def _drawn(root: Path, places: list[Path], table: ClassTable) -> dict[str, VectorLabels] | str:
+    """The labels of scenes that are drawn from vectors, by stem; or why they cannot be."""
+    masks = {stem: None for p in places for stem in folder.listing(p / "images")}
+    masks |= {stem: mask for p in places for stem, mask in folder.listing(p / "masks").items() if stem in masks}
+    try:
+        return folder.vectors_of(root, table, masks)
+    except UserError as error:
+        return str(error)
+
+
 def _folder(root: Path, seen: Survey) -> Iterator[str]:
     if not os.path.lexists(root / "classes.json"):
         open_dataset("folder", root)  # raises, with the layout
@@ -211,6 +252,9 @@ def _folder(root: Path, seen: Survey) -> Iterator[str]:
     if not places:
         open_dataset("folder", root)
     table = folder.classes_of(root, [mask for p in places for mask in folder.listing(p / "masks").values()])
+    drawn = _drawn(root, places, table)
+    if isinstance(drawn, str):
+        yield drawn
     found: dict[str, Path] = {}
     kinds: dict[str, list[str]] = {}
     for place in places:
@@ -228,8 +272,13 @@ def _folder(root: Path, seen: Survey) -> Iterator[str]:
             yield from problems
             if stem in masks:
                 yield from seen.mask(masks[stem], shape, table, image=image)
+            elif isinstance(drawn, str):
+                continue
+            elif stem in drawn:
+                yield from seen.drawn(drawn[stem], image, table) if shape is not None else ()
             else:
-                yield f"{image}: its mask is missing"
+                vectors = ", and none of its files of labels.json" * os.path.lexists(root / "labels.json")
+                yield f"{image}: its mask is missing{vectors}"
         for stem in sorted(set(masks) - set(images)):
             yield f"{masks[stem]}: its image is missing"
     yield from check_kinds(str(root), kinds)
@@ -319,7 +368,7 @@ def check_dataset(name: str, data_dir: str | Path | None, seen: Survey | None = 
         return list(_parts(SAMPLE, seen))
     if name not in CHECKS:
         open_dataset(name)  # raises, with the names
-    return list(CHECKS[name](Path(data_dir or f"data/{name}"), seen))
+    return list(dict.fromkeys(CHECKS[name](Path(data_dir or f"data/{name}"), seen)))
 
 
 def main(
@@ -345,7 +394,8 @@ def main(
             problems = [*_unusable(dataset)]
         except UserError as error:
             problems = [str(error)]
-    for line in (*seen.images.lines(patch), *(seen.labels.lines() if seen.labels is not None else ())):
+    found = (kind for kind in (seen.labels, seen.vectors) if kind is not None)
+    for line in itertools.chain(seen.images.lines(patch), *(kind.lines() for kind in found)):
         print(line)
     _suggest(seen, name, normalisation)
     for problem in problems:

@@ -1,4 +1,4 @@
-"""Scenes that are files: an image and, when labelled, a mask, read through the one reader."""
+"""Scenes that are files: an image and, when labelled, a mask or vector files, read through the one reader."""
 
 import threading
 from collections import OrderedDict
@@ -13,6 +13,7 @@ from glcanet_jax.data.masks import MaskSource, misplaced
 from glcanet_jax.data.provenance import local_file
 from glcanet_jax.data.raster import RasterSource, with_fill
 from glcanet_jax.data.scenes import IGNORE, Cache, ClassTable, window
+from glcanet_jax.data.vector_labels import VectorLabels, VectorSource
 from glcanet_jax.errors import UserError
 
 CACHE = Cache()
@@ -85,11 +86,11 @@ def read_image(
 
 @dataclass(frozen=True)
 class FileScene:
-    """One image file and, when labelled, one mask file of colours or ids. Pixels without data have no label."""
+    """One image file and, when labelled, one mask file of colours or ids, or vector files. Pixels without data have no label."""
 
     name: str
     image: Path
-    mask: Path | None
+    mask: Path | VectorLabels | None
     classes: ClassTable
     choice: tuple[int, ...] | None = None  # of bands, from 1
     fill: tuple[float, ...] | None = None  # a value per band where there is no data; None: what the file holds
@@ -115,13 +116,16 @@ class FileScene:
         return self._image().all_valid
 
     def verify(self) -> None:
-        """Raises UserError if the mask cannot be that of the image: another size, place or orientation."""
+        """Raises UserError if the mask cannot be that of the image: another size, place or orientation; or no vectors of it."""
         if self.mask is None:
             return
-        pair = _key(self.image), _key(self.mask), self.choice
+        pair = _key(self.image), self._mask_key(), self.choice
         if pair not in _verified:
-            for problem in problems_of_pair(self._image(), self._mask()):
+            mask = self._mask()
+            for problem in problems_of_pair(self._image(), mask):
                 raise UserError(problem)
+            if isinstance(mask, VectorSource):
+                mask.check()
             _verified.add(pair)
 
     def read_from(self) -> Iterator[tuple[Path, bool]]:
@@ -130,7 +134,9 @@ class FileScene:
         Overviews and what viewers write beside a file when it is looked at are none of them.
         """
         drawn = [(self.image, False, self._image())]
-        if self.mask is not None:
+        if isinstance(self.mask, VectorLabels):
+            yield from ((path, True) for path in self.mask.files())
+        elif self.mask is not None:
             drawn.append((self.mask, True, self._mask()))
         for path, labels, source in drawn:
             yield path, labels
@@ -139,15 +145,30 @@ class FileScene:
                 if place is not None and not name.endswith(VIEWED):
                     yield place, labels
 
+    @property
+    def drawn_by(self) -> dict[str, Any] | None:
+        """What decides, beside the files, what is drawn from vectors: the rules, and where the scene lies."""
+        return {"rules": self.mask.told, "place": self._mask().facts} if isinstance(self.mask, VectorLabels) else None
+
     def _image(self) -> RasterSource:
         return open_image(self.image, self.choice, self.heed_alpha)
 
-    def _mask(self) -> MaskSource:
+    def _mask_key(self) -> Any:
+        """The mask, or the vector files, as they are now."""
+        if isinstance(self.mask, VectorLabels):
+            return self.mask, _key(self.image), self.choice, tuple(_key(path) for path in self.mask.files())
+        return _key(self.mask)
+
+    def _mask(self) -> MaskSource | VectorSource:
         if self.mask is None:
             raise UserError(
                 f"{self.image} has no mask; add one, or leave the scene out of what is trained or scored on"
             )
-        return _opened.get((_key(self.mask), self.classes), lambda: MaskSource(self.mask, self.classes))
+        if isinstance(self.mask, VectorLabels):
+            make = lambda: VectorSource(self.mask, self._image(), self.classes, _key, CACHE)  # noqa: E731
+        else:
+            make = lambda: MaskSource(self.mask, self.classes)  # noqa: E731
+        return _opened.get((self._mask_key(), self.classes), make)
 
     def read_image(
         self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
@@ -178,7 +199,7 @@ class FileScene:
         return ids if self.all_valid else np.where(self.read_valid(top, left, height, width), ids, np.uint8(IGNORE))
 
 
-def problems_of_pair(image: RasterSource, mask: MaskSource) -> list[str]:
+def problems_of_pair(image: RasterSource, mask: MaskSource | VectorSource) -> list[str]:
     """Why a mask cannot be that of an image: at most one sentence each on size, place and orientation."""
     found = []
     for path, source in ((image.path, image), (mask.path, mask)):
@@ -187,6 +208,8 @@ def problems_of_pair(image: RasterSource, mask: MaskSource) -> list[str]:
                 f"{path} has EXIF orientation {source.orientation}: viewers turn it, GIS does not, so that image and mask "
                 "may not fit; store it upright, as with `mogrify -auto-orient`"
             )
+    if isinstance(mask, VectorSource):  # which takes size and place from its image
+        return found
     if (mask.height, mask.width) != (image.height, image.width):
         found.append(
             f"{mask.path} has {mask.height} x {mask.width} pixels, its image {image.height} x {image.width}; they must agree"

@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,13 +91,17 @@ class Labels:
 
     table: ClassTable
     counts: dict[str, np.ndarray] = field(default_factory=dict)  # by mask
-    lacking: list[str] = field(default_factory=list)  # images without a mask
+    areas: np.ndarray | None = None  # square metres by class, of masks that say how large their pixels are
 
-    def add(self, name: str, ids: np.ndarray) -> None:
-        """Takes ids of a mask ``[h, w]``."""
-        count = len(self.table.names)
-        own = np.bincount(ids[ids < count].ravel(), minlength=count)
+    def add(self, name: str, ids: np.ndarray, areas: np.ndarray | None = None) -> None:
+        """Takes ids of a mask ``[h, w]``, and square metres that broadcast over them."""
+        count, labelled = len(self.table.names), ids < len(self.table.names)
+        own = np.bincount(ids[labelled], minlength=count)
         self.counts[name] = self.counts.get(name, np.zeros(count, np.int64)) + own
+        if areas is not None:
+            weights = np.broadcast_to(areas, ids.shape)[labelled]
+            before = np.zeros(count) if self.areas is None else self.areas
+            self.areas = before + np.bincount(ids[labelled], weights, minlength=count)
 
     def lines(self) -> Iterator[str]:
         total = sum(self.counts.values(), np.zeros(len(self.table.names), np.int64))
@@ -107,6 +111,9 @@ class Labels:
             f"{n} {100 * c / max(total.sum(), 1):.3g} %" for n, c in zip(self.table.names, total, strict=True)
         )
         yield f"labels: {shares}"
+        if self.areas is not None:
+            listed = (f"{name} {area / 1e4:,.2f} ha" for name, area in zip(self.table.names, self.areas, strict=True))
+            yield f"  area: {', '.join(listed)}"
         absent = [name for name, count in zip(self.table.names, total, strict=True) if not count]
         if absent:
             yield f"  classes without a pixel: {', '.join(absent)}"
@@ -116,6 +123,54 @@ class Labels:
         empty = [name for name, count in self.counts.items() if not count.any()]
         if empty:
             yield f"  masks without a labelled pixel: {_listed(empty)}"
+
+
+@dataclass
+class Layer:
+    """Of a layer of vector labels, all its files together."""
+
+    title: str
+    features: int = 0
+    by_class: Counter[int] = field(default_factory=Counter)  # features by id, 255 for those that are not labelled
+    fallen: dict[Path, np.ndarray] = field(default_factory=dict)  # by file, features that lie on a scene
+    crossing: dict[Path, np.ndarray] = field(default_factory=dict)  # and those whose edges cross
+
+    def begin(self, features: int, by_class: Mapping[int, int]) -> None:
+        """Takes what a file holds."""
+        self.features += features
+        self.by_class.update(by_class)
+
+    def add(self, path: Path, fids: np.ndarray, crossing: np.ndarray) -> None:
+        """Takes the features of a file that lie on a scene, and which of them have edges that cross."""
+        none = np.zeros(0, np.int64)
+        self.fallen[path] = np.union1d(self.fallen.get(path, none), fids)
+        self.crossing[path] = np.union1d(self.crossing.get(path, none), fids[crossing])
+
+    def lines(self, table: ClassTable) -> Iterator[str]:
+        names = [*table.names, *["not labelled"] * (256 - len(table.names))]
+        listed = ", ".join(f"{names[i]} {count}" for i, count in sorted(self.by_class.items()) if count)
+        yield f"vectors: {self.title}: {self.features} features{f': {listed}' * bool(listed)}"
+        outside = self.features - sum(map(len, self.fallen.values()))
+        if outside:
+            yield f"  {outside} of them fall on no scene, or have no place"
+        crossing = sum(map(len, self.crossing.values()))
+        if crossing:
+            yield f"  {crossing} of them have edges that cross: what they go around twice is not drawn"
+
+
+@dataclass
+class Vectors:
+    """Of labels that are drawn from vector files."""
+
+    table: ClassTable
+    layers: dict[int, Layer] = field(default_factory=dict)  # by their place in labels.json
+    bare: list[str] = field(default_factory=list)  # scenes that no feature falls on
+
+    def lines(self) -> Iterator[str]:
+        for _, layer in sorted(self.layers.items()):
+            yield from layer.lines(self.table)
+        if self.bare:
+            yield f"  scenes that no feature falls on: {_listed(self.bare)}"
 
 
 def kind_of(source: RasterSource) -> str:

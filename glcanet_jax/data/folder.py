@@ -1,6 +1,7 @@
-"""The user's own scenes: images, masks of colours or ids, and a ``classes.json``."""
+"""The user's own scenes: images, masks of colours or ids or vector files, and a ``classes.json``."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from glcanet_jax.data.files import FileScene
 from glcanet_jax.data.masks import meant_as_colours
 from glcanet_jax.data.mbrsc import protocols
 from glcanet_jax.data.scenes import ClassTable, Dataset, DatasetMissing
-from glcanet_jax.data.tables import check_splits, class_table, same, split_lists
+from glcanet_jax.data.tables import check_splits, class_table, labels_file, same, split_lists
+from glcanet_jax.data.vector_labels import VectorLabels, labels_of
 from glcanet_jax.errors import UserError
 
 TREE = """
@@ -20,6 +22,7 @@ DIR/
   classes.json             {"classes": [{"id": 0, "name": "roof", "rgb": "#ff0000"}, ...], "ignore": {"rgb": ["#000000"]}}
   images/scene1.tif        GeoTIFF, VRT, JPEG 2000, JPEG, PNG ...; 8 or 16 bits or float32; any number of bands
   masks/scene1.png         the same stem; colours or class ids
+  labels.json              instead of masks: {"layers": [{"file": "labels.gpkg", "attribute": "class"}]}
   splits.json              optional: {"train": ["scene1", ...], "val": [...], "test": [...]}
 or train/images, train/masks, val/images, val/masks ... instead of splits.json
 """
@@ -77,6 +80,30 @@ def classes_of(root: Path, masks: list[Path]) -> ClassTable:
     return replace(table, values=table.greys) if not told and meant_as_colours(masks, table) else table
 
 
+def vectors_of(root: Path, table: ClassTable, masks: Mapping[str, Path | None]) -> dict[str, VectorLabels]:
+    """The labels of scenes that a folder's ``labels.json`` draws, by stem; none where there is no such file.
+
+    Args:
+        masks: of all scenes by stem.
+
+    Raises:
+        UserError: the file is not of its form, or a scene has a mask, too.
+    """
+    path = root / "labels.json"
+    if not os.path.lexists(path):
+        return {}
+    rules = labels_file(path, table)
+    made = {stem: labels_of(root, rules, stem) for stem in masks}
+    both = [mask for stem, mask in masks.items() if mask is not None and made[stem] is not None]
+    if both:
+        more = f" and {len(both) - 1} more" * (len(both) > 1)
+        raise UserError(
+            f"{both[0]}{more} and {path} both say what a scene's labels are; move the masks away, or labels.json, or name files "
+            "of single scenes in it by {scene}"
+        )
+    return {stem: labels for stem, labels in made.items() if labels is not None}
+
+
 def open_folder(data_dir: str | Path | None, bands: str | None = None) -> Dataset:
     """A folder of the user's own; ``val``, if there is one, chooses checkpoints.
 
@@ -85,15 +112,19 @@ def open_folder(data_dir: str | Path | None, bands: str | None = None) -> Datase
 
     Raises:
         DatasetMissing: there is no ``classes.json`` or no image.
-        UserError: an image cannot be read, or they are of several types.
+        UserError: an image cannot be read, or they are of several types; labels are said twice, or not as they must be.
     """
     root, choice = Path(data_dir or "data/folder"), parse_bands(bands)
     if not os.path.lexists(root / "classes.json"):
         raise DatasetMissing("folder", root, TREE, HOW)
     found = pairs(root)
     table = classes_of(root, [mask for scenes in found.values() for _, mask in scenes.values() if mask is not None])
+    masks = {stem: mask for scenes in found.values() for stem, (_, mask) in scenes.items()}
+    drawn = vectors_of(root, table, masks)
     splits = {
-        split: tuple(FileScene(stem, *files, table, choice) for stem, files in scenes.items())
+        split: tuple(
+            FileScene(stem, image, drawn.get(stem, mask), table, choice) for stem, (image, mask) in scenes.items()
+        )
         for split, scenes in found.items()
     }
     scenes = [scene for members in splits.values() for scene in members]

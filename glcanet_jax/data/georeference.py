@@ -39,6 +39,9 @@ class Ellipsoid(NamedTuple):
         return self.radius**2 * (1 - self.e2) * np.cos(latitude) / (1 - self.e2 * np.sin(latitude) ** 2) ** 2
 
 
+WGS84 = Ellipsoid("WGS 84", 6378137.0, 0.0066943799901413165)
+
+
 def ellipsoid_of(wkt: str) -> Ellipsoid:
     """The first ellipsoid of a CRS written as WKT 1 or 2."""
     number = r"\s*,\s*([-+.\dEe]+)"
@@ -181,6 +184,31 @@ class Georeference:
             return math.nan
         true = Georeference(CRS.from_user_input(LONLAT), Affine.identity()).polygon_area([np.stack(degrees, axis=1)])
         return self.polygon_area([square]) / true
+
+    def metres(self, column: float, row: float) -> np.ndarray:
+        """``[2, 2]``: metres on the ground to the east and north of a step to the right and of one down, at a pixel.
+
+        Where a CRS is of no place on earth, metres of its plane.
+        """
+        from rasterio._err import CPLE_BaseError
+        from rasterio.warp import transform
+
+        span = 100.0  # pixels: enough for all digits, and still one place
+        corners = np.array([(column, row), (column + span, row), (column, row + span)])
+        try:
+            degrees = np.stack(transform(self.crs, LONLAT, *self.to_crs(*corners.T)), axis=1)
+        except CPLE_BaseError:
+            degrees = np.full((3, 2), np.nan)
+        if not np.isfinite(degrees).all():
+            return (
+                (np.stack(self.to_crs(*corners.T))[:, 1:] - np.stack(self.to_crs(*corners.T))[:, :1])
+                * self._unit
+                / span
+            )
+        steps, latitude = np.radians((degrees[1:] - degrees[0] + 180) % 360 - 180) / span, np.radians(degrees[0, 1])
+        shrink = 1 - WGS84.e2 * np.sin(latitude) ** 2  # Snyder 1987, equations 4-18 and 4-20
+        across, along = WGS84.radius / np.sqrt(shrink), WGS84.radius * (1 - WGS84.e2) / shrink**1.5
+        return steps.T * np.array([[across * np.cos(latitude)], [along]])
 
     @property
     def warning(self) -> str | None:

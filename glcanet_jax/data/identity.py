@@ -41,6 +41,16 @@ def files_of(scene: Any) -> Iterator[tuple[Path, bool]]:
         yield from ((path, False) for path in getattr(scene, "files", ()))
 
 
+def drawn_by(scene: Any) -> list[Record]:
+    """By what rules labels of a scene are drawn from vector files; nothing where they are masks."""
+    if isinstance(scene, GridScene):
+        return [rules for part, _, _ in scene.parts for rules in drawn_by(part)]
+    if isinstance(scene, WindowScene):
+        return drawn_by(scene.scene)
+    rules = scene.drawn_by if isinstance(scene, FileScene) else None
+    return [] if rules is None else [rules]
+
+
 def digest(path: Path, whole: bool = False) -> str:
     """SHA-256 of a file's bytes; of a large one's size and some of its blocks, unless all are wanted.
 
@@ -138,7 +148,7 @@ def _stamped(record: Record | None) -> Mapping[tuple[str, int, int], str]:
 
 
 def _scene(scene: Any, files: Mapping[Path, tuple[str, Record]]) -> Record:
-    """What a scene is beside its files: its size, and where its parts and its window lie."""
+    """What a scene is beside its files: its size, where its parts and its window lie, and how its labels are drawn."""
     place = {"size": [scene.height, scene.width, scene.bands], "type": getattr(scene, "dtype", None)}
     if getattr(scene, "crop", None):
         place["crop"] = scene.crop
@@ -146,6 +156,8 @@ def _scene(scene: Any, files: Mapping[Path, tuple[str, Record]]) -> Record:
         place["window"] = [scene.top, scene.left]
     if isinstance(scene, GridScene):
         place["parts"] = [[top, left, part.height, part.width] for part, top, left in scene.parts]
+    if rules := drawn_by(scene):
+        place["labels"] = rules
     return place | {"files": dict(files[path] for path, _ in files_of(scene))}
 
 
@@ -181,7 +193,7 @@ def _changes_of(split: str, ours: Record, theirs: Record) -> Iterator[str]:
     place = lambda scene: {k: v for k, v in scene.items() if k != "files"}  # noqa: E731
     moved = [n for n in both if place(ours[n]) != place(theirs[n])]
     if moved and not files:
-        yield f"{_listed(moved)} of {split} {'has' if len(moved) == 1 else 'have'} another size or type, or parts elsewhere"
+        yield f"{_listed(moved)} of {split} {'has' if len(moved) == 1 else 'have'} another size or type, parts elsewhere, or labels drawn otherwise"
     if not new and not gone and list(ours) != list(theirs):
         yield f"the scenes of {split} are in another order"
 

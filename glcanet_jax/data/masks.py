@@ -43,6 +43,11 @@ class MaskSource:
         if self.coloured and file.dtype != np.uint8:
             raise UserError(f"{path}: a mask of colours is {np.dtype(file.dtype)}; it must be uint8")
 
+    @property
+    def dear(self) -> bool:
+        """Whether windows take more than reading them."""
+        return self.sequential or self.strips or self.coloured or self.palette is not None
+
     def identity(self) -> dict[str, Any]:
         """As :meth:`RasterSource.identity`."""
         return self._raster.identity()

@@ -107,10 +107,14 @@ class Placement:
         try:
             yield
         except CPLE_BaseError as error:
-            raise UserError(
-                f"{self.path} cannot be brought to the scene's CRS, {self.georeference.name} ({error}); "
-                "save it in that CRS, or cut it to the scene's surroundings"
-            ) from error
+            raise self.unreachable(str(error)) from error
+
+    def unreachable(self, why: str) -> UserError:
+        """What to raise where a file's places are none in the scene's CRS."""
+        return UserError(
+            f"{self.path} cannot be brought to the scene's CRS, {self.georeference.name} ({why}); "
+            "save it in that CRS, or cut it to the scene's surroundings"
+        )
 
     def check_degrees(self, bounds: tuple[float, float, float, float] | None) -> None:
         """Raises UserError if coordinates that should be angles are none."""

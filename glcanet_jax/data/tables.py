@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from glcanet_jax import border
 from glcanet_jax.data.scenes import ClassTable
@@ -204,3 +204,81 @@ def scene_entry(name: str, entry: dict[str, Any], path: Path) -> SceneEntry:
     if problems:
         raise UserError(f"{path}: {'; '.join(problems[: border.SHOWN])}; see the bundled sample's scenes.json")
     return border.check(entry, SceneEntry, path)
+
+
+# ------------------------------------------------------------------------------------------------------------ labels.json
+SCENE = "{scene}"  # in the name of a vector file: the scene's own
+Width = Range(0, 1e5, open="low")
+Column = Annotated[str, Text(r".{1,200}", "the name of a column")]
+
+
+@dataclass(frozen=True)
+class LayerEntry:
+    """A layer of features, and which classes they are."""
+
+    file: Inside  # of GeoJSON, a GeoPackage or a Shapefile; {scene} stands for a scene's name
+    layer: Name | None = None  # of a GeoPackage with several
+    attribute: Column | None = None  # the column that says a feature's class
+    class_name: Name | None = None  # of all features, where no column says it
+    # what the column says, and the class's name; null: not labelled; "*": whatever else it says
+    classes: dict[str, str | None] = field(default_factory=dict, hash=False)
+    width_m: Annotated[float | None, Width] = None  # of lines and points, metres on the ground
+    width_px: Annotated[float | None, Width] = None  # or pixels
+    all_touched: bool = False  # all pixels that a feature touches, not those whose centres lie inside
+    order_by: Column | None = None  # the column by which features are drawn, the highest last; None: as in the file
+    crs: Annotated[str | None, Text(r".{1,5000}", "the name of a CRS")] = (
+        None  # where the file says none, or a wrong one
+    )
+
+
+@dataclass(frozen=True)
+class AreaEntry:
+    """A layer of polygons inside of which everything is labelled."""
+
+    file: Inside
+    layer: Name | None = None
+    crs: Annotated[str | None, Text(r".{1,5000}", "the name of a CRS")] = None
+
+
+@dataclass(frozen=True)
+class LabelsFile:
+    """A ``labels.json``: how masks are drawn from vector files."""
+
+    layers: Annotated[tuple[LayerEntry, ...], Length(1, 100)]  # the later over the earlier
+    background: Name | None = None  # the class where nothing is drawn; None: not labelled
+    annotated: AreaEntry | None = None  # outside of it nothing is labelled; None: it is everywhere
+    order: Literal["layers", "classes"] = "layers"  # "classes": later ones of classes.json over earlier ones
+
+
+def labels_file(path: Path, table: ClassTable) -> LabelsFile:
+    """How a folder's labels are drawn.
+
+    Raises:
+        UserError: the file is not of that form, names a class that is none, or says a thing twice or not at all.
+    """
+    rules, known = border.check(border.read_json(path), LabelsFile, path), table.names
+    told = []
+    for i, entry in enumerate(rules.layers):
+        if (entry.attribute is None) == (entry.class_name is None):
+            told.append(
+                f"layers[{i}] must have either attribute, a column that says the class, or class_name, one for all"
+            )
+        if entry.classes and entry.attribute is None:
+            told.append(f"layers[{i}].classes says what a column means, and attribute names none")
+        if entry.width_m is not None and entry.width_px is not None:
+            told.append(f"layers[{i}] has both width_m and width_px, it must be one")
+        named = [("class_name", entry.class_name), *((f"classes[{k!r}]", v) for k, v in entry.classes.items())]
+        told += [f"layers[{i}].{key} is {_no_class(name, known)}" for key, name in named if not _is_class(name, known)]
+    if not _is_class(rules.background, known):
+        told.append(f"background is {_no_class(rules.background, known)}")
+    if told:
+        raise UserError(f"{path}: {'; '.join(told[: border.SHOWN])}; mend the file")
+    return rules
+
+
+def _is_class(name: str | None, known: tuple[str, ...]) -> bool:
+    return name is None or same(name) in known
+
+
+def _no_class(name: str, known: tuple[str, ...]) -> str:
+    return f"{name!r}, which is no class{perhaps(name, known)}; classes are {', '.join(known[: border.SHOWN])}{' ...' * (len(known) > border.SHOWN)}"

@@ -162,8 +162,9 @@ def _open_with_gdal(path: Path, layer: str | None, use: Use) -> Layer:
     bounds = info["total_bounds"]
     whole = bounds is not None and bool(np.isfinite(bounds).all())
     source = functools.partial(_read_with_gdal, path, chosen)
-    columns, count = tuple(map(str, info["fields"])), max(int(info["features"]), 0)
-    return Layer(path, columns, _crs(path, info["crs"]), count, tuple(bounds) if whole else None, source, 1000)
+    columns, count, text = tuple(map(str, info["fields"])), max(int(info["features"]), 0), info["crs"]
+    crs = None if text is None or "Undefined" in text else read_crs(text, path)  # the word is GeoPackages'
+    return Layer(path, columns, crs, count, tuple(bounds) if whole else None, source, 1000)
 
 
 def _read_with_gdal(path: Path, layer: str, columns: Sequence[str], box: Box | None, places: bool) -> Features:
@@ -198,18 +199,21 @@ def _layer(path: Path, wanted: str | None, layers: Any, use: Use) -> str:
     return fits[0]
 
 
-def _crs(path: Path, text: str | None) -> Any | None:
+def read_crs(text: str, source: Any) -> Any:
+    """The ``rasterio.crs.CRS`` of a name or a definition.
+
+    Raises:
+        UserError: it is none; ``source`` says where it stands.
+    """
     from rasterio.crs import CRS
     from rasterio.errors import CRSError
 
-    if text is None or "Undefined" in text:  # as GeoPackages have it
-        return None
     try:
         with environment():  # else PROJ says it, too
             return CRS.from_user_input(crs_text(text))
     except (CRSError, ValueError) as error:
         raise UserError(
-            f"{path} has a CRS that is not known ({' '.join(str(error).split())}); save it in another"
+            f"{source} has a CRS that is not known ({' '.join(str(error).split())}); name another, as EPSG:25832"
         ) from error
 
 

@@ -1,0 +1,402 @@
+"""Labels that are drawn from vector files, window by window, as a mask: what each feature is, and where it lies."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from glcanet_jax.data.drawing import TILE, Drawing, moved, widened
+from glcanet_jax.data.gdal import steps
+from glcanet_jax.data.georeference import Georeference
+from glcanet_jax.data.placement import Placement
+from glcanet_jax.data.scenes import IGNORE, Cache, ClassTable
+from glcanet_jax.data.tables import SCENE, AreaEntry, LabelsFile, LayerEntry, same
+from glcanet_jax.data.vectors import POLYGON, Features, Layer, Use, open_layer, parts_of, read_crs, simple_parts
+from glcanet_jax.errors import UserError
+from glcanet_jax.options import perhaps
+
+USE = Use("the labels", '"layer" in labels.json')
+AREA = Use("the annotated area", '"layer" of "annotated" in labels.json', areas=True)
+SHOWN = 8  # values told of those that are no class
+VECTORS = Cache()  # layers that were opened, and drawings: what every window needs, apart from the pixels of many
+
+
+@dataclass(frozen=True)
+class VectorLabels:
+    """The labels of a scene as a folder's ``labels.json`` says them."""
+
+    rules: LabelsFile
+    paths: tuple[Path | None, ...]  # a layer's file; None: this scene has none
+    area: Path | None = None  # of the annotated area
+
+    def files(self) -> Iterator[Path]:
+        """Everything that the labels depend on, beside the rules."""
+        for path in self.paths:
+            if path is not None:
+                yield from parts_of(path, columns=True)
+        if self.area is not None:
+            yield from parts_of(self.area)
+
+    def layers(self) -> Iterator[tuple[Path, LayerEntry]]:
+        """The files of this scene, in the order in which they are drawn."""
+        return ((path, entry) for path, entry in zip(self.paths, self.rules.layers, strict=True) if path is not None)
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """The rules, as JSON has them."""
+        return asdict(self.rules)
+
+
+def labels_of(root: Path, rules: LabelsFile, scene: str) -> VectorLabels | None:
+    """The labels of a scene of a folder; None where there is no file of its own, and no other."""
+    paths = tuple(_path(root, entry.file, scene) for entry in rules.layers)
+    area = None if rules.annotated is None else root / rules.annotated.file.replace(SCENE, scene)
+    return VectorLabels(rules, paths, area) if any(path is not None for path in paths) else None
+
+
+def _path(root: Path, pattern: str, scene: str) -> Path | None:
+    """A file that is all scenes' must be there, and is looked for where it is read."""
+    path = root / pattern.replace(SCENE, scene)
+    return path if SCENE not in pattern or path.exists() else None
+
+
+class VectorSource:
+    """The labels of a scene as class ids, drawn from vector files."""
+
+    sequential = strips = False
+    dear = True  # windows are drawn again and again
+    orientation = 1
+
+    def __init__(self, labels: VectorLabels, image: Any, classes: ClassTable, key: Callable[[Path], Any], cache: Cache):
+        """
+        Args:
+            image: of the scene, whose size and place it takes.
+            key: what a file is now, as :func:`glcanet_jax.data.files.file_key` has it.
+            cache: keeps what was drawn.
+        """
+        self.labels, self.classes, self._file_key, self._cache = labels, classes, key, cache
+        self.path, self.height, self.width = image.path, image.height, image.width
+        self.georeference: Georeference = image.georeference
+        self.key = labels, classes, self.facts, tuple(key(path) for path in labels.files())
+
+    @cached_property
+    def facts(self) -> tuple[Any, ...]:
+        """What decides, beside the files and the rules, what is drawn: where the scene lies."""
+        place = self.georeference
+        crs = None if place.crs is None else place.crs.to_wkt()
+        points = [(p.row, p.col, p.x, p.y) for p in place.gcps]
+        return (
+            self.height,
+            self.width,
+            crs,
+            None if place.transform is None else tuple(place.transform)[:6],
+            str(points),
+        )
+
+    # ------------------------------------------------------------------------------------------------------ the layers
+    def open(self, path: Path, entry: LayerEntry | AreaEntry) -> Layer:
+        """A layer of the scene's, opened once.
+
+        Raises:
+            UserError: it cannot be read, or cannot be brought to the scene.
+        """
+        use = AREA if isinstance(entry, AreaEntry) else USE
+        key = self._file_key(path), path, entry.layer, use
+        return VECTORS.get(key, lambda: open_layer(path, entry.layer, use))
+
+    def placement(self, layer: Layer, entry: LayerEntry | AreaEntry, reach: float = 0.0) -> Placement:
+        """How a layer comes to the scene's pixels; raises UserError where nothing says how."""
+        crs = layer.crs if entry.crs is None else read_crs(entry.crs, f"{entry.file} in labels.json")
+        place = Placement(layer.path, crs, self.georeference, self.height, self.width, reach, self._upwards(layer))
+        if place.has_place and self.georeference.crs is not None and crs is None:
+            raise UserError(
+                f'{layer.path} says no CRS, and {self.path} has one; name it in labels.json, as "crs": "EPSG:25832", or save '
+                "the file with its CRS"
+            )
+        place.check_degrees(layer.bounds)
+        return place
+
+    def _upwards(self, layer: Layer) -> bool:
+        """Of a picture without a place QGIS counts rows as negative numbers: nothing else lies mostly above its first row."""
+        placeless = self.georeference.transform is None and not self.georeference.gcps
+        return placeless and layer.bounds is not None and layer.bounds[1] + layer.bounds[3] < 0
+
+    def _unit(self, entry: LayerEntry) -> tuple[float, np.ndarray] | None:
+        """The width of lines and points, and its units in pixels; None where there is none."""
+        if entry.width_px is not None:
+            return entry.width_px, np.eye(2)
+        if entry.width_m is None:
+            return None
+        if not self.georeference.on_ground:
+            raise UserError(
+                f"{self.path} does not say how large its pixels are, and labels.json gives {entry.file} a width_m; give it a "
+                "width_px, or the image its CRS"
+            )
+        return entry.width_m, self.georeference.metres(self.width / 2, self.height / 2)
+
+    def check(self) -> None:
+        """Look at everything that can be wrong but the places of features.
+
+        Raises:
+            UserError: a layer cannot be read or brought to the scene, lacks a column, or its column says what is no class.
+        """
+        for path, entry in self.labels.layers():
+            layer = self.open(path, entry)
+            self.placement(layer, entry)
+            self._unit(entry)
+            key = "meanings", self._file_key(path), path, entry, self.classes
+            VECTORS.get(key, lambda layer=layer, entry=entry: meanings(layer, entry, self.classes)).check()
+        if self.labels.area is not None:
+            self.placement(self.open(self.labels.area, self.labels.rules.annotated), self.labels.rules.annotated)
+
+    # ---------------------------------------------------------------------------------------------------- what is drawn
+    def drawn(self, number: int) -> "Placed":
+        """The features of a layer that lie on the scene, as areas in its pixels."""
+        path, entry = self.labels.paths[number], self.labels.rules.layers[number]
+        layer = self.open(path, entry)
+        unit = self._unit(entry)
+        reach = 4.0 if unit is None else 4.0 + unit[0] / np.linalg.svd(unit[1], compute_uv=False).min()
+        wanted = [column for column in (entry.attribute, entry.order_by) if column is not None]
+        features, shapes, owners = self._features(layer, entry, reach, wanted)
+        said = None if entry.attribute is None else features.columns[entry.attribute]
+        ids = Meanings(entry, self.classes, layer.path).ids(said, len(features.fids))
+        ranks = np.arange(len(features.fids)) if entry.order_by is None else _ranks(features.columns[entry.order_by])
+        shapes, owners = self._wide(shapes, owners, entry, unit, path)
+        return Placed(shapes, ids[owners], ranks[owners], features.fids[owners])
+
+    def _features(
+        self, layer: Layer, entry: LayerEntry | AreaEntry, reach: float, columns: list[str]
+    ) -> tuple[Features, np.ndarray, np.ndarray]:
+        """Those near the scene; their simple parts in pixels, and whose each is."""
+        placement = self.placement(layer, entry, reach)
+        with placement.told():
+            boxes = None if placement.crs is None else placement.boxes
+        features = layer.read(columns, boxes)
+        parts, owners = simple_parts(features.geometry)
+        shapes, index = moved(parts, placement)
+        return features, shapes, owners[index]
+
+    def _wide(
+        self,
+        shapes: np.ndarray,
+        owners: np.ndarray,
+        entry: LayerEntry,
+        unit: tuple[float, np.ndarray] | None,
+        path: Path,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Areas alone, of those that lie on the scene."""
+        import shapely
+
+        if unit is not None:
+            shapes, owners = widened(shapes, owners, *unit)
+        elif (thin := shapely.get_type_id(shapes) != POLYGON).any():
+            raise UserError(
+                f"{path} has {np.unique(owners[thin]).size} lines or points on {self.path.name}, and labels.json gives "
+                f'{entry.file} no width; give it "width_m" or "width_px"'
+            )
+        x0, y0, x1, y1 = shapely.bounds(shapes).T
+        there = (x1 >= 0) & (y1 >= 0) & (x0 <= self.width) & (y0 <= self.height)
+        return shapes[there], owners[there]
+
+    @property
+    def drawing(self) -> Drawing:
+        """All that is drawn on the scene, in its order."""
+        return VECTORS.get(("drawing", self.key), self._draw)
+
+    def _draw(self) -> Drawing:
+        numbers = [i for i, path in enumerate(self.labels.paths) if path is not None]
+        layers = [self.drawn(i) for i in numbers]
+        ids = np.concatenate([layer.ids for layer in layers])
+        of = np.repeat(numbers, [len(layer.ids) for layer in layers])
+        ranks = np.concatenate([layer.ranks for layer in layers])
+        first = ids if self.labels.rules.order == "classes" else np.zeros_like(ids)
+        order = np.lexsort((ranks, of, first))
+        touched = np.array([entry.all_touched for entry in self.labels.rules.layers])[of]
+        shapes = np.concatenate([layer.shapes for layer in layers])
+        return Drawing(shapes[order], ids[order], touched[order], self._mirrored)
+
+    @property
+    def area(self) -> Drawing | None:
+        """The annotated area; None: it is everywhere."""
+        if self.labels.area is None:
+            return None
+        return VECTORS.get(("area", self.key), self._draw_area)
+
+    def _draw_area(self) -> Drawing:
+        import shapely
+
+        entry = self.labels.rules.annotated
+        _, shapes, _ = self._features(self.open(self.labels.area, entry), entry, 4.0, [])
+        shapes = shapes[shapely.get_type_id(shapes) == POLYGON]
+        return Drawing(shapes, np.ones(len(shapes), np.uint8), np.zeros(len(shapes), bool), self._mirrored)
+
+    @property
+    def _mirrored(self) -> bool:
+        return self.georeference.transform is not None and self.georeference.transform.determinant < 0
+
+    # ------------------------------------------------------------------------------------------------------- the pixels
+    def read(self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None) -> np.ndarray:
+        """uint8 ids ``[h, w]``, 255 where nothing is labelled.
+
+        Raises:
+            UserError: a file cannot be read, or holds what cannot be drawn.
+        """
+        bottom = self.height if height is None else top + height
+        right = self.width if width is None else left + width
+        out = np.empty((bottom - top, right - left), np.uint8)
+        for rows in steps(self.height, TILE):
+            for columns in steps(self.width, TILE) if rows.start < bottom and rows.stop > top else ():
+                if columns.start < right and columns.stop > left:
+                    y, x = _common(rows, top, bottom), _common(columns, left, right)
+                    tile = self._cache.get(
+                        ("drawn", self.key, rows.start, columns.start), lambda at=(rows, columns): self._tile(*at)
+                    )
+                    out[_from(y, top), _from(x, left)] = tile[_from(y, rows.start), _from(x, columns.start)]
+        return out
+
+    def _tile(self, rows: slice, columns: slice) -> np.ndarray:
+        background = self.labels.rules.background
+        start = IGNORE if background is None else self.classes.names.index(same(background))
+        out = np.full((rows.stop - rows.start, columns.stop - columns.start), start, np.uint8)
+        self.drawing.burn(out, rows.start, columns.start)
+        if self.area is not None:
+            inside = np.zeros_like(out)
+            self.area.burn(inside, rows.start, columns.start)
+            out[inside == 0] = IGNORE
+        return out
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+def _common(side: slice, start: int, stop: int) -> slice:
+    return slice(max(side.start, start), min(side.stop, stop))
+
+
+def _from(side: slice, start: int) -> slice:
+    return slice(side.start - start, side.stop - start)
+
+
+class Placed(NamedTuple):
+    """Features of a layer on a scene, a part each."""
+
+    shapes: np.ndarray  # [n] polygons in pixels
+    ids: np.ndarray  # [n] uint8, 255 for what is not labelled
+    ranks: np.ndarray  # [n], the highest is drawn last
+    fids: np.ndarray  # [n]
+
+
+# ------------------------------------------------------------------------------------------------------ what features are
+@dataclass(frozen=True)
+class Meanings:
+    """Which classes a layer's features are."""
+
+    entry: LayerEntry
+    classes: ClassTable
+    path: Path
+
+    @cached_property
+    def _known(self) -> Mapping[str, int]:
+        """Ids by what a column says: what ``labels.json`` lists, the classes' names, and the numbers that stand for them."""
+        number = {name: i for i, name in enumerate(self.classes.names)}
+        out = {str(value): i for i, value in enumerate(self.classes.numbers)} | number
+        return out | {
+            same(k): IGNORE if v is None else number[same(v)] for k, v in self.entry.classes.items() if k != "*"
+        }
+
+    def id_of(self, value: Any) -> int | None:
+        """The id of what a column says: 255 for nothing and for what is not labelled, None for what is no class."""
+        text = text_of(value)
+        if text is None:
+            return IGNORE
+        if text in self._known:
+            return self._known[text]
+        other = self.entry.classes.get("*", "")
+        return None if other == "" else IGNORE if other is None else self.classes.names.index(same(other))
+
+    def ids(self, said: np.ndarray | None, count: int) -> np.ndarray:
+        """uint8 ids ``[n]`` of features by what their column says ``[n]``.
+
+        Raises:
+            UserError: it says what is no class.
+        """
+        if said is None:
+            return np.full(count, self.classes.names.index(same(self.entry.class_name)), np.uint8)
+        found = [self.id_of(value) for value in said.tolist()]
+        unknown = Counter(text_of(v) for v, i in zip(said.tolist(), found, strict=True) if i is None)
+        if unknown:
+            raise self.unknown(unknown)
+        return np.array(found, np.uint8)
+
+    def unknown(self, values: Mapping[str, int]) -> UserError:
+        """What to raise where a column says what is no class."""
+        listed = ", ".join(f"{value!r} ({count} features)" for value, count in list(values.items())[:SHOWN])
+        first = next(iter(values))
+        return UserError(
+            f"{self.path}: column {self.entry.attribute} says {listed}{' ...' * (len(values) > SHOWN)}, which is no class"
+            f"{perhaps(first, self.classes.names)}; classes are {', '.join(self.classes.names[:SHOWN])}"
+            f'{" ..." * (len(self.classes.names) > SHOWN)}: say in labels.json what it means, as "classes": {{"{first}": '
+            f'"{self.classes.names[0]}"}}, or null for "not labelled"'
+        )
+
+
+@dataclass(frozen=True)
+class Said:
+    """What the column of a whole layer says."""
+
+    meanings: Meanings
+    counts: Counter[str | None]  # features by the text of the column; None: nothing
+    nbytes: int = 1000
+
+    def check(self) -> None:
+        """Raises UserError if it says what is no class."""
+        unknown = {text: n for text, n in self.counts.most_common() if self.meanings.id_of(text) is None}
+        if unknown:
+            raise self.meanings.unknown(unknown)
+
+    def by_class(self) -> Counter[int]:
+        """Features by id, 255 for those that are not labelled."""
+        out: Counter[int] = Counter()
+        for text, count in self.counts.items():
+            out[self.meanings.id_of(text)] += count
+        return out
+
+
+def meanings(layer: Layer, entry: LayerEntry, classes: ClassTable) -> Said:
+    """What a whole layer's features are, read without their places.
+
+    Raises:
+        UserError: it lacks a column.
+    """
+    own = Meanings(entry, classes, layer.path)
+    wanted = [column for column in (entry.attribute, entry.order_by) if column is not None]
+    said = layer.read(wanted, places=False).columns if wanted else {}
+    if entry.attribute is None:
+        return Said(own, Counter({entry.class_name: layer.count}))
+    return Said(own, Counter(map(text_of, said[entry.attribute].tolist())))
+
+
+def text_of(value: Any) -> str | None:
+    """What a column says, as ``labels.json`` writes it; None where it says nothing."""
+    if value is None or value != value:  # NaN
+        return None
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return same(str(value)).strip() or None
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Places of values in their order, equal ones in the file's; where nothing is said first."""
+    plain = values.tolist()
+    number = lambda v: isinstance(v, int | float) and v == v  # noqa: E731
+    keys = [(1, v, "") if number(v) else (0, 0, "") if text_of(v) is None else (2, 0, str(v)) for v in plain]
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    out = np.empty(len(keys), np.int64)
+    out[order] = np.arange(len(keys))
+    return out
