@@ -149,13 +149,14 @@ class Layer:
     def lines(self, table: ClassTable) -> Iterator[str]:
         names = [*table.names, *["not labelled"] * (256 - len(table.names))]
         listed = ", ".join(f"{names[i]} {count}" for i, count in sorted(self.by_class.items()) if count)
-        yield f"vectors: {self.title}: {self.features} features{f': {listed}' * bool(listed)}"
+        plural = "s" * (self.features != 1)
+        yield f"vectors: {self.title}: {self.features} feature{plural}{f': {listed}' * bool(listed)}"
         outside = self.features - sum(map(len, self.fallen.values()))
         if outside:
-            yield f"  {outside} of them fall on no scene, or have no place"
+            yield f"  on no scene, or without a place: {outside}"
         crossing = sum(map(len, self.crossing.values()))
         if crossing:
-            yield f"  {crossing} of them have edges that cross: what they go around twice is not drawn"
+            yield f"  with edges that cross, so that what they go around twice is not drawn: {crossing}"
 
 
 @dataclass

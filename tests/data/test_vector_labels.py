@@ -513,8 +513,8 @@ def test_check_counts_features_and_ground(tmp_path):
     assert list(seen.labels.lines())[1] == f"  area: crop {crop:.2f} ha, track {track:.2f} ha, other 0.00 ha"
     assert list(seen.vectors.lines()) == [
         "vectors: l.geojson: 6 features: crop 4, track 1, not labelled 1",
-        "  2 of them fall on no scene, or have no place",
-        "  1 of them have edges that cross: what they go around twice is not drawn",
+        "  on no scene, or without a place: 2",
+        "  with edges that cross, so that what they go around twice is not drawn: 1",
         "  scenes that no feature falls on: b.tif",
     ]
 
