@@ -23,7 +23,7 @@ from glcanet_jax.data.mbrsc import SAMPLE, as_test, assign, splits_of
 from glcanet_jax.data.raster import RasterSource
 from glcanet_jax.data.scenes import ClassTable, Dataset, DatasetMissing, check_labels, describe_colours
 from glcanet_jax.data.tables import LayerEntry, class_table, entries_of, lacking, same, split_lists
-from glcanet_jax.data.vector_labels import VectorLabels, VectorSource, meanings
+from glcanet_jax.data.vector_labels import Meanings, VectorLabels, VectorSource
 from glcanet_jax.errors import UserError
 
 
@@ -105,7 +105,7 @@ class Survey:
         layer = self.vectors.layers.setdefault(number, Layer(title))
         if path not in layer.fallen:
             opened = source.open(path, entry)
-            layer.begin(opened.count, meanings(opened, entry, source.classes).by_class())
+            layer.begin(opened.count, Meanings(entry, source.classes, path).counts(opened))
         placed = source.drawn(number)
         layer.add(path, placed.fids, ~shapely.is_valid(placed.shapes))
         return len(placed.fids)

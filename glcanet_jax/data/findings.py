@@ -13,7 +13,7 @@ import numpy as np
 from glcanet_jax.data import disk
 from glcanet_jax.data.moments import Moments
 from glcanet_jax.data.raster import RasterSource
-from glcanet_jax.data.scenes import ClassTable
+from glcanet_jax.data.scenes import IGNORE, ClassTable
 
 LISTED = 5  # names in a line
 
@@ -131,11 +131,12 @@ class Layer:
 
     title: str
     features: int = 0
-    by_class: Counter[int] = field(default_factory=Counter)  # features by id, 255 for those that are not labelled
+    # features by id, 255 for those that are not labelled, None for those of no class, which lie on no scene
+    by_class: Counter[int | None] = field(default_factory=Counter)
     fallen: dict[Path, np.ndarray] = field(default_factory=dict)  # by file, features that lie on a scene
     crossing: dict[Path, np.ndarray] = field(default_factory=dict)  # and those whose edges cross
 
-    def begin(self, features: int, by_class: Mapping[int, int]) -> None:
+    def begin(self, features: int, by_class: Mapping[int | None, int]) -> None:
         """Takes what a file holds."""
         self.features += features
         self.by_class.update(by_class)
@@ -147,8 +148,8 @@ class Layer:
         self.crossing[path] = np.union1d(self.crossing.get(path, none), fids[crossing])
 
     def lines(self, table: ClassTable) -> Iterator[str]:
-        names = [*table.names, *["not labelled"] * (256 - len(table.names))]
-        listed = ", ".join(f"{names[i]} {count}" for i, count in sorted(self.by_class.items()) if count)
+        names = dict(enumerate(table.names)) | {IGNORE: "not labelled", None: "of no class"}
+        listed = ", ".join(f"{name} {self.by_class[i]}" for i, name in names.items() if self.by_class[i])
         plural = "s" * (self.features != 1)
         yield f"vectors: {self.title}: {self.features} feature{plural}{f': {listed}' * bool(listed)}"
         outside = self.features - sum(map(len, self.fallen.values()))

@@ -13,6 +13,7 @@ from glcanet_jax.data.georeference import LONLAT
 from glcanet_jax.data.guard import crs_text
 from glcanet_jax.errors import UserError
 
+FARTHEST = 1e15  # of coordinates; what lies beyond is nowhere
 LEAST = {"ring": 4, "line": 2, "point": 1}  # points of each
 MULTI = {"MultiPolygon": "Polygon", "MultiLineString": "LineString", "MultiPoint": "Point"}
 
@@ -105,7 +106,7 @@ class _Reader:
                 f"{self.path}: {owner} has a {kind} that is no list of [x, y] numbers: {str(given)[:60]}"
             ) from error
         closed = kind != "ring" or (len(points) > 0 and (points[0] == points[-1]).all())
-        if len(points) < LEAST[kind] or not closed or not np.isfinite(points).all():
+        if len(points) < LEAST[kind] or not closed or not (np.abs(points) < FARTHEST).all():
             close = ", the last the same as the first; close it" if kind == "ring" else "; mend it"
             raise UserError(
                 f"{self.path}: {owner} has a {kind} of {len(points)} points from {str(given[:1])[1:-1]} to "

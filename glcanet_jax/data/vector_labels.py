@@ -1,5 +1,6 @@
 """Labels that are drawn from vector files, window by window, as a mask: what each feature is, and where it lies."""
 
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -60,8 +61,10 @@ def labels_of(root: Path, rules: LabelsFile, scene: str) -> VectorLabels | None:
 
 def _path(root: Path, pattern: str, scene: str) -> Path | None:
     """A file that is all scenes' must be there, and is looked for where it is read."""
-    path = root / pattern.replace(SCENE, scene)
-    return path if SCENE not in pattern or path.exists() else None
+    if SCENE not in pattern:
+        return root / pattern
+    forms = (root / pattern.replace(SCENE, unicodedata.normalize(form, scene)) for form in ("NFC", "NFD"))
+    return next((path for path in forms if path.exists()), None)
 
 
 class VectorSource:
@@ -146,10 +149,9 @@ class VectorSource:
         """
         for path, entry in self.labels.layers():
             layer = self.open(path, entry)
-            self.placement(layer, entry)
             self._unit(entry)
-            key = "meanings", self._file_key(path), path, entry, self.classes
-            VECTORS.get(key, lambda layer=layer, entry=entry: meanings(layer, entry, self.classes)).check()
+            features = layer.read(columns_of(entry), self._boxes(self.placement(layer, entry)), places=False)
+            Meanings(entry, self.classes, path).ids(features)
         if self.labels.area is not None:
             self.placement(self.open(self.labels.area, self.labels.rules.annotated), self.labels.rules.annotated)
 
@@ -160,10 +162,8 @@ class VectorSource:
         layer = self.open(path, entry)
         unit = self._unit(entry)
         reach = 4.0 if unit is None else 4.0 + unit[0] / np.linalg.svd(unit[1], compute_uv=False).min()
-        wanted = [column for column in (entry.attribute, entry.order_by) if column is not None]
-        features, shapes, owners = self._features(layer, entry, reach, wanted)
-        said = None if entry.attribute is None else features.columns[entry.attribute]
-        ids = Meanings(entry, self.classes, layer.path).ids(said, len(features.fids))
+        features, shapes, owners = self._features(layer, entry, reach, columns_of(entry))
+        ids = Meanings(entry, self.classes, path).ids(features)
         ranks = np.arange(len(features.fids)) if entry.order_by is None else _ranks(features.columns[entry.order_by])
         shapes, owners = self._wide(shapes, owners, entry, unit, path)
         return Placed(shapes, ids[owners], ranks[owners], features.fids[owners])
@@ -173,12 +173,15 @@ class VectorSource:
     ) -> tuple[Features, np.ndarray, np.ndarray]:
         """Those near the scene; their simple parts in pixels, and whose each is."""
         placement = self.placement(layer, entry, reach)
-        with placement.told():
-            boxes = None if placement.crs is None else placement.boxes
-        features = layer.read(columns, boxes)
+        features = layer.read(columns, self._boxes(placement))
         parts, owners = simple_parts(features.geometry)
         shapes, index = moved(parts, placement)
         return features, shapes, owners[index]
+
+    def _boxes(self, placement: Placement) -> list[tuple[float, float, float, float]] | None:
+        """Where the layer may have what lies on the scene; None: anywhere, as its coordinates are the scene's own."""
+        with placement.told():
+            return None if placement.crs is None else placement.boxes
 
     def _wide(
         self,
@@ -318,24 +321,35 @@ class Meanings:
         other = self.entry.classes.get("*", "")
         return None if other == "" else IGNORE if other is None else self.classes.names.index(same(other))
 
-    def ids(self, said: np.ndarray | None, count: int) -> np.ndarray:
-        """uint8 ids ``[n]`` of features by what their column says ``[n]``.
+    def ids(self, features: Features) -> np.ndarray:
+        """uint8 ids ``[n]`` of features by what their column says.
 
         Raises:
             UserError: it says what is no class.
         """
-        if said is None:
-            return np.full(count, self.classes.names.index(same(self.entry.class_name)), np.uint8)
-        found = [self.id_of(value) for value in said.tolist()]
-        unknown = Counter(text_of(v) for v, i in zip(said.tolist(), found, strict=True) if i is None)
+        if self.entry.attribute is None:
+            return np.full(len(features.fids), self.classes.names.index(same(self.entry.class_name)), np.uint8)
+        said = features.columns[self.entry.attribute].tolist()
+        found = [self.id_of(value) for value in said]
+        unknown = Counter(text_of(value) for value, i in zip(said, found, strict=True) if i is None)
         if unknown:
-            raise self.unknown(unknown)
+            raise self._unknown(unknown)
         return np.array(found, np.uint8)
 
-    def unknown(self, values: Mapping[str, int]) -> UserError:
+    def counts(self, layer: Layer) -> Counter[int | None]:
+        """Features of a whole layer by id: 255 for those that are not labelled, None for those of no class."""
+        if self.entry.attribute is None:
+            return Counter({self.classes.names.index(same(self.entry.class_name)): layer.count})
+        return Counter(
+            map(self.id_of, layer.read(columns_of(self.entry), places=False).columns[self.entry.attribute].tolist())
+        )
+
+    def _unknown(self, values: Counter[str]) -> UserError:
         """What to raise where a column says what is no class."""
-        listed = ", ".join(f"{value!r} ({count} features)" for value, count in list(values.items())[:SHOWN])
-        first = next(iter(values))
+        listed = ", ".join(
+            f"{value!r} ({count} feature{'s' * (count != 1)})" for value, count in values.most_common(SHOWN)
+        )
+        first = values.most_common(1)[0][0]
         return UserError(
             f"{self.path}: column {self.entry.attribute} says {listed}{' ...' * (len(values) > SHOWN)}, which is no class"
             f"{perhaps(first, self.classes.names)}; classes are {', '.join(self.classes.names[:SHOWN])}"
@@ -344,40 +358,9 @@ class Meanings:
         )
 
 
-@dataclass(frozen=True)
-class Said:
-    """What the column of a whole layer says."""
-
-    meanings: Meanings
-    counts: Counter[str | None]  # features by the text of the column; None: nothing
-    nbytes: int = 1000
-
-    def check(self) -> None:
-        """Raises UserError if it says what is no class."""
-        unknown = {text: n for text, n in self.counts.most_common() if self.meanings.id_of(text) is None}
-        if unknown:
-            raise self.meanings.unknown(unknown)
-
-    def by_class(self) -> Counter[int]:
-        """Features by id, 255 for those that are not labelled."""
-        out: Counter[int] = Counter()
-        for text, count in self.counts.items():
-            out[self.meanings.id_of(text)] += count
-        return out
-
-
-def meanings(layer: Layer, entry: LayerEntry, classes: ClassTable) -> Said:
-    """What a whole layer's features are, read without their places.
-
-    Raises:
-        UserError: it lacks a column.
-    """
-    own = Meanings(entry, classes, layer.path)
-    wanted = [column for column in (entry.attribute, entry.order_by) if column is not None]
-    said = layer.read(wanted, places=False).columns if wanted else {}
-    if entry.attribute is None:
-        return Said(own, Counter({entry.class_name: layer.count}))
-    return Said(own, Counter(map(text_of, said[entry.attribute].tolist())))
+def columns_of(entry: LayerEntry) -> list[str]:
+    """Those that decide what is drawn."""
+    return [column for column in (entry.attribute, entry.order_by) if column is not None]
 
 
 def text_of(value: Any) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from glcanet_jax.data.gdal import environment, import_pyogrio
-from glcanet_jax.data.geojson import read_geojson
+from glcanet_jax.data.geojson import FARTHEST, read_geojson
 from glcanet_jax.data.guard import check_file, crs_text
 from glcanet_jax.errors import UserError
 from glcanet_jax.options import perhaps
@@ -176,8 +176,10 @@ def _read_with_gdal(path: Path, layer: str, columns: Sequence[str], box: Box | N
             datetime_as_string=True,
         )  # fmt: skip
         geometry = np.full(len(fids), None) if wkb is None else shapely.from_wkb(wkb)
-    if not np.isfinite(shapely.get_coordinates(geometry)).all():
-        raise UserError(f"{path} has coordinates that are no finite numbers; mend them and save it again")
+    if not (np.abs(shapely.get_coordinates(geometry)) < FARTHEST).all():
+        raise UserError(
+            f"{path} has coordinates that are no finite numbers, or over {FARTHEST:g}; mend them and save it again"
+        )
     return Features(fids, geometry, dict(zip(meta["fields"].tolist(), values, strict=True)))
 
 

@@ -1,6 +1,7 @@
 """Labels drawn from vector files: the pixels that GDAL and pyproj give, whatever the window, the CRS and the kind of geometry."""
 
 import json
+import random
 import warnings
 
 import numpy as np
@@ -20,6 +21,7 @@ from glcanet_jax.data.drawing import thinned
 from glcanet_jax.data.georeference import Georeference
 from glcanet_jax.data.vector_labels import text_of
 from glcanet_jax.errors import UserError
+from tests.campaign.jsons import RAW, mutations
 
 HEIGHT, WIDTH = 700, 1100  # several of the squares that are drawn at once
 UTM, PLACE = "EPSG:32640", Affine(0.5, 0, 400000, 0, -0.5, 2800000)
@@ -311,7 +313,7 @@ def test_what_a_column_says(tmp_path, said, mapping, wanted):
 def test_numbers_that_classes_json_gives(tmp_path):
     image(tmp_path / "images/a.tif", height=20, width=30)
     geojson(tmp_path / "l.geojson", boxes((0, 0, 10, 10)), code=[40])
-    with pytest.raises(UserError, match="'40' \\(1 features\\)"):
+    with pytest.raises(UserError, match="'40' \\(1 feature\\)"):
         folder(tmp_path, {"layers": [{"file": "l.geojson", "attribute": "code"}]}, names=("crop", "track"))
     table = classes(("crop", "track"))
     table["classes"][1]["value"] = 40
@@ -455,7 +457,7 @@ LAYER = {"file": "l.geojson", "class_name": "crop"}
         ({"layers": [LAYER], "background": "ground"}, "background is 'ground'"),
         ({"layers": [LAYER], "order": "size"}, 'one of "layers", "classes"'),
         ({"layers": [{"file": "l.geojson", "attribute": "knd"}]}, "no column 'knd' (perhaps you meant 'kind'); it has kind"),
-        ({"layers": [{"file": "l.geojson", "attribute": "kind"}]}, "'see' (2 features), 'crob' (1 features), which is no class"),
+        ({"layers": [{"file": "l.geojson", "attribute": "kind"}]}, "'see' (2 features), 'crob' (1 feature), which is no class"),
         ({"layers": [LAYER | {"order_by": "z"}]}, "no column 'z'"),
         ({"layers": [LAYER | {"layer": "x"}]}, 'which has no layers; leave out "layer" in labels.json'),
         ({"layers": [LAYER | {"file": "m.geojson"}]}, "m.geojson does not exist"),
@@ -470,6 +472,30 @@ def test_wrong_rules_are_one_line(tmp_path, rules, told):
         drawn(tmp_path, rules, boxes(*OVER), kind=["see", "see", "crob"])
     assert told in str(raised.value) and "\n" not in str(raised.value)
     assert any(told in problem for problem in check_dataset("folder", tmp_path))
+
+
+@pytest.mark.parametrize("name", ["labels.json", "l.geojson"])
+def test_damaged_files_are_told(tmp_path, name):
+    """Whatever the damage: a line a fault, or what is left is drawn."""
+    rules = {
+        "layers": [{"file": "l.geojson", "attribute": "kind", "classes": {"see": None}, "order_by": "z", "width_m": 3}]
+    }
+    lines = on_ground([shapely.LineString([(0, 0), (9, 9)]), shapely.Point(3, 3)])
+    shapes = [*boxes((0, 0, 5, 5)), *lines, shapely.MultiPolygon(list(boxes((1, 1, 3, 3), (5, 5, 8, 8))))]
+    drawn(
+        tmp_path,
+        rules | {"background": "other", "annotated": {"file": "l.geojson"}},
+        shapes,
+        kind=["see", "crop", "crop", 2],
+        z=[1, 2, 3, 4],
+    )
+    sound, told = json.loads((tmp_path / name).read_text()), 0
+    for content in (*RAW.values(), *(content for _, content in mutations(sound, random.Random(0), 120))):
+        (tmp_path / name).write_bytes(content)
+        problems = check_dataset("folder", tmp_path)
+        assert not any("\n" in problem or "Error" in problem for problem in problems)
+        told += bool(problems)
+    assert told > 100
 
 
 def test_what_cannot_be_placed_is_told(tmp_path):
