@@ -65,7 +65,7 @@ def model_options(model: ModelConfig) -> dict[str, Any]:
 class DataConfig:
     """Which scenes."""
 
-    dataset: str = "sample"  # deepglobe, vaihingen, potsdam, mbrsc, folder (of your own) or sample (bundled)
+    dataset: str = "sample"  # deepglobe, vaihingen, potsdam, mbrsc, folder or tiles (of your own), or sample (bundled)
     dir: str | None = None  # where it lies; None: data/ and its name
     train_split: str = "train"  # whose scenes are trained on
     val_split: str | None = None  # chooses the best checkpoint; None: the dataset's own, if any

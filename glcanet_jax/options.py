@@ -41,7 +41,7 @@ SHORT_GROUPS = {"options": "model"}
 class Source:
     """The scenes with their labels."""
 
-    dataset: str  # deepglobe, vaihingen, potsdam, mbrsc, folder (of your own) or sample (bundled)
+    dataset: str  # deepglobe, vaihingen, potsdam, mbrsc, folder or tiles (of your own), or sample (bundled)
     dir: str | None = None  # where it lies; without: data/ and its name
 
 

@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from glcanet_jax import border, metrics, models, report, weights
 from glcanet_jax import config as configs
 from glcanet_jax.config import Config
-from glcanet_jax.data import identity, open_dataset
+from glcanet_jax.data import OWN, identity, open_dataset
 from glcanet_jax.data.bands import parse_bands
 from glcanet_jax.data.scenes import check_labels, class_counts, filled, mean_values
 from glcanet_jax.errors import UserError
@@ -295,12 +295,12 @@ def _bands_of(dataset: Any, split: str) -> int | None:
 def trained_bands(path: Path, dataset: str) -> str | None:
     """The choice of bands that weights were trained on; None where there was none, or another dataset's are no choice here."""
     data = read_weights(path)[0].data
-    return data.bands if (data.dataset == "folder") == (dataset == "folder") else None
+    return data.bands if (data.dataset in OWN) == (dataset in OWN) else None
 
 
 def chosen_bands(config: Config) -> tuple[int, ...] | None:
     """The bands that a folder's images were trained on, if they were named by number."""
-    return parse_bands(config.data.bands) if config.data.dataset == "folder" else None
+    return parse_bands(config.data.bands) if config.data.dataset in OWN else None
 
 
 def read_weights(path: Path) -> tuple[Config, weights.WeightsFile]:

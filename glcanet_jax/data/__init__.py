@@ -8,6 +8,7 @@ from glcanet_jax.data.folder import open_folder
 from glcanet_jax.data.isprs import open_potsdam, open_vaihingen
 from glcanet_jax.data.mbrsc import open_mbrsc, open_sample
 from glcanet_jax.data.scenes import ClassTable, Dataset, DatasetMissing, Protocol
+from glcanet_jax.data.tiled import open_tiles
 from glcanet_jax.errors import UserError
 from glcanet_jax.options import perhaps
 
@@ -19,6 +20,7 @@ DATASETS = {
     "potsdam": open_potsdam,
     "mbrsc": open_mbrsc,
     "folder": open_folder,
+    "tiles": open_tiles,
     "sample": open_sample,
 }
 OPTIONS = {
@@ -26,7 +28,9 @@ OPTIONS = {
     "vaihingen": ("bands",),
     "potsdam": ("bands", "drop_faulty"),
     "folder": ("bands",),
+    "tiles": ("bands",),
 }
+OWN = ("folder", "tiles")  # of the user's own, whose bands are chosen by number
 
 
 def names() -> tuple[str, ...]:
@@ -50,7 +54,7 @@ def open_dataset(name: str, data_dir: str | Path | None = None, **options: Any) 
     """A dataset by name, with those of :data:`OPTIONS` that it takes.
 
     ``train=`` and ``val=`` scene names change MBRSC's splits; ``drop_faulty=`` is Potsdam's; ``bands=`` chooses
-    ISPRS's bands by name, and by number those of a folder's images.
+    ISPRS's bands by name, and by number those of a folder's images or tiles.
 
     Raises:
         UserError: no such dataset, or an option that it does not take.

@@ -8,8 +8,7 @@ import numpy as np
 
 from glcanet_jax.data.bands import TYPES
 from glcanet_jax.data.georeference import Georeference
-from glcanet_jax.data.raster import fitting
-from glcanet_jax.data.scenes import window
+from glcanet_jax.data.scenes import fitting, window
 from glcanet_jax.errors import UserError
 
 AXES = (("y", "x"), ("latitude", "longitude"), ("lat", "lon"))  # names of rows and columns

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from glcanet_jax.border import read_json
-from glcanet_jax.data import deepglobe, folder, isprs, open_dataset
+from glcanet_jax.data import OWN, deepglobe, folder, isprs, open_dataset
 from glcanet_jax.data.bands import parse_bands
 from glcanet_jax.data.files import FileScene, problems_of_pair
 from glcanet_jax.data.findings import Images, Labels, Layer, Vectors, kind_of, write_normalisation
@@ -245,12 +245,12 @@ def _drawn(root: Path, places: list[Path], table: ClassTable) -> dict[str, Vecto
         return str(error)
 
 
-def _folder(root: Path, seen: Survey) -> Iterator[str]:
+def _folder(root: Path, seen: Survey, name: str) -> Iterator[str]:
     if not os.path.lexists(root / "classes.json"):
-        open_dataset("folder", root)  # raises, with the layout
+        open_dataset(name, root)  # raises, with the layout
     places = [root] if (root / "images").is_dir() else [p for p in sorted(root.iterdir()) if (p / "images").is_dir()]
     if not places:
-        open_dataset("folder", root)
+        open_dataset(name, root)
     table = folder.classes_of(root, [mask for p in places for mask in folder.listing(p / "masks").values()])
     drawn = _drawn(root, places, table)
     if isinstance(drawn, str):
@@ -353,7 +353,7 @@ CHECKS = {
     "deepglobe": _deepglobe,
     **{name: functools.partial(_isprs, survey=survey) for name, survey in isprs.SURVEYS.items()},
     "mbrsc": _parts,
-    "folder": _folder,
+    **{name: functools.partial(_folder, name=name) for name in OWN},
 }
 
 
@@ -385,7 +385,7 @@ def main(
         normalisation: a file to write what values that are not of 8 bits should be normalised by.
         patch: pixels a side; smaller scenes are told.
     """
-    seen = Survey(parse_bands(bands) if name == "folder" else None)
+    seen = Survey(parse_bands(bands) if name in OWN else None)
     problems = check_dataset(name, data_dir, seen)
     dataset = None
     if not problems:
@@ -395,7 +395,10 @@ def main(
         except UserError as error:
             problems = [str(error)]
     found = (kind for kind in (seen.labels, seen.vectors) if kind is not None)
-    for line in itertools.chain(seen.images.lines(patch), *(kind.lines() for kind in found)):
+    scenes = (
+        [scene for members in dataset.splits.values() for scene in members] if name == "tiles" and dataset else None
+    )
+    for line in itertools.chain(seen.images.lines(patch, scenes), *(kind.lines() for kind in found)):
         print(line)
     _suggest(seen, name, normalisation)
     for problem in problems:

@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,8 @@ class Images:
             kept = self.moments.get(kind, [Moments()] * len(own))
             self.moments[kind] = [a + b for a, b in zip(kept, own, strict=True)]
 
-    def lines(self, patch: int) -> Iterator[str]:
+    def lines(self, patch: int, scenes: Sequence[Any] | None = None) -> Iterator[str]:
+        """What was found; ``scenes`` are what images were joined to."""
         if not self.sizes:
             return
         yield f"images: {len(self.sizes)}, {_extent(self.sizes)}"
@@ -69,7 +70,10 @@ class Images:
             yield f"  without data: {100 * self.without_data / self.pixels:.3g} % of the pixels; they are neither trained on nor scored"
         for note, count in self.notes.items():
             yield f"  note, of {count}: {note}"
-        small = sum(min(size) < patch for size in self.sizes)
+        sizes = self.sizes if scenes is None else [(scene.height, scene.width) for scene in scenes]
+        if scenes:
+            yield f"  joined to {len(scenes)} scene{'s' * (len(scenes) != 1)}, {_extent(sizes)}: {_listed([s.name for s in scenes])}"
+        small = sum(min(size) < patch for size in sizes)
         if small:
             yield f"  {small} are smaller than a patch of {patch} px and would be padded; give a smaller --views.patch-size"
 

@@ -1,5 +1,6 @@
 """The user's own scenes: images, masks of colours or ids or vector files, and a ``classes.json``."""
 
+import itertools
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -114,12 +115,18 @@ def open_folder(data_dir: str | Path | None, bands: str | None = None) -> Datase
         DatasetMissing: there is no ``classes.json`` or no image.
         UserError: an image cannot be read, or they are of several types; labels are said twice, or not as they must be.
     """
-    root, choice = Path(data_dir or "data/folder"), parse_bands(bands)
+    return read_folder("folder", Path(data_dir or "data/folder"), TREE, bands)
+
+
+def read_folder(name: str, root: Path, tree: str, bands: str | None) -> Dataset:
+    """A folder as the dataset of a name, a scene a file; ``tree`` is told where there is none. As :func:`open_folder`."""
+    choice = parse_bands(bands)
     if not os.path.lexists(root / "classes.json"):
-        raise DatasetMissing("folder", root, TREE, HOW)
-    found = pairs(root)
+        raise DatasetMissing(name, root, tree, HOW)
+    found, masks = pairs(root), {}
+    for stem, (_, mask) in itertools.chain.from_iterable(scenes.items() for scenes in found.values()):
+        masks[stem] = masks.get(stem) or mask
     table = classes_of(root, [mask for scenes in found.values() for _, mask in scenes.values() if mask is not None])
-    masks = {stem: mask for scenes in found.values() for stem, (_, mask) in scenes.items()}
     drawn = vectors_of(root, table, masks)
     splits = {
         split: tuple(
@@ -129,13 +136,13 @@ def open_folder(data_dir: str | Path | None, bands: str | None = None) -> Datase
     }
     scenes = [scene for members in splits.values() for scene in members]
     if not scenes:
-        raise DatasetMissing("folder", root, TREE, HOW)
+        raise DatasetMissing(name, root, tree, HOW)
     kinds = {scene.dtype for scene in scenes}
     if len(kinds) > 1:
         raise UserError(f"{root} mixes images of {', '.join(sorted(kinds))}; convert them to one")
     validation = "val" if splits.get("val") else None
     scale = full_scale(kinds.pop())
-    return Dataset("folder", table, splits, protocols(table), root, validation, scale, bands)
+    return Dataset(name, table, splits, protocols(table), root, validation, scale, bands)
 
 
 def full_scale(dtype: str) -> float:

@@ -26,7 +26,7 @@ from glcanet_jax.data.gdal import (
 from glcanet_jax.data.georeference import Georeference
 from glcanet_jax.data.guard import Drawn, is_network, is_virtual
 from glcanet_jax.data.provenance import files_of, notes, orientation, stamp, without_secrets
-from glcanet_jax.data.scenes import window
+from glcanet_jax.data.scenes import fitting, window
 from glcanet_jax.data.tiles import TILE, Tiles, check_disk
 from glcanet_jax.errors import UserError
 
@@ -272,14 +272,6 @@ def with_fill(image: np.ndarray, valid: np.ndarray | None, fill: Sequence[float]
     if valid is None or fill is None:
         return image
     return np.where(valid[..., None], image, fitting(fill, image.dtype))
-
-
-def fitting(fill: Sequence[float], dtype: Any) -> np.ndarray:
-    """Values of a scene's type ``[bands]``, as near as it has them."""
-    values = np.asarray(fill, np.float64)
-    if np.issubdtype(dtype, np.integer):
-        values = np.clip(np.rint(values), np.iinfo(dtype).min, np.iinfo(dtype).max)
-    return values.astype(dtype)
 
 
 def _open_source(path: str | Path, level: int | None) -> tuple[Drawn, Any]:

@@ -5,6 +5,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from typing import Protocol as TypingProtocol
@@ -270,9 +271,20 @@ class Cache:
         return value
 
 
+def covered(boxes: np.ndarray) -> int:
+    """Pixels that boxes ``[n, 4]`` of top, left, bottom, right cover together."""
+    import shapely
+
+    top, left, bottom, right = boxes.T
+    return round(shapely.union_all(shapely.box(left, top, right, bottom)).area)
+
+
 @dataclass(frozen=True)
 class GridScene:
-    """A scene put together from parts; ``parts`` are ``(scene, top, left)``, ``crop`` bounds the pixels that are scored."""
+    """A scene put together from parts; ``parts`` are ``(scene, top, left)``, ``crop`` bounds the pixels that are scored.
+
+    Where parts lie over each other the later one is read; where none lies there is no data.
+    """
 
     name: str
     height: int
@@ -280,6 +292,17 @@ class GridScene:
     parts: tuple[tuple[Any, int, int], ...]
     crop: tuple[int, int, int, int] | None = None  # left, top, right, bottom; labels outside are ignored
     dtype: str = "uint8"  # of the image
+    fill: tuple[float, ...] | None = None  # a value per band where no part lies
+
+    @cached_property
+    def boxes(self) -> np.ndarray:
+        """``[n, 4]``: top, left, bottom, right of the parts."""
+        return np.array([(top, left, top + part.height, left + part.width) for part, top, left in self.parts])
+
+    @cached_property
+    def has_gaps(self) -> bool:
+        """Whether no part lies somewhere."""
+        return len(self.parts) > 1 and covered(self.boxes) < self.height * self.width
 
     @property
     def bands(self) -> int:
@@ -291,7 +314,7 @@ class GridScene:
 
     @property
     def all_valid(self) -> bool:
-        return all(part.all_valid for part, _, _ in self.parts)
+        return all(part.all_valid for part, _, _ in self.parts) and not self.has_gaps
 
     def verify(self) -> None:
         """Raises UserError if a part's mask cannot be that of its image."""
@@ -300,7 +323,8 @@ class GridScene:
 
     def filled(self, fill: tuple[float, ...]) -> "GridScene":
         """The scene with a value per band where there is no data."""
-        return replace(self, parts=tuple((filled(part, fill), top, left) for part, top, left in self.parts))
+        parts = tuple((filled(part, fill), top, left) for part, top, left in self.parts)
+        return replace(self, parts=parts, fill=tuple(fill))
 
     @property
     def truths(self) -> tuple[str, ...]:
@@ -309,33 +333,40 @@ class GridScene:
         )
 
     def _assemble(self, out: np.ndarray, rows: slice, columns: slice, read: str) -> np.ndarray:
-        for part, top, left in self.parts:
+        first_row, first_column, last_row, last_column = self.boxes.T
+        near = (
+            (first_row < rows.stop)
+            & (last_row > rows.start)
+            & (first_column < columns.stop)
+            & (last_column > columns.start)
+        )
+        for part, top, left in (self.parts[i] for i in np.flatnonzero(near)):
             first, last = max(rows.start, top), min(rows.stop, top + part.height)
             start, stop = max(columns.start, left), min(columns.stop, left + part.width)
-            if first < last and start < stop:
-                piece = getattr(part, read)(first - top, start - left, last - first, stop - start)
-                if (piece.dtype, piece.shape[2:]) != (out.dtype, out.shape[2:]):
-                    raise UserError(
-                        f"part {part.name} holds {piece.shape[2]} bands of {piece.dtype}, scene {self.name} "
-                        f"{out.shape[2]} of {out.dtype}; convert the parts"
-                    )
-                out[first - rows.start : last - rows.start, start - columns.start : stop - columns.start] = piece
+            piece = getattr(part, read)(first - top, start - left, last - first, stop - start)
+            if (piece.dtype, piece.shape[2:]) != (out.dtype, out.shape[2:]):
+                raise UserError(
+                    f"part {part.name} holds {piece.shape[2]} bands of {piece.dtype}, scene {self.name} "
+                    f"{out.shape[2]} of {out.dtype}; convert the parts"
+                )
+            out[first - rows.start : last - rows.start, start - columns.start : stop - columns.start] = piece
         return out
 
     def read_image(
         self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
     ) -> np.ndarray:
         rows, columns = window(self, top, left, height, width)
-        shape = (rows.stop - rows.start, columns.stop - columns.start, self.bands)
-        return self._assemble(np.zeros(shape, self.dtype), rows, columns, "read_image")
+        out = np.zeros((rows.stop - rows.start, columns.stop - columns.start, self.bands), self.dtype)
+        if self.fill is not None and self.has_gaps:
+            out[:] = fitting(self.fill, out.dtype)
+        return self._assemble(out, rows, columns, "read_image")
 
     def read_valid(
         self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
     ) -> np.ndarray:
         rows, columns = window(self, top, left, height, width)
-        return self._assemble(
-            np.ones((rows.stop - rows.start, columns.stop - columns.start), bool), rows, columns, "read_valid"
-        )
+        shape = rows.stop - rows.start, columns.stop - columns.start
+        return self._assemble(np.zeros(shape, bool), rows, columns, "read_valid")
 
     def read_labels(
         self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
@@ -469,6 +500,14 @@ class ArrayScene:
         self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
     ) -> np.ndarray:
         return np.ones(self.image[window(self, top, left, height, width)].shape[:2], bool)
+
+
+def fitting(fill: Sequence[float], dtype: Any) -> np.ndarray:
+    """Values of a scene's type ``[bands]``, as near as it has them."""
+    values = np.asarray(fill, np.float64)
+    if np.issubdtype(dtype, np.integer):
+        values = np.clip(np.rint(values), np.iinfo(dtype).min, np.iinfo(dtype).max)
+    return values.astype(dtype)
 
 
 def mean_values(normalisation: Mapping[str, Any], bands: int) -> tuple[float, ...]:
