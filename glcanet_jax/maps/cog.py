@@ -1,12 +1,14 @@
 """Finished maps: cloud-optimised GeoTIFFs that say where they lie and what their values are, compared with what they were made of."""
 
 import contextlib
+import itertools
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
-from xml.etree import ElementTree as xml
+from typing import Any, NamedTuple
+from xml.sax.saxutils import escape
 
 import numpy as np
 
@@ -22,6 +24,8 @@ LEVELS = {
     "zstd": 1,
 }  # of class maps: a sixth more bytes than with DEFLATE's 6, half the time (docs/performance.md)
 FINISH_BYTES = 32 * 2**20  # that cache while maps are finished, where GDAL holds other buffers too
+
+BAND_END = "</VRTRasterBand>"
 
 
 class Description(NamedTuple):
@@ -42,41 +46,29 @@ def write_cog(
     values: np.ndarray | None = None,
     tell: Callable[[int, int, np.ndarray], None] | None = None,
 ) -> Path:
-    """The COG of a layer, ``<layer>.cog.tif`` beside it, compared with it pixel by pixel.
+    """The COG of a layer, ``<layer>.cog.tif`` beside it.
+
+    GDAL can be silent about what it could not write to a disk: what it writes there is compared with the layer pixel by pixel.
+    Of a layer in memory it makes the COG in memory, which is looked at for being whole; the system writes that, or raises.
 
     Args:
         source: the layer, or with ``values`` where it would lie.
         values: the layer, where it is held in memory, ``[bands, h, w]``.
-        tell: called with the first row, the first column and the pixels ``[bands, h, w]`` of every window as it was compared.
+        tell: called with the first row, the first column and the pixels ``[bands, h, w]`` of windows that tile the layer.
 
     Raises:
         UserError: it could not be written whole; the layer stays as it is.
     """
-    from rasterio.shutil import copy
-
     path, temporary = source.with_name(f"{layer}.cog.tif"), source.with_name(f"{layer}.cog.part.tif")
     try:
-        with environment(FINISH_BYTES), contextlib.ExitStack() as stack:
-            halve = pyramid.halve_ids if layer == "classes" else pyramid.halve_shares
+        with environment(FINISH_BYTES):
             if values is None:
-                plain, read = source, pyramid.reader(source)
-                with open_seen(source) as file:
-                    shape = file.count, *file.shape
-                small = pyramid.on_disk(read, *shape, halve, temporary)
+                _from_disk(layer, source, temporary, about, tell)
             else:
-                plain = _held(values, stack)
-                read = lambda rows, columns: values[:, rows, columns]  # noqa: E731
-                small = [_held(x, stack) for x in pyramid.in_memory(values, halve)]
-            # the description goes into a file of its own: a disk that fills up would break the layer
-            described = source.with_name(f"{temporary.name}.vrt")
-            copy(plain, described, driver="VRT")
-            _describe(layer, described, about)
-            _add_overviews(described, small)
-            options = {"COMPRESS": about.compression.upper(), "LEVEL": LEVELS[about.compression]}
-            options |= {"BLOCKSIZE": TILE, "BIGTIFF": "IF_SAFER"}
-            options |= {"PREDICTOR": "NO" if layer == "classes" else "YES"}  # ids are no quantities
-            copy(described, temporary, driver="COG", OVERVIEWS="AUTO", NUM_THREADS="2", **options)
-            _verify(described, temporary, read, tell)
+                _from_memory(layer, values, temporary, about)
+        if values is not None and tell is not None:
+            for rows in steps(values.shape[1], 2 * TILE):
+                tell(rows.start, 0, values[:, rows])
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -86,6 +78,54 @@ def write_cog(
         for rest in source.parent.glob(f"{temporary.name}*"):
             rest.unlink()
     return path
+
+
+def _halve(layer: str) -> Callable[[np.ndarray], np.ndarray]:
+    return pyramid.halve_ids if layer == "classes" else pyramid.halve_shares
+
+
+def _from_disk(
+    layer: str, source: Path, path: Path, about: Description, tell: Callable[[int, int, np.ndarray], None] | None
+) -> None:
+    read = pyramid.reader(source)
+    with open_seen(source) as file:
+        shape = file.count, *file.shape
+    small = pyramid.on_disk(read, *shape, _halve(layer), path)
+    # the description goes into a file of its own: a disk that fills up would break the layer
+    described = path.with_name(f"{path.name}.vrt")
+    _describe(layer, source, described, about)
+    _add_overviews(described, small)
+    _copy(layer, described, path, about)
+    with open_seen(described) as plain, open_seen(path) as cog:
+        _check_description(plain, cog)
+        _compare(cog, read, tell)
+    _decode_overviews(path)
+
+
+def _from_memory(layer: str, values: np.ndarray, path: Path, about: Description) -> None:
+    from rasterio.io import MemoryFile
+
+    with contextlib.ExitStack() as stack:
+        plain, *small = (_held(x, stack) for x in (values, *pyramid.in_memory(values, _halve(layer))))
+        made = stack.enter_context(MemoryFile(ext=".tif"))
+        described = path.with_name(f"{path.name}.vrt")
+        _describe(layer, plain, described, about)
+        _add_overviews(described, small)
+        _copy(layer, described, made.name, about)
+        with open_seen(described) as plain, open_seen(made.name) as cog:
+            _check_description(plain, cog)
+        data = made.getbuffer()
+        _check_tiles(made.name, len(data))
+        path.write_bytes(data)
+
+
+def _copy(layer: str, described: Path, path: str | Path, about: Description) -> None:
+    from rasterio.shutil import copy
+
+    options = {"COMPRESS": about.compression.upper(), "LEVEL": LEVELS[about.compression]}
+    options |= {"BLOCKSIZE": TILE, "BIGTIFF": "IF_SAFER"}
+    options |= {"PREDICTOR": "NO" if layer == "classes" else "YES"}  # ids are no quantities
+    copy(described, path, driver="COG", OVERVIEWS="AUTO", NUM_THREADS="2", **options)
 
 
 def _held(values: np.ndarray, stack: contextlib.ExitStack) -> str:
@@ -102,17 +142,21 @@ def _held(values: np.ndarray, stack: contextlib.ExitStack) -> str:
 
 def _add_overviews(described: Path, paths: Sequence[str | Path]) -> None:
     """Have a virtual raster say that these are its overviews."""
-    root = xml.parse(described)
-    for band in root.iter("VRTRasterBand"):
-        for path in paths:
-            small = xml.SubElement(band, "Overview")
-            xml.SubElement(small, "SourceFilename", relativeToVRT="0").text = os.path.abspath(path)
-            xml.SubElement(small, "SourceBand").text = band.get("band")
-    root.write(described)
+    band, *others = described.read_text(encoding="utf-8").split(BAND_END)
+    names = [escape(os.path.abspath(path)) for path in paths]
+    for number, after in enumerate(others, 1):
+        levels = (
+            f'<SourceFilename relativeToVRT="0">{n}</SourceFilename><SourceBand>{number}</SourceBand>' for n in names
+        )
+        band += "".join(f"<Overview>{level}</Overview>" for level in levels) + BAND_END + after
+    described.write_text(band, encoding="utf-8")
 
 
-def _describe(layer: str, path: Path, about: Description) -> None:
-    """Write what the COG is to say of itself."""
+def _describe(layer: str, plain: str | Path, path: Path, about: Description) -> None:
+    """A virtual raster of a plain one that says what the COG is to say of itself."""
+    from rasterio.shutil import copy
+
+    copy(plain, path, driver="VRT")
     place, names = about.georeference, about.names
     with open_raster(path, "r+") as file:
         if place.gcps:
@@ -140,32 +184,48 @@ def _describe(layer: str, path: Path, about: Description) -> None:
             file.scales = (1 / PROBABILITY_STEPS,) * len(bands)
 
 
-def _verify(
-    described: Path, path: Path, read: pyramid.Read, tell: Callable[[int, int, np.ndarray], None] | None
-) -> None:
-    """Compare a COG with what it was made from.
+def _check_description(plain: Any, cog: Any) -> None:
+    """Raises OSError if a COG does not say what it was told to say, or lacks its overviews."""
+    if (cog.dtypes, cog.shape) != (plain.dtypes, plain.shape):
+        raise OSError("the file has another shape")
+    says = [(f.nodata, f.descriptions, f.scales, f.crs is None, len(f.gcps[0])) for f in (plain, cog)]
+    if says[0] != says[1] or says[1][0] != IGNORE or plain.tags().items() - cog.tags().items():
+        raise OSError("the file lacks its description")
+    if len(cog.overviews(1)) != len(list(pyramid.sizes(*cog.shape))):
+        raise OSError("the file lacks its overviews")
 
-    Raises:
-        OSError: they differ.
-    """
-    with open_seen(described) as layer, open_seen(path) as cog:
-        if (cog.dtypes, cog.shape) != (layer.dtypes, layer.shape):
-            raise OSError("the file has another shape")
-        says = [(f.nodata, f.descriptions, f.scales, f.crs is None, len(f.gcps[0])) for f in (layer, cog)]
-        if says[0] != says[1] or says[1][0] != IGNORE or layer.tags().items() - cog.tags().items():
-            raise OSError("the file lacks its description")
+
+def _compare(cog: Any, read: pyramid.Read, tell: Callable[[int, int, np.ndarray], None] | None) -> None:
+    """Raises OSError if a COG's pixels are not those that it was made from."""
+    for rows in steps(cog.height, 2 * TILE):
+        for columns in steps(cog.width, 2 * TILE):
+            pixels = cog.read(window=rectangle(rows, columns))
+            if not np.array_equal(pixels, read(rows, columns)):
+                raise OSError(f"it differs at row {rows.start}, column {columns.start}")
+            if tell is not None:
+                tell(rows.start, columns.start, pixels)
+
+
+def _decode_overviews(path: Path) -> None:
+    with open_seen(path) as cog:
         levels = len(cog.overviews(1))
-        if levels != len(list(pyramid.sizes(*cog.shape))):
-            raise OSError("the file lacks its overviews")
-        for rows in steps(layer.height, 2 * TILE):
-            for columns in steps(layer.width, 2 * TILE):
-                pixels = cog.read(window=rectangle(rows, columns))
-                if not np.array_equal(pixels, read(rows, columns)):
-                    raise OSError(f"it differs at row {rows.start}, column {columns.start}")
-                if tell is not None:
-                    tell(rows.start, columns.start, pixels)
-    for level in range(levels):  # that they decode
+    for level in range(levels):
         with open_seen(path, OVERVIEW_LEVEL=level) as small:
             for rows in steps(small.height, 2 * TILE):
                 for columns in steps(small.width, 2 * TILE):
                     small.read(window=rectangle(rows, columns))
+
+
+def _check_tiles(path: str, size: int) -> None:
+    """Raises OSError if one of a COG's tiles, or one of its overviews', does not lie in a file of so many bytes."""
+    with open_seen(path) as cog:
+        for level, (height, width) in enumerate([cog.shape, *pyramid.sizes(*cog.shape)], -1):
+            options = {} if level < 0 else {"ovr": level}
+            for place in itertools.product(range(math.ceil(width / TILE)), range(math.ceil(height / TILE))):
+                for band in cog.indexes:
+                    at, length = (
+                        cog.get_tag_item(f"BLOCK_{what}_{place[0]}_{place[1]}", "TIFF", bidx=band, **options)
+                        for what in ("OFFSET", "SIZE")
+                    )
+                    if at is None or length is None or not 0 < int(at) < int(at) + int(length) <= size:
+                        raise OSError(f"it lacks a tile at row {TILE * place[1]}, column {TILE * place[0]}")

@@ -9,6 +9,7 @@ from glcanet_jax.data.gdal import steps
 from glcanet_jax.data.scenes import IGNORE
 from glcanet_jax.data.tiles import TILE, Tiles
 
+ROWS = 256  # of a map in memory at a time: what is made of them stays in a core's cache
 Read = Callable[[slice, slice], np.ndarray]  # rows, columns -> [bands, h, w]
 
 
@@ -19,13 +20,20 @@ def _even(values: np.ndarray) -> np.ndarray:
 
 
 def halve_ids(ids: np.ndarray) -> np.ndarray:
-    """The commonest of four ids ``[bands, h, w]``; of equals the one further up, then left; 255 only where there is nothing else."""
-    ids = _even(ids)
-    a, b, c, d = (np.ascontiguousarray(ids[:, i::2, j::2]) for i in (0, 1) for j in (0, 1))
-    most = a.copy()
-    mixed = (a != b) | (a != c) | (a != d)  # few, where regions meet
-    at = np.flatnonzero(mixed)
-    most.ravel()[at] = _valid_mode(np.stack([x.ravel()[at] for x in (a, b, c, d)]))
+    """The commonest of four ids ``[bands, h, w]``; of equals the one further up, then left; 255 only where there is nothing else.
+
+    Two neighbours in a row are taken as a number of 16 bits, whose lower byte is the left one.
+    """
+    ids = np.ascontiguousarray(_even(ids))
+    pairs, up, down = ids.view("<u2"), ids[:, ::2], ids[:, 1::2]
+    across = np.zeros(up.shape, bool)
+    np.not_equal(up[..., :-1], up[..., 1:], out=across[..., :-1])
+    most = pairs[:, ::2].astype(np.uint8)
+    at = np.flatnonzero(((up != down).view("<u2") | across.view("<u2") & 1) != 0)  # few, where regions meet
+    width = most.shape[-1]
+    above, numbers = at + at // width * width, pairs.ravel()
+    four = np.stack([numbers[above], numbers[above + width]], axis=1).view(np.uint8).T
+    most.ravel()[at] = _valid_mode(np.ascontiguousarray(four))
     return most
 
 
@@ -58,9 +66,12 @@ def sizes(height: int, width: int) -> Iterator[tuple[int, int]]:
 def in_memory(values: np.ndarray, halve: Callable[[np.ndarray], np.ndarray]) -> list[np.ndarray]:
     """The overviews of a map that is held in memory, ``[bands, h, w]``."""
     out: list[np.ndarray] = []
-    for _ in sizes(*values.shape[-2:]):
-        values = halve(values)
-        out.append(values)
+    for down, across in sizes(*values.shape[-2:]):
+        small = np.empty((len(values), down, across), np.uint8)
+        for rows in steps(values.shape[1], ROWS):
+            small[:, rows.start // 2 : -(-rows.stop // 2)] = halve(values[:, rows])
+        values = small
+        out.append(small)
     return out
 
 
