@@ -1,4 +1,5 @@
-"""What feeding costs on the host, the network stubbed: CPU seconds a context, this code against another clone, in turns.
+"""What feeding the network and taking its answers costs on the host, the network stubbed: CPU seconds a context that is trained
+on, or a scene that is mapped or scored, this code against another clone, in turns.
 
 ``python -m experiments.feed --data-dir ../shared/data/mbrsc --against ../older-clone`` writes data as users have them, cut from
 real scenes (without ``--data-dir``: from noise), then has each clone feed from them in a process of its own, in turns: CPU
@@ -24,8 +25,10 @@ from glcanet_jax import cli
 from glcanet_jax.data import blocks, deepglobe, isprs, mbrsc
 
 SCENES, SIDE = 6, 2448  # DeepGlobe's pixels a side
+MAPPED = 4  # scenes in a row
 TILE = 6000  # Potsdam's
 CORES = 16  # that a rate is told for
+RATE = 60  # a second, for which cores are told
 TRAIN = """
 import json, sys, time
 from glcanet_jax.config import Config, DataConfig
@@ -53,12 +56,35 @@ while time.perf_counter() - wall < seconds:
 print(json.dumps({"cpu": (time.process_time() - cpu) / count, "rate": count / (time.perf_counter() - wall), "first": made}))
 """
 
+# a clone's own stub, its readers and writers as many as threads; contexts are shrunk, and answers counted, by the device
+MAP = """
+import functools, json, pathlib, sys, tempfile, time
+from experiments import hosted
+
+(word, folder, threads, seconds), folder = (*sys.argv[1:3], int(sys.argv[3]), float(sys.argv[4])), pathlib.Path(sys.argv[2])
+hosted.MapOptions = functools.partial(hosted.MapOptions, readers=threads, writers=threads)
+if word == "map":
+    scenes = sorted(map(str, folder.iterdir()))
+    work = lambda out: hosted.map_them(scenes, out, True)
+else:
+    from glcanet_jax.data import open_dataset
+    scenes = [hosted.Labelled()] * 4 if word == "memory" else list(open_dataset("deepglobe", folder).scenes("train"))
+    work = lambda out: hosted.score_them(scenes, True)
+cpu = wall = count = 0
+with tempfile.TemporaryDirectory() as out:
+    first, _ = hosted.cost(work, pathlib.Path(out) / "first")
+    while wall < seconds:
+        more = hosted.cost(work, pathlib.Path(out) / str(count))
+        cpu, wall, count = cpu + more[0], wall + more[1], count + len(scenes)
+print(json.dumps({"cpu": cpu / count, "rate": count / wall, "first": first / len(scenes)}))
+"""
+
 
 class Case(NamedTuple):
     """Something that is fed: made once, then worked on by each clone."""
 
     unit: str
-    target: float  # CPU seconds a unit, on this project's two cores
+    target: float | None  # CPU seconds a unit, on this project's two cores
     make: Callable[[Path, "Source"], None]  # (folder, where pixels come from)
     work: str  # Python; argv: the case's word, its folder, threads, seconds; prints JSON with cpu, rate and first (CPU seconds before)
     word: str  # what the program is told
@@ -119,12 +145,34 @@ def write_potsdam(folder: Path, source: Source) -> None:
             file.write(np.moveaxis(pixels, -1, 0))
 
 
+def write_jpegs(folder: Path, source: Source) -> None:
+    from PIL import Image
+
+    for i in range(MAPPED):
+        Image.fromarray(source(i, SIDE)[0]).save(folder / f"{i}.jpg", quality=90)
+
+
+def write_geotiffs(folder: Path, source: Source) -> None:
+    """In tiles, with deflate."""
+    import rasterio
+
+    shape = dict(driver="GTiff", height=SIDE, width=SIDE, count=3, dtype="uint8", crs="EPSG:32640", compress="deflate")
+    shape |= dict(transform=rasterio.Affine(0.5, 0, 325000, 0, -0.5, 2790000), interleave="pixel")
+    for i in range(MAPPED):
+        with rasterio.open(folder / f"{i}.tif", "w", tiled=True, blockxsize=512, blockysize=512, **shape) as file:
+            file.write(np.moveaxis(source(i, SIDE)[0], -1, 0))
+
+
 CASES = {
     "deepglobe": Case(
         "JPEG of 2448 px as a context, its mask a PNG, 6 patches", 0.06, write_deepglobe, TRAIN, "deepglobe"
     ),
     "potsdam": Case("tile of 6000 px as a context, 6 patches", 0.10, write_potsdam, TRAIN, "potsdam whole"),
     "potsdam 2448": Case("context of 2448 px of such a tile, 6 patches", 0.10, write_potsdam, TRAIN, "potsdam"),
+    "predict jpeg": Case("JPEG of 2448 px, from file to map", 0.12, write_jpegs, MAP, "map"),
+    "predict geotiff": Case("tiled GeoTIFF of 2448 px, from file to map", 0.10, write_geotiffs, MAP, "map"),
+    "eval": Case("scene of 2448 px, which lies in memory, scored", 0.05, lambda folder, source: None, MAP, "memory"),
+    "eval deepglobe": Case("JPEG of 2448 px, its mask a PNG, scored", None, write_deepglobe, MAP, "files"),
 }
 
 
@@ -171,6 +219,7 @@ def measure(case: Case, folder: Path, clones: dict[str, Path], options: Options)
             "first_cpu_seconds": round(first[name], 3),
         }
         told[name][f"rate_{CORES}_cores_at_most"] = round(CORES / told[name]["cpu_seconds"], 1)
+        told[name][f"cores_for_{RATE}_a_second"] = round(RATE * told[name]["cpu_seconds"], 2)
     return told
 
 

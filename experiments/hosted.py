@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import numpy as np
 
 from experiments.common.stub import Stub
@@ -55,12 +56,18 @@ def picture(side: int = SIDE) -> np.ndarray:
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
+class Nothing(nn.Module):
+    """A network as far as a report tells of it."""
+
+    dtype: str = "bfloat16"
+
+
 class Hosted(Stub):
     """A stub that a :class:`glcanet_jax.maps.model.Model` takes."""
 
     def __init__(self, views: geometry.Views, batch: int, on_device: bool):
         super().__init__(views, batch, CLASSES, class_map())
-        self.on_device, self.model = on_device, argparse.Namespace(dtype="bfloat16")
+        self.on_device, self.model = on_device, Nothing()
 
     @property
     def normalisation(self) -> dict[str, Any]:
@@ -128,7 +135,7 @@ def score_them(scenes: list[Any], on_device: bool) -> None:
     """From scenes to confusion matrices, of all classes and of all but one."""
     protocols = Protocol("all", tuple(range(CLASSES))), Protocol("six", tuple(range(6)), (6,), tuple(range(6)))
     accumulator = metrics.ConfusionAccumulator(CLASSES, protocols)
-    tasks = [evaluation.Scored(scene, accumulator, None, None) for scene in scenes]
+    tasks = [evaluation.Scored(scene, accumulator, None, None, on_device) for scene in scenes]
     for outcome in predict_scenes(Hosted(geometry.Views(), 12, on_device), tasks):
         if outcome.error is not None:
             raise outcome.error

@@ -34,6 +34,7 @@ class Eval:
     out: Path  # folder to write to
     split: str = "test"  # the dataset's: train, val, test ...
     batch: Annotated[int, Range(1, 2**12)] = 6  # patches at once
+    devices: Annotated[int | None, Range(1, 2**10)] = None  # of this machine, at once; without: all, of CPUs one
     tta: bool = False  # mean over the eight views of a square: eight times the work
     precision: Precision = "default"  # of float32 products, which GPUs round (TF32: 1e-3) unless it is highest
     deterministic: bool = False  # on GPUs leave out operations that give other bits every time; slower
@@ -109,7 +110,8 @@ def evaluate(argv: Sequence[str], page: tuple[str, str]) -> None:
         bands = runs.trained_bands(path, args.data.dataset)
     dataset = open_dataset(args.data.dataset, args.data.dir, **({} if bands is None else {"bands": bands}))
     with runs.computing(args.precision, args.deterministic):
-        result = runs.evaluate_split(path, dataset, args.split, args.out, args.batch, tta=args.tta)
+        options = {"tta": args.tta, "devices": args.devices}
+        result = runs.evaluate_split(path, dataset, args.split, args.out, args.batch, **options)
     for name, scores in result["protocols"].items():
         print(f"\n{dataset.name} {args.split}, protocol {name}\n{metrics.format_table(scores)}")
     print(f"\nwritten to {args.out}")

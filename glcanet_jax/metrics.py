@@ -21,12 +21,17 @@ def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, num_classes: int
             return counts
     counted = truth != ignore
     truth, prediction = truth[counted].astype(np.int64), prediction[counted].astype(np.int64)
-    for what, ids in (("truth", truth), ("prediction", prediction)):
-        if ids.size and (ids.max() >= num_classes or ids.min() < 0):
-            raise UserError(
-                f"the {what} holds class id {ids.max()}; there are {num_classes} classes, ids 0 to {num_classes - 1}"
-            )
+    check_ids("truth", truth, num_classes)
+    check_ids("prediction", prediction, num_classes)
     return np.bincount(truth * num_classes + prediction, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def check_ids(what: str, ids: np.ndarray, num_classes: int) -> None:
+    """Raises UserError if some of the ids are no classes."""
+    if ids.size and (ids.max() >= num_classes or ids.min() < 0):
+        raise UserError(
+            f"the {what} holds class id {ids.max()}; there are {num_classes} classes, ids 0 to {num_classes - 1}"
+        )
 
 
 def _count_bytes(truth: np.ndarray, prediction: np.ndarray, k: int) -> np.ndarray | None:
@@ -116,6 +121,20 @@ class ConfusionAccumulator:
         """Those that :meth:`add` wants besides the labels."""
         return tuple(dict.fromkeys(truth for truth, _ in self._kinds if truth != "labels"))
 
+    @property
+    def kinds(self) -> tuple[tuple[str, tuple[int, ...] | None], ...]:
+        """The truths, and the restrictions of the answers that are counted against each."""
+        return self._kinds
+
+    def _of(self, scene: str) -> dict[Any, np.ndarray]:
+        return self._scenes.setdefault(scene, {kind: np.zeros((self._k, self._k), np.int64) for kind in self._kinds})
+
+    def add_counts(self, scene: str, counts: Mapping[tuple[str, tuple[int, ...] | None], np.ndarray]) -> None:
+        """Count some rows of a scene that were counted already: ``[k, k]`` by kind."""
+        matrices = self._of(scene)
+        for kind, matrix in counts.items():
+            matrices[kind] += matrix
+
     def add(
         self, scene: str, truth: np.ndarray, logits: np.ndarray, others: Mapping[str, np.ndarray] | None = None
     ) -> None:
@@ -132,7 +151,7 @@ class ConfusionAccumulator:
         self, scene: str, truths: Mapping[str, np.ndarray], predictions: Mapping[tuple[int, ...] | None, np.ndarray]
     ) -> None:
         """Count some rows of a scene: ids ``[h, w]`` by truth, ``labels`` and :attr:`truths`, and by :attr:`restrictions`."""
-        matrices = self._scenes.setdefault(scene, {k: np.zeros((self._k, self._k), np.int64) for k in self._kinds})
+        matrices = self._of(scene)
         whole = predictions[None]
         left_out = {r: ~np.isin(np.arange(256), r)[whole] for r in self.restrictions if r is not None}
         for of in dict.fromkeys(of for of, _ in self._kinds):

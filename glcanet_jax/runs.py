@@ -413,9 +413,18 @@ def check_fit(dataset: Any, scenes: Any, predictor: Predictor, class_names: list
 
 
 def evaluate_split(
-    weights_path: Path, dataset: Any, split: str, out: Path, batch: int = 6, *, tta: bool = False
+    weights_path: Path,
+    dataset: Any,
+    split: str,
+    out: Path,
+    batch: int = 6,
+    *,
+    tta: bool = False,
+    devices: int | None = None,
 ) -> dict[str, Any]:
     """Score a split and write ``metrics.json``, the confusion matrix and an overlay of every scene; returns the metrics.
+
+    ``devices`` as :class:`Predictor` has them.
 
     ``majority`` among them are the scores of a map that is everywhere the commonest true class; ``seconds`` are those of the walk over all scenes, reading and counting included, compiling not.
 
@@ -425,7 +434,7 @@ def evaluate_split(
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; --out must be a folder")
     scenes = dataset.scenes(split)  # a bad split is told before the network is built
-    predictor, config, classes = load_predictor(weights_path, batch, tta=tta)
+    predictor, config, classes = load_predictor(weights_path, batch, tta=tta, devices=devices)
     check_fit(dataset, scenes, predictor, classes["names"], split)
     scenes = tuple(filled(scene, mean_values(predictor.normalisation, scene.bands)) for scene in scenes)
     asked = {"split": split, "weights": str(weights_path), "evaluated": dataset.name, "tta": tta}

@@ -38,7 +38,8 @@ class Stub(Predictor):
         self.views, self.batch, self.num_classes, self.bands = views, batch, num_classes, 3
         self.asked = 0
         self._map = np.zeros((1, 1), np.uint8) if classes is None else classes
-        self._row = 0
+        self._row = self._top = 0
+        self._counts: dict[int, np.ndarray] = {}  # pixels of the map's classes by row, by width
 
     @property
     def replicas(self) -> list[Predictor]:
@@ -74,8 +75,22 @@ class Stub(Predictor):
         k, _, columns = strip.shape
         return ready(k, self._edge(strip.shape), columns)
 
+    def put(self, ids: Any) -> Any:
+        return ids
+
+    def confusions(self, truths: Any, answers: Any) -> Any:
+        return [ready(self.num_classes + 1, self.num_classes, dtype=np.int32) for _ in answers]
+
+    def count_rows(self, ids: Any, kept: Any, width: int) -> Any:
+        if width not in self._counts:  # once: they are the device's work
+            classes = range(self.num_classes)
+            counts = np.stack([(self._map[:, :width] == i).sum(1) for i in classes], axis=1, dtype=np.int32)
+            self._counts[width] = np.concatenate([counts, width - counts.sum(1, keepdims=True, dtype=np.int32)], axis=1)
+        return self._counts[width][self._top : self._top + len(ids)].view(Ready)
+
     def finish(self, strip: Ready, done: int, outputs: tuple[str, ...]) -> Any:
-        top, self._row = self._row, self._row + done
+        self._top = top = self._row
+        self._row += done
         while self._map.shape[0] < top + strip.shape[1]:
             self._map = np.concatenate([self._map, self._map])
         while self._map.shape[1] < strip.shape[2]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from glcanet_jax.data.disk import part_of, reserve
+from glcanet_jax.data.disk import is_at, part_of, reserve
 from glcanet_jax.errors import UserError
 
 TILE = 256  # pixels a side
@@ -158,18 +158,10 @@ def _alone(path: Path) -> Iterator[Any]:
             if fcntl is not None:
                 with contextlib.suppress(OSError):  # a file system without locks
                     fcntl.flock(file.fileno(), fcntl.LOCK_EX)
-            if _still(part_of(path), file) and not path.exists():
+            if is_at(part_of(path), file) and not path.exists():
                 yield file
                 return
     yield None
-
-
-def _still(path: Path, file: Any) -> bool:
-    """Whether a path leads to an open file: it may have got another name while its lock was waited for."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def _write_rows(file: int, plane: Plane, header: int, top: int, array: np.ndarray) -> None:

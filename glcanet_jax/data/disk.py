@@ -42,6 +42,14 @@ def whole(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def is_at(path: Path, file: Any) -> bool:
+    """Whether a path leads to an open file: it may have been removed, or got another name, while its lock was asked for."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
 def claim(folder: Path) -> None:
     """Make a folder that is ours alone ready to write in.
 

@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from glcanet_jax import geometry
 from glcanet_jax.inference.batches import Batch
+from glcanet_jax.inference.counting import Counting
 from glcanet_jax.inference.pipeline import DeviceClock
 from glcanet_jax.inference.predictor import Predictor
 from glcanet_jax.inference.reading import BlockStart, Patch, Row
@@ -37,12 +38,14 @@ class Blender:
         clock: DeviceClock,
         scratch: Scratch,
         outputs: tuple[str, ...],
+        counting: Counting,
         summary: Summary,
         submit: Callable[..., int],
         wait: Callable[[int], None],
     ):
         self._predictor, self._clock, self._scratch = predictor, clock, scratch
-        self._outputs, self._summary, self._submit, self._wait = outputs, summary, submit, wait
+        self._outputs, self._made = outputs, tuple(dict.fromkeys((*outputs, *counting.needs)))
+        self._counting, self._summary, self._submit, self._wait = counting, summary, submit, wait
         self._extent, self._rows = (walk.rows.context, walk.columns.context), walk.rows
         self._below: dict[Place, int] = {}  # tickets of the edges on their way to disk, by the block that left them
         self._last: tuple[Place, list[Any] | None, Any] | None = (
@@ -100,10 +103,11 @@ class Blender:
         self._add_left()
         if self._right is not None:
             self._right.append(predictor.cut_right(self._strip, job.done, self._beyond))
-        args = self._strip, job.done, self._outputs
-        answers, self._strip = self._clock.run([self._summary], predictor.finish, *args)
-        on_their_way((answers, self._right and self._right[-1]))
-        self._submit("row", self._job, job.top, job.done, answers, self._right and self._right[-1])
+        args, edge = (self._strip, job.done, self._made), self._right and self._right[-1]
+        made, self._strip = self._clock.run([self._summary], predictor.finish, *args)
+        counts, answers = self._counting(self._job, job, made), {name: made[name] for name in self._outputs}
+        on_their_way((answers, list(counts.values()), edge))
+        self._submit("row", self._job, job, answers, counts, edge)
         if job.last:
             self._end(block)
 
@@ -124,14 +128,14 @@ class Blender:
         self._last = self._place, self._right, below
         self._below[self._place] = self._submit("edges", block, rest, below)
         self._below.pop((block.row - 1, block.column), None)
-        self._submit("end", block, False)
+        self._submit("end", block)
         del self._strip, self._right, self._incoming
 
     def skip(self, job: BlockStart) -> None:
         """Nothing is wanted of a block."""
         self._summary.skipped += 1
         self._last = None
-        self._submit("end", job.block, True)
+        self._submit("skip", job)
 
 
 def on_their_way(tree: Any) -> None:

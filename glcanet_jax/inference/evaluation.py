@@ -11,11 +11,10 @@ from glcanet_jax import metrics
 from glcanet_jax.data.scenes import IGNORE, has_truth
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference.forward import AMONG
+from glcanet_jax.inference.pipeline import reader_threads
 from glcanet_jax.inference.predictor import Predictor
 from glcanet_jax.inference.request import Request, Summary
 from glcanet_jax.inference.walk import predict_scenes
-
-READERS = 2  # scenes that are read at the same time
 
 
 class Thumbnail:
@@ -64,7 +63,10 @@ def as_rgb(image: np.ndarray, scale: float | None = None) -> np.ndarray:
 
 
 class Scored:
-    """A labelled scene that is predicted everywhere and counted (:mod:`glcanet_jax.inference.walk`'s task, source and sink)."""
+    """A labelled scene that is predicted everywhere and counted (:mod:`glcanet_jax.inference.walk`'s task, source and sink).
+
+    Counted by the device, no map comes back but for a picture; by the host, two pixels at once (CPUs: a third of the time).
+    """
 
     def __init__(
         self,
@@ -72,18 +74,29 @@ class Scored:
         accumulator: metrics.ConfusionAccumulator,
         picture: Thumbnail | None,
         progress: Callable[[int], None] | None,
+        on_device: bool = False,
     ):
-        self.height, self.width = scene.height, scene.width
+        self.height, self.width, self.dtype, self.bands = scene.height, scene.width, scene.dtype, scene.bands
         self._scene, self._accumulator, self._picture, self._progress = scene, accumulator, picture, progress
         # the answers that are asked for, by the classes that they choose from
         self._answers = {r: "classes" if r is None else AMONG + ",".join(map(str, r)) for r in accumulator.restrictions}
+        self._pairs = {(t, self._answers[r]): (t, r) for t, r in accumulator.kinds} if on_device else {}
 
     def open(self) -> Request:
         if not self._scene.labelled:
             raise UserError(
                 f"scene {self._scene.name} has no labels; evaluation needs them: choose another split, or predict instead"
             )
-        return Request(self, self, tuple(self._answers.values()), progress=self._progress)
+        outputs = tuple(self._answers.values())
+        if self._pairs:
+            outputs = () if self._picture is None else ("classes",)
+        return Request(self, self, outputs, progress=self._progress, against=tuple(self._pairs))
+
+    def __getattr__(self, name: str) -> Any:
+        """The truths are the scene's: ``read_labels`` and others."""
+        if name.startswith("read_") and name != "read_valid":
+            return getattr(self._scene, name)
+        raise AttributeError(name)
 
     def read_image(self, top: int, left: int, height: int, width: int) -> np.ndarray:
         image = self._scene.read_image(top, left, height, width)
@@ -92,12 +105,19 @@ class Scored:
         return image
 
     def write(self, top: int, left: int, arrays: dict[str, np.ndarray]) -> None:
-        size = arrays["classes"].shape
-        read = lambda truth: getattr(self._scene, f"read_{truth}")(top, left, *size)  # noqa: E731
-        truths = {truth: read(truth) for truth in ("labels", *self._accumulator.truths)}
-        self._accumulator.add_maps(self._scene.name, truths, {r: arrays[name] for r, name in self._answers.items()})
+        names = ("labels",) if self._pairs else ("labels", *self._accumulator.truths)
+        truths = {name: getattr(self, f"read_{name}")(top, left, *arrays["classes"].shape) for name in names}
+        if not self._pairs:
+            self._accumulator.add_maps(self._scene.name, truths, {r: arrays[name] for r, name in self._answers.items()})
         if self._picture is not None:
             self._picture.add(top, left, truths["labels"], arrays["classes"])
+
+    def count(self, window: tuple[int, int, int, int], counts: dict[Any, np.ndarray]) -> None:
+        for (truth, _), matrix in counts.items():
+            if matrix[-1].any():
+                ids = getattr(self, f"read_{truth}")(*window)
+                metrics.check_ids("truth", ids[ids != IGNORE], matrix.shape[1])
+        self._accumulator.add_counts(self._scene.name, {self._pairs[pair]: m[:-1] for pair, m in counts.items()})
 
     def flush(self) -> None:
         pass
@@ -138,8 +158,8 @@ def evaluate(
     protocols = countable(dataset, scenes) if protocols is None else protocols
     accumulator = metrics.ConfusionAccumulator(predictor.num_classes, protocols)
     pictures = {scene.name: Thumbnail(scene, scale=dataset.scale) for scene in scenes} if thumbnails else {}
-    tasks = (Scored(scene, accumulator, pictures.get(scene.name), progress) for scene in scenes)
-    with contextlib.closing(predict_scenes(predictor, tasks, readers=READERS)) as outcomes:
+    tasks = (Scored(scene, accumulator, pictures.get(scene.name), progress, predictor.on_device) for scene in scenes)
+    with contextlib.closing(predict_scenes(predictor, tasks, readers=reader_threads())) as outcomes:
         for outcome in outcomes:
             if outcome.error is not None:
                 raise outcome.error

@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Num, UInt8
 
 from glcanet_jax import geometry
+from glcanet_jax.data.scenes import IGNORE
 from glcanet_jax.errors import UserError
 from glcanet_jax.models import Inference, normalise
 
@@ -219,6 +220,32 @@ def answers(logits: Float[Array, "k s w"], outputs: Sequence[str]) -> dict[str, 
     if "logits" in outputs:
         out["logits"] = logits
     return out
+
+
+# -------------------------------------------------------------------------------------------------------------- counts
+def confusions(
+    truths: list[UInt8[Array, "s w"]], answers: list[UInt8[Array, "s w"]], k: int
+) -> list[Int[Array, "t k"]]:
+    """Pixels by true class and answer of pairs of maps; those whose truth is no class last, 255 nowhere.
+
+    Compared with every pair of classes and summed in one pass: no scatter, whose sums run one after the other.
+    """
+    places = jnp.arange((k + 1) * k, dtype=jnp.int32)[:, None, None]
+
+    def count(truth: Array, answer: Array) -> Array:
+        pairs = jnp.where(truth == IGNORE, -1, jnp.minimum(truth, k).astype(jnp.int32) * k + answer)
+        return (pairs[None] == places).sum((1, 2), dtype=jnp.int32).reshape(k + 1, k)
+
+    return [count(truth, answer) for truth, answer in zip(truths, answers, strict=True)]
+
+
+def count_rows(
+    ids: UInt8[Array, "s w"], kept: UInt8[Array, "s w"] | None, width: Int[Array, ""], k: int
+) -> Int[Array, "s t"]:
+    """Pixels of every class, and last of none, in the first ``width`` of each row; of none are those where ``kept`` is 255."""
+    ids = ids if kept is None else jnp.where(kept == IGNORE, jnp.uint8(k), ids)
+    inside = jnp.arange(ids.shape[1])[None, None] < width
+    return ((ids[:, None] == jnp.arange(k + 1, dtype=jnp.uint8)[None, :, None]) & inside).sum(2, dtype=jnp.int32)
 
 
 def _in_steps(probability: Float[Array, "*s"]) -> UInt8[Array, "*s"]:

@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+from glcanet_jax.data.loader import cores
+
 T = TypeVar("T")
 _END = object()
 _POLL = 0.2  # seconds between looks at whether to stop
@@ -18,6 +20,11 @@ class Busy(Protocol):
     """Whoever the device computes for."""
 
     busy: float  # seconds
+
+
+def reader_threads() -> int:
+    """Scenes that are read at the same time: half the cores, 2 to 8."""
+    return min(8, max(2, cores() // 2))
 
 
 class Ahead(Iterator[T]):
@@ -59,8 +66,12 @@ class Ahead(Iterator[T]):
             raise StopIteration
         return item
 
-    def close(self) -> None:
+    def stop(self) -> None:
+        """Make nothing more; :meth:`close` waits for that."""
         self._stop.set()
+
+    def close(self) -> None:
+        self.stop()
         self._thread.join()
 
 
@@ -69,10 +80,12 @@ def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
     return in_order([items], 1, depth)
 
 
-def in_order(streams: Iterable[Iterable[T]], threads: int, depth: int) -> Iterator[T]:
+def in_order(
+    streams: Iterable[Iterable[T]], threads: int, depth: int, stop: Callable[[], Any] = lambda: None
+) -> Iterator[T]:
     """The items of one iterable after another, so many of which run in threads of their own, each ``depth`` ahead.
 
-    Closing the generator stops the threads after the items that they are at.
+    Closing the generator, or what is raised in it as by Ctrl-C, calls ``stop`` and waits for the items that the threads are at.
     """
     waiting, running = iter(streams), deque[Ahead[T]]()
     try:
@@ -84,6 +97,10 @@ def in_order(streams: Iterable[Iterable[T]], threads: int, depth: int) -> Iterat
             yield from running[0]
             running.popleft()
     finally:
+        if running:
+            stop()
+        for stream in running:
+            stream.stop()
         for stream in running:
             stream.close()
 

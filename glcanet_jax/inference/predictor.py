@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int, Num, UInt8
 
 from glcanet_jax import geometry
 from glcanet_jax.data import views as data_views
@@ -333,6 +333,21 @@ class Predictor:
     def finish(self, strip: Strip, done: int, outputs: tuple[str, ...]) -> tuple[tuple[dict[str, Array], Strip], Array]:
         """The answers of a strip, of which the first ``done`` rows are final, and the strip moved up by them; and a token."""
         return self._programs(forward.finish, strip, np.int32(done), donate=0, static=outputs)
+
+    # ------------------------------------------------------------------------------------------------------- counting
+    def put(self, ids: UInt8[np.ndarray, "s w"]) -> UInt8[Array, "s w"]:
+        """Ids on the device, as :meth:`finish` has those of its answers."""
+        return jax.device_put(ids, self.devices[0])
+
+    def confusions(
+        self, truths: Sequence[UInt8[Array, "s w"]], answers: Sequence[UInt8[Array, "s w"]]
+    ) -> list[Int[Array, "t k"]]:
+        """Pixels by true class, those of no class last, and by answer, of pairs of maps; 255 in a truth is not counted."""
+        return self._programs(forward.confusions, list(truths), list(answers), static=(self.num_classes,))
+
+    def count_rows(self, ids: UInt8[Array, "s w"], kept: UInt8[Array, "s w"] | None, width: int) -> Int[Array, "s t"]:
+        """Pixels of every class, and last of none, in the first ``width`` of each row; of none are those where ``kept`` is 255."""
+        return self._programs(forward.count_rows, ids, kept, np.int32(width), static=(self.num_classes,))
 
     # ---------------------------------------------------------------------------------------------------- the memory
     def programs(self, dtype: Any, context: tuple[int, int]) -> dict[str, Program]:

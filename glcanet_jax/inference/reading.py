@@ -1,6 +1,6 @@
 """What a scene asks of the device, in order: its blocks, their patches, and where rows of pixels are final."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,9 +17,13 @@ class BlockStart(NamedTuple):
     """A block, and its context or the global view of it; neither where nothing is wanted of the block."""
 
     block: geometry.Block
+    finished: tuple[
+        int, int, int, int
+    ]  # first row and column, height and width of the pixels that it finishes in the scene
     view: np.ndarray | None = None  # [g, g, c]
     context: np.ndarray | None = None  # [h, w, c], to be shrunk and cut on the device
     wanted: np.ndarray | None = None  # [h, w] of the pixels that the block finishes; None: all
+    truths: Mapping[str, np.ndarray] = {}  # of them, [h, w] by name, to be counted against
 
     @property
     def idle(self) -> bool:
@@ -42,6 +46,7 @@ class Row(NamedTuple):
 
     top: int  # scene row of the patches' first one
     done: int
+    inside: int  # of these, rows that the scene has
     last: bool  # of the block
 
 
@@ -66,6 +71,15 @@ def _wanted(source: Source, region: Region | None, window: tuple[int, int, int, 
     return None if mask is None or mask.all() else mask
 
 
+def pixel_of(source: Source) -> tuple[np.dtype, int]:
+    """Type and bytes of a pixel of a source."""
+    dtype, bands = getattr(source, "dtype", None), getattr(source, "bands", None)
+    if dtype is None or bands is None:  # it does not say
+        sample = source.read_image(0, 0, 1, 1)
+        dtype, bands = sample.dtype, sample.shape[2]
+    return np.dtype(dtype), bands * np.dtype(dtype).itemsize
+
+
 def read_blocks(
     source: Source,
     walk: geometry.Walk,
@@ -73,35 +87,37 @@ def read_blocks(
     region: Region | None,
     done: set[tuple[int, int]],
     whole: bool = False,
+    truths: Sequence[str] = (),
 ) -> Iterator[list[Job]]:
     """For each block that is not ``done`` its start, and by rows of patches those in which something is wanted.
 
     They come by the block; where a context is not held in memory, by the row. With ``whole`` it is always held, and handed on
-    as it is.
+    as it is. ``truths`` are read with it.
     """
-    sample = source.read_image(0, 0, 1, 1)  # for its type and bands
+    _, pixel = pixel_of(source)
     for block in walk.blocks():
         if (block.row, block.column) in done:
             continue
-        rows, columns = block.rows, block.columns
+        rows, columns, finished = block.rows, block.columns, block.finished(source.height, source.width)
         extent = min(rows.stop, source.height) - rows.start, min(columns.stop, source.width) - columns.start
         wanted = _wanted(source, region, (rows.start, columns.start, *extent))
         if wanted is not None and not wanted.any():
-            yield [BlockStart(block)]
+            yield [BlockStart(block, finished)]
             continue
         window = walk.context_window(block)
         context = view = None  # the last block's is let go before this one's is read
         if whole:
             context = read_reflected(source, window)
-        elif window[2] * window[3] * sample.nbytes <= CONTEXT_BYTES:
+        elif window[2] * window[3] * pixel <= CONTEXT_BYTES:
             context = read_reflected(source, window)
             view = data_views.global_view(context, global_size)
         else:
             at = lambda start, count: read_reflected(source, (window[0] + start, window[1], count, window[3]))  # noqa: B023, E731
             view = data_views.global_view_by_rows(at, window[2], window[3], global_size)
-        final = block.finished(source.height, source.width)[2:]
-        kept = None if wanted is None else wanted[: final[0], : final[1]]
-        jobs: list[Job] = [BlockStart(block, view, context if whole else None, kept)]
+        first, _, height, width = finished
+        kept = None if wanted is None else wanted[:height, :width]
+        true = {name: getattr(source, f"read_{name}")(*finished) for name in truths if height and width}
+        jobs: list[Job] = [BlockStart(block, finished, view, context if whole else None, kept, true)]
         starts, patch = walk.rows.patch_starts, walk.patch
         for i in rows.patches:
             for j in columns.patches:
@@ -109,7 +125,9 @@ def read_blocks(
                 if wanted is None or wanted[y : y + patch, x : x + patch].any():
                     jobs.append(_patch(source, walk, window, context, (i, j), x, whole))
             last = i + 1 == rows.patches.stop
-            jobs.append(Row(int(starts[i]), (rows.done if last else int(starts[i + 1])) - int(starts[i]), last))
+            top = int(starts[i])
+            ready = (rows.done if last else int(starts[i + 1])) - top
+            jobs.append(Row(top, ready, max(0, min(ready, first + height - top)), last))
             if context is None or last:
                 yield jobs
                 jobs = []

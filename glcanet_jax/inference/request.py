@@ -9,12 +9,15 @@ from jaxtyping import Bool
 
 from glcanet_jax.inference.scratch import Scratch
 
+ROWS = "rows"  # the name of the counts of classes by row
+
 
 @runtime_checkable
 class Source(Protocol):
     """What is read: any scene (:class:`glcanet_jax.data.scenes.Scene` without labels) is one. Windows lie inside it.
 
-    One that also has ``read_valid(top, left, height, width) -> bool [h, w]`` says where it holds data. One thread reads.
+    One that also has ``read_valid(top, left, height, width) -> bool [h, w]`` says where it holds data, one with ``dtype`` and
+    ``bands`` what its values are. One thread reads.
     """
 
     height: int
@@ -26,7 +29,11 @@ class Source(Protocol):
 
 @runtime_checkable
 class Sink(Protocol):
-    """What takes the answers; it is called by one thread, in windows that tile the scene, each once."""
+    """What takes the answers; it is called by one thread, in windows that tile the scene, each once.
+
+    One of a request that has its answers counted also has ``count(window, counts)``, called after the ``write`` of a window (its
+    first row and column, height and width): ``counts`` has what :class:`Request` tells, by truth and answer, or under ``rows``.
+    """
 
     def write(self, top: int, left: int, arrays: dict[str, np.ndarray]) -> None:
         """Answers of a window, ``[h, w]`` or ``[h, w, k]`` by name (see ``outputs``); they must be copied to be kept."""
@@ -101,3 +108,7 @@ class Request:
     scratch: Scratch | None = None
     progress: Callable[[int], None] | None = None
     predictor: Any = None  # Predictor; None: that of the other scenes
+    # pairs of a truth (the source's ``read_<truth>``, uint8 ids, 255 where ignored) and an answer that are counted on the device:
+    # int32 [k + 1, k], pixels by true class and answer, those of no class last. Such answers need not be among ``outputs``
+    against: Sequence[tuple[str, str]] = ()
+    by_row: bool = False  # pixels of every class, and of nodata last, in each row of ``classes``: int32 [rows, k + 1], by the device

@@ -21,6 +21,7 @@ from glcanet_jax.errors import UserError
 from glcanet_jax.inference import reading
 from glcanet_jax.inference.batches import Batch, Look, batches_of
 from glcanet_jax.inference.blending import Blender
+from glcanet_jax.inference.counting import Counting
 from glcanet_jax.inference.forward import AMONG
 from glcanet_jax.inference.pipeline import DeviceClock, WriteBehind, in_order
 from glcanet_jax.inference.predictor import OUTPUTS, Predictor
@@ -36,7 +37,10 @@ FAILURES = UserError, OSError  # that end one scene of several; anything else en
 
 @runtime_checkable
 class Task(Protocol):
-    """What is done of a scene."""
+    """What is done of a scene.
+
+    One that also has ``stop()`` is told so when all ends early, by another thread: its ``open`` may take long, and is waited for.
+    """
 
     def open(self) -> Request | None:
         """What is to be predicted; None: nothing. Called by a reading thread."""
@@ -128,7 +132,8 @@ def predict_scenes(
         clock = stack.enter_context(DeviceClock(ahead=2 * len(predictor.devices)))
         engine = _Engine(predictor, prepare, writer, clock, pool, threading.Semaphore(2 * writers), under_way)
         scenes = (engine.scene(task) for task in tasks)
-        items = in_order((_read(scene) for scene in scenes), readers, depth=1)
+        stop = lambda: [scene.stop() for scene in list(under_way)]  # noqa: E731
+        items = in_order((_read(scene) for scene in scenes), readers, depth=1, stop=stop)
         stack.enter_context(contextlib.closing(items))
         for scene, step, *given in items:
             getattr(engine, step)(scene, *given)
@@ -164,15 +169,16 @@ class _Scene:
         self.request = request = self.task.open()
         if request is None:
             return
-        unknown = {name for name in request.outputs if not name.startswith(AMONG)} - set(OUTPUTS)
+        asked = {*request.outputs, *(answer for _, answer in request.against)}
+        unknown = {name for name in asked if not name.startswith(AMONG)} - set(OUTPUTS)
         if unknown:
             raise ValueError(f"no output is called {', '.join(sorted(unknown))}; there are {', '.join(OUTPUTS)}")
         source, self.predictor = request.source, request.predictor or self.predictor
         self.walk = geometry.walk_scene(source.height, source.width, self.predictor.views)
-        sample = source.read_image(0, 0, 1, 1)
+        dtype, pixel = reading.pixel_of(source)
         room = self.predictor.context_shape((self.walk.rows.context, self.walk.columns.context))
-        self.kind = self.predictor, sample.dtype, room
-        self.on_device = self.predictor.on_device and math.prod(room) * sample.nbytes <= reading.CONTEXT_BYTES
+        self.kind = self.predictor, dtype, room
+        self.on_device = self.predictor.on_device and math.prod(room) * pixel <= reading.CONTEXT_BYTES
         self.scratch = request.scratch or self.stack.enter_context(Scratch.temporary())
         self.summary.pixels = source.height * source.width
         for block in self.walk.blocks():
@@ -200,6 +206,9 @@ class _Scene:
         finally:
             self.close()
 
+    def stop(self) -> None:
+        getattr(self.task, "stop", lambda: None)()
+
     def close(self) -> None:
         self.under_way.discard(self)
         with self.stack:
@@ -214,7 +223,8 @@ def _read(scene: _Scene) -> Iterator[tuple[Any, ...]]:
             source, region = scene.request.source, scene.request.region
             yield scene, "open"
             size, done, whole = scene.predictor.views.global_size, set(scene.scratch.done), scene.on_device
-            for jobs in reading.read_blocks(source, scene.walk, size, region, done, whole):
+            truths = tuple(dict.fromkeys(truth for truth, _ in scene.request.against))
+            for jobs in reading.read_blocks(source, scene.walk, size, region, done, whole, truths):
                 yield scene, "jobs", jobs
                 del jobs  # it holds pixels of a context, and the next one is read meanwhile
                 if scene.error is not None:
@@ -266,12 +276,14 @@ class _Engine:
                 scene.error = error
                 return
             self._batches, self._kind = batches_of(predictor, self._clock), scene.kind
-        request, source = scene.request, scene.request.source
-        size, k = (source.height, source.width), predictor.num_classes
+        request, k = scene.request, predictor.num_classes
         empty = {name: (k,) if name == "probabilities" else () for name in request.outputs if name != "logits"}
-        scene.writer = Writer(request.sink, scene.scratch, size, empty, request.progress)
+        by_row = k if request.by_row else None
+        scene.writer = Writer(request.sink, scene.scratch, empty, request.progress, by_row)
+        room = predictor.strip_shape((scene.walk.rows.context, scene.walk.columns.context))[1:]
+        counting = Counting(predictor, request, room)
         scene.blender = Blender(
-            predictor, scene.walk, self._clock, scene.scratch, tuple(request.outputs), scene.summary,
+            predictor, scene.walk, self._clock, scene.scratch, tuple(request.outputs), counting, scene.summary,
             lambda *call: self._writer.submit(scene.handle, *call), self._writer.wait,
         )  # fmt: skip
         scene.began = time.perf_counter()

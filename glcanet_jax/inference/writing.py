@@ -7,8 +7,8 @@ import numpy as np
 
 from glcanet_jax import geometry
 from glcanet_jax.data.scenes import IGNORE
-from glcanet_jax.inference.reading import BlockStart
-from glcanet_jax.inference.request import Sink
+from glcanet_jax.inference.reading import BlockStart, Row
+from glcanet_jax.inference.request import ROWS, Sink
 from glcanet_jax.inference.scratch import Scratch
 from glcanet_jax.profiling import release_memory
 
@@ -20,28 +20,37 @@ class Writer:
         self,
         sink: Sink,
         scratch: Scratch,
-        size: tuple[int, int],
         empty: dict[str, tuple[int, ...]],
         progress: Callable[[int], None] | None,
+        by_row: int | None = None,
     ):
-        """``empty`` names the answers that can say "nothing here", with their shapes at a pixel."""
-        self._sink, self._scratch, self._size, self._empty, self._progress = sink, scratch, size, empty, progress
+        """``empty`` names the answers that can say "nothing here", with their shapes at a pixel.
+
+        ``by_row``: how many classes are counted by row; None: they are not.
+        """
+        self._sink, self._scratch, self._empty, self._progress = sink, scratch, empty, progress
+        self._by_row = by_row
         self._edge: list[np.ndarray] = []  # the rows so far of the right edge
 
-    def row(self, start: BlockStart, top: int, done: int, answers: dict[str, Any], edge: Any) -> None:
-        """Rows of a block that are final; ``edge`` holds the columns beyond."""
-        first, x, height, width = start.block.finished(*self._size)
-        rows = min(done, first + height - top)
-        if rows > 0 and width > 0:
+    def row(self, start: BlockStart, job: Row, answers: dict[str, Any], counts: dict[Any, Any], edge: Any) -> None:
+        """Rows of a block that are final, and what was counted in them; ``edge`` holds the columns beyond."""
+        first, x, _, width = start.finished
+        rows, top = job.inside, job.top
+        if rows and width:
             arrays = {name: np.asarray(values)[..., :rows, :width] for name, values in answers.items()}
             arrays = {name: np.moveaxis(v, 0, -1) if v.ndim == 3 else v for name, v in arrays.items()}
             if start.wanted is not None:
                 self._blank(arrays, start.wanted[top - first : top - first + rows])
-            self._sink.write(top, x, arrays)
+            if arrays:
+                self._sink.write(top, x, arrays)
+            if counts:
+                told = {name: np.asarray(values) for name, values in counts.items()}
+                told = {name: v[:rows] if name == ROWS else v for name, v in told.items()}
+                self._sink.count((top, x, rows, width), told)
             self._advance(rows * width)
         if edge is not None:
             wide = start.block.columns.stop - start.block.columns.done
-            self._edge.append(np.asarray(edge)[:, :done, :wide].copy())
+            self._edge.append(np.asarray(edge)[:, : job.done, :wide].copy())
 
     def _blank(self, arrays: dict[str, np.ndarray], wanted: np.ndarray) -> None:
         for name in arrays.keys() & self._empty:
@@ -61,13 +70,21 @@ class Writer:
             )
         self._edge = []
 
-    def end(self, block: geometry.Block, skipped: bool) -> None:
-        """Nothing more comes of a block."""
-        top, left, height, width = block.finished(*self._size)
-        if skipped and height and width:
+    def skip(self, start: BlockStart) -> None:
+        """Nothing is wanted of a block."""
+        top, left, height, width = start.finished
+        if height and width:
             nothing = {n: np.full((height, width, *shape), IGNORE, np.uint8) for n, shape in self._empty.items()}
             self._sink.write(top, left, nothing)
+            if self._by_row is not None:
+                counts = np.zeros((height, self._by_row + 1), np.int32)
+                counts[:, -1] = width
+                self._sink.count(start.finished, {ROWS: counts})
             self._advance(height * width)
+        self.end(start.block)
+
+    def end(self, block: geometry.Block) -> None:
+        """Nothing more comes of a block."""
         self._sink.flush()
         self._scratch.commit((block.row, block.column))
         release_memory()

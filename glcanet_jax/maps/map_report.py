@@ -65,6 +65,21 @@ class Areas:
         self._areas += areas[: self._count]
 
     @property
+    def by_row(self) -> bool:
+        """Whether counts of classes by row are enough: all pixels of a row have one area."""
+        ground = self._place.pixel_areas(0, 0, 1, 2)
+        return ground is None or ground.shape[1] == 1
+
+    def add_rows(self, window: tuple[int, int, int, int], counts: np.ndarray) -> None:
+        """Pixels of every class, and of nodata last, in each row of a window (:attr:`by_row`): ``[h, k + 1]``."""
+        self.pixels += counts.sum(0, dtype=np.int64)
+        ground = self._place.pixel_areas(*window)
+        if ground is not None and ground.size == 1:
+            self._alike = float(ground[0, 0])
+        elif ground is not None:
+            self._areas += ground[:, 0] @ counts[:, :-1].astype(np.float64)
+
+    @property
     def areas(self) -> np.ndarray | None:
         """Square metres of every class ``[k]``: of the CRS's plane, or on its ellipsoid where it is geographic; None where the scene has no CRS."""
         if not self._place.on_ground:

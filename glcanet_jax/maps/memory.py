@@ -12,6 +12,7 @@ from glcanet_jax import geometry
 from glcanet_jax.data.loader import cores
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference import reading
+from glcanet_jax.inference.pipeline import reader_threads
 from glcanet_jax.inference.predictor import Predictor, batch_for
 from glcanet_jax.maps.model import Model
 from glcanet_jax.maps.options import MapOptions
@@ -23,15 +24,20 @@ HOST_RESERVE = 200 * 2**20  # bytes that reading, writing and GDAL's cache take 
 
 def pools(options: MapOptions) -> tuple[int, int]:
     """Scenes that are read, and that are finished, at the same time."""
-    count = cores()
-    return options.readers or min(8, max(2, count // 2)), options.writers or min(8, max(1, count // 4))
+    return options.readers or reader_threads(), options.writers or min(8, max(1, cores() // 4))
 
 
 def pool_bytes(predictor: Predictor, options: MapOptions, dtype: Any, context: tuple[int, int]) -> int:
-    """Bytes of the host that scenes take which are read ahead (two contexts a reader) and finished behind, at most."""
+    """Bytes of the host that scenes take which are read ahead and finished behind, at most.
+
+    Two contexts a reader; maps that are held in memory of those scenes, of the one that is computed, and of two a writer
+    that wait or are finished, in which three times as much is made of them (a copy, overviews, the file).
+    """
     readers, writers = pools(options)
     whole = math.prod(predictor.context_shape(context)) * predictor.bands * np.dtype(dtype).itemsize
-    return 2 * readers * min(whole, reading.CONTEXT_BYTES) + writers * 2 * HELD_BYTES
+    maps = (1 + options.confidence + options.probabilities * predictor.num_classes) * math.prod(context)
+    held = maps if maps <= HELD_BYTES else 0  # else they lie on disk from the beginning
+    return 2 * readers * min(whole, reading.CONTEXT_BYTES) + (readers + 1 + (2 + 3) * writers) * held
 
 
 def choose_batch(predictor: Predictor, options: MapOptions, dtype: Any, context: tuple[int, int], patches: int) -> None:

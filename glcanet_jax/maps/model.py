@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ class Model:
     stage: str | None = None  # of the network, whose logits answer instead of its own
 
     fitted: dict[int, Predictor] = field(default_factory=dict)  # by the side of their patches, as ``fit`` made them
+    lock: Any = field(default_factory=threading.Lock)  # of these: several threads open scenes
 
     @property
     def dtype(self) -> str:
@@ -46,8 +48,9 @@ class Model:
         side = geometry.fit_patch(height, width, views) if options.fit_patches else views.patch_size
         if side == views.patch_size:
             return self
-        if side not in self.fitted:
-            self.fitted[side] = self.predictor.with_views(dataclasses.replace(views, patch_size=side))
+        with self.lock:
+            if side not in self.fitted:
+                self.fitted[side] = self.predictor.with_views(dataclasses.replace(views, patch_size=side))
         return dataclasses.replace(self, predictor=self.fitted[side])
 
 

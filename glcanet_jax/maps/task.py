@@ -38,20 +38,30 @@ from glcanet_jax.progress import Progress
 
 @contextlib.contextmanager
 def _alone(folder: Path, name: str) -> Iterator[None]:
-    """Raises UserError if another process is at this scene; its lock ends with it, however it ends."""
+    """A scene's folder, with a lock in it that ends with the process, however it ends.
+
+    Raises:
+        UserError: another process is at this scene, or something is in the place of the folder.
+    """
     try:
         import fcntl
     except ImportError:  # not on Windows
-        yield
-        return
-    with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(
-                f"another process is predicting {name} into {folder.parent}; wait for it, or divide the scenes with --shard"
-            ) from error
-        yield
+        fcntl = None
+    while True:
+        disk.claim(folder)
+        with contextlib.suppress(FileNotFoundError), (folder / "lock").open("w") as file:
+            try:
+                if fcntl is not None:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(
+                    f"another process is predicting {name} into {folder.parent}; wait for it, or divide the scenes with --shard"
+                ) from error
+            except OSError:  # a file system without locks
+                pass
+            if disk.is_at(folder / "lock", file):  # else another process has ended, and removed the folder
+                yield
+                return
 
 
 @contextlib.contextmanager
@@ -78,6 +88,9 @@ class MapTask:
         self._plan: Plan | None = None
         self._todo: Todo | None = None
         self._writer: MapWriter | None = None
+        self._counted: map_report.Areas | None = None  # by the device
+        self._stopped = False
+        self._whole = False  # nothing of what is under way is needed any more
 
     def open(self) -> walk.Request | None:
         """Raises UserError if the scene cannot be mapped, or maps of something else are in the way."""
@@ -91,9 +104,11 @@ class MapTask:
             if not self._todo.files:
                 return None
             plan.out.mkdir(parents=True, exist_ok=True)
-            disk.claim(plan.folder)
             self._stack.enter_context(_alone(plan.folder, self.name))
-            return self._request(plan, self._todo.layers)
+            self._stack.callback(self._tidy)
+            self._todo = plan.todo(self._options.overwrite)  # another process may have ended meanwhile
+            self._whole = not self._todo.files
+            return None if self._whole else self._request(plan, self._todo.layers)
 
     def _request(self, plan: Plan, layers: list[str]) -> walk.Request | None:
         source, folder, options, model = plan.source, plan.folder, self._options, self._model
@@ -105,21 +120,25 @@ class MapTask:
             return None
         scratch = self._stack.enter_context(Scratch(folder, plan.head(layers)))
         if source.needs_staging:
-            self._plan = plan = dataclasses.replace(plan, source=_staged(plan))
+            self._plan = plan = dataclasses.replace(plan, source=self._staged(plan))
             self._stack.callback(plan.source.close)
         tags = {"MODEL": model.config.model.network, "WEIGHTS_SHA256": model.digest, "SOFTWARE": "GLCANet-JAX"}
         place = source.georeference
         if plan.crs_text is not None:  # it lies beside the map
             place = dataclasses.replace(place, crs=None)
         size, legend = (source.height, source.width), (model.names, model.palette)
+        areas = map_report.Areas(source.georeference, len(model.names))
+        if model.predictor.on_device and areas.by_row and "classes" in layers:
+            self._counted = areas
         self._writer = MapWriter(
             folder, *size, place, *legend, layers, tags, anew=scratch.restart, held=self._is_small(layers),
-            compression=options.compression,
+            compression=options.compression, tally=areas.add_rows,
         )  # fmt: skip
         self._stack.callback(self._writer.close)
         return walk.Request(
-            plan.source, self._writer, layers, plan.region, scratch, self._advance_of(source), model.predictor
-        )
+            plan.source, self._writer, layers, plan.region, scratch, self._advance_of(source), model.predictor,
+            by_row=self._counted is not None,
+        )  # fmt: skip
 
     def _is_small(self, layers: list[str]) -> bool:
         """Whether the maps are held in memory: a scene of one block, which is begun anew after a kill anyway."""
@@ -142,8 +161,11 @@ class MapTask:
         if not todo.files:
             return None
         with _told(self._out):
-            areas = map_report.Areas(plan.source.georeference, len(self._model.names))
-            made = self._writer.finish(areas.add) if todo.layers else {}
+            areas, tell = self._counted, None
+            if areas is None or summary.resumed:  # what an earlier run counted is not known any more
+                areas = map_report.Areas(plan.source.georeference, len(self._model.names))
+                tell = areas.add
+            made = self._writer.finish(tell) if todo.layers else {}
             class_map = made.get("classes", plan.out / plan.files["classes"])
             made |= _drawn(todo.files, class_map, plan, self._model, self._options)
             result = _added(plan, todo) if todo.told else _report(plan, areas, summary, self._model)
@@ -159,18 +181,31 @@ class MapTask:
                 result["scenes_per_second"] = round(1 / result["seconds"], 5)
                 result |= {k.partition("/")[2]: v for k, v in peak_memory().items()}
             map_report.write_report(plan.report, result)
+        self._whole = True
         self._stack.close()
-        shutil.rmtree(plan.folder, ignore_errors=True)
         return map_report.strict(result)
+
+    def _tidy(self) -> None:
+        """Remove what was under way, while nobody else may begin the scene."""
+        if self._whole:
+            shutil.rmtree(self._plan.folder, ignore_errors=True)
+
+    def _staged(self, plan: Plan) -> raster.RasterSource:
+        """The scene as a tiled copy in its folder."""
+        told = "copying the scene into tiles first: it is stored so that windows are dear to read"
+        print(f"{plan.name}: {told}", flush=True)
+        return plan.source.stage(plan.folder, self._go_on)
+
+    def _go_on(self, *_: int) -> None:
+        """Raises UserError if all ends early."""
+        if self._stopped:
+            raise UserError(f"{self.name}: stopped while it was copied; the same command begins it anew")
+
+    def stop(self) -> None:
+        self._stopped = True
 
     def close(self) -> None:
         self._stack.close()
-
-
-def _staged(plan: Plan) -> raster.RasterSource:
-    """The scene as a tiled copy in its folder."""
-    print(f"{plan.name}: copying the scene into tiles first: it is stored so that windows are dear to read", flush=True)
-    return plan.source.stage(plan.folder)
 
 
 def _clear(folder: Path) -> None:

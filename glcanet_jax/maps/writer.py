@@ -12,6 +12,7 @@ from glcanet_jax.data.gdal import failures
 from glcanet_jax.data.georeference import Georeference
 from glcanet_jax.data.scenes import IGNORE
 from glcanet_jax.data.tiles import TILE, Tiles
+from glcanet_jax.inference.request import ROWS
 from glcanet_jax.maps.cog import Description, write_cog
 from glcanet_jax.maps.outputs import LAYERS
 
@@ -43,8 +44,9 @@ class MapWriter:
         anew: Callable[[], None] = lambda: None,
         held: bool = False,
         compression: str = "deflate",
+        tally: Callable[[tuple[int, int, int, int], np.ndarray], None] | None = None,
     ):
-        """``anew`` is called before a layer is made that is not there, or is not whole: no block of it is finished.
+        """``tally`` takes what the device counts by row, with its window. ``anew`` is called before a layer is made that is not there, or is not whole: no block of it is finished.
 
         ``compression`` is that of the finished maps, deflate or zstd. With ``held`` the layers are in memory until they are finished, and a run that was killed begins anew.
         """
@@ -55,7 +57,7 @@ class MapWriter:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.height, self.width = height, width
         self.about = Description(georeference, tuple(names), tuple(palette), dict(tags), compression)
-        self._anew, self._held = anew, held
+        self._anew, self._held, self._tally = anew, held, tally
         self._tiles = {layer: self._layer(layer) for layer in LAYERS if layer in layers}
 
     def _layer(self, layer: str) -> "Tiles | Plane":
@@ -78,6 +80,10 @@ class MapWriter:
         """Put a window of some layers: ``[h, w]``, ``probabilities [h, w, k]``, all uint8."""
         for layer, values in arrays.items():
             self._tiles[layer].write(top, left, values if layer == "probabilities" else values[..., None])
+
+    def count(self, window: tuple[int, int, int, int], counts: Mapping[str, np.ndarray]) -> None:
+        """What the device counted in a window of the class map."""
+        self._tally(window, counts[ROWS])
 
     def flush(self) -> None:
         """All that was written is on disk."""
@@ -112,7 +118,7 @@ class Plane:
     """As :class:`glcanet_jax.data.tiles.Tiles`, a layer of a small map in memory; ``values`` are ``[bands, h, w]``."""
 
     def __init__(self, bands: int, height: int, width: int):
-        self.values = np.full((bands, height, width), IGNORE, np.uint8)
+        self.values = np.empty((bands, height, width), np.uint8)  # windows tile it
 
     def write(self, top: int, left: int, values: np.ndarray) -> None:
         h, w, _ = values.shape
