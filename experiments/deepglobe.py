@@ -39,7 +39,7 @@ def main() -> None:
         print(missing, "\n\nrunning the bundled sample instead\n", sep="", flush=True)
         given = argv[1:] if argv and not argv[0].startswith("-") else argv
         _, config = cli.choose_preset(PRESETS, "sample", "experiments.deepglobe", ["sample", *given], __doc__)
-    experiment.run(config, split="test")
+    experiment.run(config, ("test",))
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def main() -> None:
     _, config = cli.choose_preset(PRESETS, "paper", "experiments.mbrsc", sys.argv[1:], __doc__)
     from glcanet_jax import experiment
 
-    experiment.run(config, split="test")
+    experiment.run(config, ("test",))
 
 
 if __name__ == "__main__":

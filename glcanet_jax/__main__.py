@@ -1,4 +1,4 @@
-"""``glcanet train|eval|predict|vectorise|export|info|check``, or ``python -m glcanet_jax``."""
+"""``glcanet train|eval|compare|predict|vectorise|export|info|check``, or ``python -m glcanet_jax``."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -35,6 +35,30 @@ class Eval:
     split: str = "test"  # the dataset's: train, val, test ...
     batch: Annotated[int, Range(1, 2**12)] = 6  # patches at once
     devices: Annotated[int | None, Range(1, 2**10)] = None  # of this machine, at once; without: all, of CPUs one
+    tta: bool = False  # mean over the eight views of a square: eight times the work
+    precision: Precision = "default"  # of float32 products, which GPUs round (TF32: 1e-3) unless it is highest
+    deterministic: bool = False  # on GPUs leave out operations that give other bits every time; slower
+
+    def __post_init__(self):
+        check_fields(self, "--")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """The scenes with their labels."""
+
+    dataset: str | None = None  # without: what the first run was trained on
+    dir: str | None = None  # where it lies; without: where the first run found it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare:
+    # folders of runs or weights files, or NAME=RUN; RUN@local/logits is what a stage within GLCANet says
+    runs: Positional[tuple[str, ...]]
+    data: Where = Where()
+    out: Path = Path("compared")  # folder to write compare.html, compare.md, compare.json and pictures to
+    split: str = "test"  # the dataset's: train, val, test ...
+    batch: Annotated[int, Range(1, 2**12)] = 6  # patches at once
     tta: bool = False  # mean over the eight views of a square: eight times the work
     precision: Precision = "default"  # of float32 products, which GPUs round (TF32: 1e-3) unless it is highest
     deterministic: bool = False  # on GPUs leave out operations that give other bits every time; slower
@@ -89,26 +113,32 @@ class Check:
 
 
 def train(argv: Sequence[str], page: tuple[str, str]) -> None:
-    from glcanet_jax.config import Config, model_config
+    from glcanet_jax import runs, settings
 
-    config = cli.parse(Config, argv, *page, Config(model=model_config(cli.chosen(argv) or "glcanet")))
+    asked = settings.read(argv, page)
+    from glcanet_jax import experiment
     from glcanet_jax.training import loop, processes
+    from glcanet_jax.training.tracking import Tracking
 
-    out = loop.train(config)
+    if asked.hint:
+        print(asked.hint)
+    with Tracking(asked.args.track) as tracking:
+        config = settings.fit(asked, runs.open_data(asked.config.data)) if asked.args.preset else asked.config
+        if asked.args.report:
+            experiment.run(config, overlays=asked.args.overlays, tracking=tracking, advice=asked.advice)
+        else:
+            loop.train(config, tracking, asked.advice)
     if processes.first():
-        print(f"done: {out}")
+        print(f"done: {config.out}")
 
 
 def evaluate(argv: Sequence[str], page: tuple[str, str]) -> None:
     args = cli.parse(Eval, argv, *page)
     from glcanet_jax import metrics, runs
-    from glcanet_jax.data import OPTIONS, open_dataset
 
     runs.enable_compilation_cache()
-    path, bands = runs.find_weights(args.weights), args.data.bands
-    if bands is None and "bands" in OPTIONS.get(args.data.dataset, ()):
-        bands = runs.trained_bands(path, args.data.dataset)
-    dataset = open_dataset(args.data.dataset, args.data.dir, **({} if bands is None else {"bands": bands}))
+    path = runs.find_weights(args.weights)
+    dataset = runs.open_for(path, args.data.dataset, args.data.dir, args.data.bands)
     with runs.computing(args.precision, args.deterministic):
         options = {"tta": args.tta, "devices": args.devices}
         result = runs.evaluate_split(path, dataset, args.split, args.out, args.batch, **options)
@@ -161,6 +191,26 @@ def check(argv: Sequence[str], page: tuple[str, str]) -> int:
     return checks.main(args.data.dataset, args.data.dir, args.data.bands, args.normalisation, args.patch_size)
 
 
+def compare(argv: Sequence[str], page: tuple[str, str]) -> None:
+    args = cli.parse(Compare, argv, *page)
+    from glcanet_jax import compare as comparing
+    from glcanet_jax import page as pages
+    from glcanet_jax import runs
+
+    asked = comparing.find_runs(args.runs)
+    first = next(iter(asked.values())).weights
+    if args.data.dataset is None:
+        dataset = runs.open_data(runs.data_of(first, args.data.dir))
+    else:
+        dataset = runs.open_for(first, args.data.dataset, args.data.dir)
+    command = f"glcanet compare {comparing.words(asked, args.split, args.tta)}"
+    with runs.computing(args.precision, args.deterministic):
+        compared = comparing.build(asked, dataset, args.split, command=command, batch=args.batch, tta=args.tta)
+    told = comparing.write(compared, args.out, "compare")
+    print(pages.markdown(told))
+    print(f"written to {args.out / 'compare.html'}")
+
+
 class Command(NamedTuple):
     call: Callable[[Sequence[str], tuple[str, str]], int | None]
     words: str
@@ -170,13 +220,18 @@ class Command(NamedTuple):
 COMMANDS = {
     "train": Command(
         train,
-        "Train a network, going on where a killed run of the same command stopped.",
-        "--data.dataset folder --data.dir DIR --out runs/mine",
+        "Train a network, score and draw it, going on where a killed run of the same command stopped.",
+        "--preset recipe --data.dataset folder --data.dir DIR --out runs/mine",
     ),
     "eval": Command(
         evaluate,
         "Score weights on a split: metrics.json, the confusion matrix, a picture of every scene.",
         "--data.dataset folder --data.dir DIR --weights runs/mine --out scores",
+    ),
+    "compare": Command(
+        compare,
+        "Set runs side by side on the same scenes: scores by class and scene, where they err, where they differ.",
+        "runs/a runs/b --out compared",
     ),
     "predict": Command(
         predict,

@@ -169,7 +169,7 @@ def choose_preset(
     config, network = presets[name][1], chosen(argv)
     if network is not None:
         config = dataclasses.replace(config, model=configs.with_network(config.model, network))
-    listed = "\n".join(_entry(key, words + " (default)" * (key == default)) for key, (words, _) in presets.items())
+    listed = listing({key: words + " (default)" * (key == default) for key, (words, _) in presets.items()})
     program = f"python -m {module}"
     return name, parse(type(config), argv, program, doc, config, listed)
 
@@ -231,6 +231,11 @@ def _description(doc: str) -> str:
     words = first.replace(example[0], "").replace(": .", ".").strip().rstrip(":")
     words = words if words.endswith(".") else f"{words}."
     return "\n\n".join(filter(None, [_unmarked(words), _unmarked(rest), f"example: {example[1]}"]))
+
+
+def listing(words: Mapping[str, str]) -> str:
+    """Names with what they are, as pages list them."""
+    return "\n".join(_entry(name, told) for name, told in words.items())
 
 
 def _entry(name: str, words: str) -> str:

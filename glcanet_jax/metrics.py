@@ -1,5 +1,6 @@
 """Scores from confusion matrices over whole datasets; rows are truth, columns are predictions."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -7,6 +8,8 @@ import numpy as np
 
 from glcanet_jax.data.scenes import IGNORE
 from glcanet_jax.errors import UserError
+
+FLIPS = 2**14  # sign flips that the paired test looks at, all of them where there are no more
 
 
 def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, num_classes: int, ignore: int = IGNORE) -> np.ndarray:
@@ -208,3 +211,19 @@ def format_table(result: dict[str, Any]) -> str:
         f"{'mean':<{width}} {percent(result['miou'])} {percent(result['mf1'])}   overall accuracy {percent(result['oa']).strip()}"
     )
     return "\n".join(lines)
+
+
+def paired_test(differences: Sequence[float | int]) -> float | None:
+    """Two-sided p of differences that would as well have the other sign: the share of sign flips with a mean as far from zero.
+
+    All flips where there are no more than ``FLIPS``, as many drawn ones else; None of fewer than two differences.
+    """
+    values = np.asarray(differences, np.float64)
+    if len(values) < 2:
+        return None
+    if 2 ** len(values) <= FLIPS:
+        signs = np.array(list(itertools.product((1, -1), repeat=len(values))))
+    else:
+        signs = np.random.default_rng(0).choice((1, -1), (FLIPS, len(values)))
+        signs[0] = 1  # what was seen is one of them
+    return float(np.mean(np.abs(signs @ values) >= np.abs(values.sum()) - 1e-9 * np.abs(values).sum()))

@@ -1,12 +1,14 @@
-"""Settings that several experiments share."""
+"""Settings that belong together: what several experiments share, and what ``train --preset`` offers for any data."""
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from glcanet_jax.config import Config, DataConfig, LossConfig, OptimiserConfig, TrainConfig, model_config
 from glcanet_jax.data.loader import LoaderConfig
-from glcanet_jax.geometry import Views
+from glcanet_jax.errors import UserError
+from glcanet_jax.geometry import WHOLE, Views
 
 Changes = Mapping[str, Mapping[str, Any]]  # fields of a configuration's parts, by part; "" is the configuration itself
 
@@ -77,3 +79,103 @@ SAMPLE = Config(
     eval_batch=8,
     out="runs/sample",
 )
+
+# ------------------------------------------------------------------------------------------------------ for anybody's data
+# 256-px patches in contexts of 380 m, as MBRSC's: what experiments.mbrsc trains as `demo` and `cpu`
+MEASURED = Views(context_size=1254, global_size=256, patch_size=256, overlap=32)
+OFTEN: Changes = {"train": {"log_every": 10, "eval_every": 100, "checkpoint_every": 100}}  # an epoch may be one step
+
+# a ResNet-18 of half the width from noise: the network of the bundled weights
+SMALL = changed(
+    Config(
+        views=MEASURED,
+        loader=LoaderConfig(batch_size=4, patches_per_context=2),
+        model=model_config(depth=18, width=32, fpn_channels=64),
+        optimiser=OptimiserConfig(global_rate=1e-3, local_rate=1e-3, fusion_rate=1e-3),
+        train=TrainConfig(steps=1200),
+        eval_batch=8,
+    ),
+    RECIPE,
+    OFTEN,
+)
+
+# ImageNet's ResNets with frozen norms; what is not in them learns faster
+PRETRAINED = changed(
+    Config(
+        views=MEASURED,
+        loader=LoaderConfig(batch_size=2, patches_per_context=4),
+        model=model_config(norm="frozen", fpn_channels=128),
+        optimiser=OptimiserConfig(global_rate=1e-4, local_rate=1e-4, fusion_rate=3e-4),
+        train=TrainConfig(steps=560),
+    ),
+    RECIPE,
+    OFTEN,
+)
+
+PRESETS: Mapping[str, tuple[str, Config]] = {
+    "recipe": (
+        "what was measured as best (docs/results.md): a small network from scratch, or what fits the weights of --backbone; on two "
+        "CPU cores under an hour",
+        SMALL,
+    ),
+    "fast": (
+        "the same recipe for a GPU of 40 GB or more: ResNet-50, bfloat16, 500-px patches, six of each of six contexts",
+        changed(FAST, RECIPE, OFTEN, {"train": {"steps": 2000}}),
+    ),
+    "paper": ("the paper's settings to the letter, for 120 epochs: hours on a large GPU", PAPER),
+    "tiny": ("seconds on a CPU: shows that everything runs, learns next to nothing", TINY),
+}
+SMALLER = {"paper": "recipe", "fast": "recipe", "recipe": "tiny"}  # what to give where a preset takes too long
+METRES = {"recipe": 380.0, "fast": 1224.0}  # that a context spans on the ground where it was measured
+SHRUNK = 3, 6  # contexts are so many patches a side, where scenes allow
+LEAST = 128  # pixels a side of patches, where scenes allow: under it, a network sees few of its cells
+
+
+def preset(name: str, backbone: bool = False) -> Config:
+    """The configuration of a preset; ``recipe`` is another one where a backbone's weights are given.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    if name not in PRESETS:
+        raise UserError(f"no preset is called {name!r}; there are {', '.join(PRESETS)}")
+    return PRETRAINED if name == "recipe" and backbone else PRESETS[name][1]
+
+
+def fitted(
+    views: Views,
+    sizes: Iterable[tuple[int, int]],
+    ground: float | None,
+    metres: float | None,
+    kept: Collection[str] = (),
+) -> Views:
+    """Views for scenes of these heights and widths: neither patch nor context is larger than the smallest of them.
+
+    A context spans as many metres as where its preset was measured, so far as it stays three to six patches a side; a patch is a
+    third of the smallest scene at most, but no less than 128 px where the scene has them.
+
+    Args:
+        sizes: of the scenes, pixels, at least one. ground: metres a pixel, None where nothing says. metres: that a context spans.
+        kept: fields of the views that somebody chose, and that stay.
+    """
+    side = min(min(size) for size in sizes)
+    new = {name: getattr(views, name) for name in kept}
+    most = min(max(side // SHRUNK[0], LEAST), max(side, WHOLE.low))
+    patch = new.get("patch_size", views.patch_size if views.patch_size <= most else most // 32 * 32)
+    whole = views.context_size is None  # every scene is a context, and stays one
+    context = None if whole else views.context_size
+    if context is not None:
+        wanted = context if ground is None or metres is None else metres / ground
+        low, high = (patch * times for times in SHRUNK)
+        context = max(min(round(min(max(wanted, low), high)), side), patch)
+    context = new.get("context_size", context)
+    shrunk = views.global_size if whole else min(views.global_size, max(patch, round_up(context / SHRUNK[1])))
+    overlap = max(1, views.overlap * patch // views.patch_size)
+    return dataclasses.replace(
+        views, **{"patch_size": patch, "context_size": context, "global_size": shrunk, "overlap": overlap} | new
+    )
+
+
+def round_up(pixels: float) -> int:
+    """The next multiple of 32, the coarsest stride of the networks."""
+    return max(WHOLE.low, math.ceil(pixels / 32) * 32)

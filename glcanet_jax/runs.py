@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from glcanet_jax import border, metrics, models, report, weights
 from glcanet_jax import config as configs
 from glcanet_jax.config import Config
-from glcanet_jax.data import OWN, identity, open_dataset
+from glcanet_jax.data import OPTIONS, OWN, identity, open_dataset
 from glcanet_jax.data.bands import parse_bands
 from glcanet_jax.data.scenes import check_labels, class_counts, filled, mean_values
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference.evaluation import countable, evaluate
 from glcanet_jax.inference.predictor import Predictor
+from glcanet_jax.inference.windows import Cut, Worst
 from glcanet_jax.progress import Progress
 from glcanet_jax.weights import resolve as find_weights
 
@@ -298,6 +299,26 @@ def trained_bands(path: Path, dataset: str) -> str | None:
     return data.bands if (data.dataset in OWN) == (dataset in OWN) else None
 
 
+def open_for(path: Path, dataset: str, folder: str | None, bands: str | None = None) -> Any:
+    """A dataset to score weights on; without a choice of bands, those that the weights were trained on."""
+    if bands is None and "bands" in OPTIONS.get(dataset, ()):
+        bands = trained_bands(path, dataset)
+    return open_dataset(dataset, folder, **({} if bands is None else {"bands": bands}))
+
+
+def data_of(path: Path, folder: str | None = None) -> configs.DataConfig:
+    """What weights were trained on, where it says; in another folder if one is given.
+
+    Raises:
+        UserError: it says no place that is there.
+    """
+    data = read_weights(path)[0].data
+    place = folder or data.dir
+    if data.dataset != "sample" and not Path(place or f"data/{data.dataset}").is_dir():
+        raise UserError(f"{path} was trained on {data.dataset}, which is not at {place}; give --dataset and --data-dir")
+    return dataclasses.replace(data, dir=place)
+
+
 def chosen_bands(config: Config) -> tuple[int, ...] | None:
     """The bands that a folder's images were trained on, if they were named by number."""
     return parse_bands(config.data.bands) if config.data.dataset in OWN else None
@@ -412,6 +433,22 @@ def check_fit(dataset: Any, scenes: Any, predictor: Predictor, class_names: list
     check_labels(scenes, split, what="evaluation")
 
 
+def labelled_scenes(dataset: Any, split: str) -> list[Any]:
+    """Those of a split that can be counted; others are told.
+
+    Raises:
+        UserError: there is none, or no such split.
+    """
+    scenes = dataset.scenes(split)
+    without = [scene.name for scene in scenes if not scene.labelled]
+    if len(without) == len(scenes):
+        raise UserError(f"no scene of split {split!r} of {dataset.name} has labels; choose another with --split")
+    if without:
+        shown = ", ".join(without[:8]) + f" and {len(without) - 8} more" * (len(without) > 8)
+        print(f"left out, for they have no labels: {shown}")
+    return [scene for scene in scenes if scene.labelled]
+
+
 def evaluate_split(
     weights_path: Path,
     dataset: Any,
@@ -421,12 +458,19 @@ def evaluate_split(
     *,
     tta: bool = False,
     devices: int | None = None,
+    overlays: int | None = None,
+    windows: int = 0,
+    loaded: tuple[Predictor, Config, dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """Score a split and write ``metrics.json``, the confusion matrix and an overlay of every scene; returns the metrics.
+    """Score a split and write ``metrics.json``, the confusion matrix, overlays and the worst windows; returns the metrics.
 
-    ``devices`` as :class:`Predictor` has them.
+    Args:
+        devices: as :class:`Predictor` has them.
+        overlays: scenes that are drawn, at most, spread evenly; None: all. windows: that are drawn where most is wrong, at most.
+        loaded: what :func:`load_predictor` made of the weights, where that was done before.
 
-    ``majority`` among them are the scores of a map that is everywhere the commonest true class; ``seconds`` are those of the walk over all scenes, reading and counting included, compiling not.
+    ``majority`` among them are the scores of a map that is everywhere the commonest true class; ``seconds`` are those of the walk over all scenes, reading and counting included, compiling not;
+    ``drawn`` are the scenes that have an overlay, ``worst`` the windows with most errors and their pictures.
 
     Raises:
         UserError: the dataset's classes are not those of the weights, or a scene has other bands or no labels.
@@ -434,12 +478,13 @@ def evaluate_split(
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; --out must be a folder")
     scenes = dataset.scenes(split)  # a bad split is told before the network is built
-    predictor, config, classes = load_predictor(weights_path, batch, tta=tta, devices=devices)
+    predictor, config, classes = loaded or load_predictor(weights_path, batch, tta=tta, devices=devices)
     check_fit(dataset, scenes, predictor, classes["names"], split)
     scenes = tuple(filled(scene, mean_values(predictor.normalisation, scene.bands)) for scene in scenes)
     asked = {"split": split, "weights": str(weights_path), "evaluated": dataset.name, "tta": tta}
-    result, pictures = score_scenes(predictor, scenes, dataset, config, asked, pictures=True)
-    write_scores(out, result, pictures, dataset)
+    worst = Worst(windows, dataset.protocols[0].ignore, dataset.scale) if windows else None
+    result, pictures = score_scenes(predictor, scenes, dataset, config, asked, overlays, worst)
+    write_scores(out, result, pictures, dataset, () if worst is None else worst.cuts)
     return result
 
 
@@ -450,11 +495,17 @@ def first_of(scenes: Any, predictor: Predictor) -> tuple[Any, tuple[int, int]]:
 
 
 def score_scenes(
-    predictor: Predictor, scenes: Any, dataset: Any, config: Config, asked: dict[str, Any], pictures: bool
+    predictor: Predictor,
+    scenes: Any,
+    dataset: Any,
+    config: Config,
+    asked: dict[str, Any],
+    pictures: int | None,
+    worst: Worst | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Metrics of the scenes of a split, as :func:`evaluate_split` returns them, and their small pictures.
+    """Metrics of the scenes of a split, as :func:`evaluate_split` returns them, and small pictures of so many of them (None: all).
 
-    ``asked``, its ``split`` among it, is told beside the configuration.
+    ``asked``, its ``split`` among it, is told beside the configuration. ``worst`` keeps the windows with most errors.
     """
     split = asked["split"]
     predictor.compile(*first_of(scenes, predictor))
@@ -466,16 +517,25 @@ def score_scenes(
     with Progress(megapixels, f"evaluating {split}", "Mpx") as progress:
         settings = {**configs.to_dict(config), **asked}
         tell = lambda pixels: progress.advance(pixels / 1e6)  # noqa: E731
-        result, thumbnails = evaluate(predictor, scenes, dataset, settings, tell, pictures)
+        result, thumbnails = evaluate(predictor, scenes, dataset, settings, tell, pictures, worst=worst)
     result["majority"] = majority(result, dataset)
     result["seconds"] = round(time.perf_counter() - began, 3)
+    result["drawn"] = list(thumbnails)
     return result, thumbnails
 
 
-def write_scores(out: Path, result: dict[str, Any], pictures: dict[str, Any], dataset: Any) -> None:
-    """``metrics.json``, the confusion matrix, and an overlay of every scene that has a picture."""
+def write_scores(
+    out: Path, result: dict[str, Any], pictures: dict[str, Any], dataset: Any, worst: Sequence[Cut] = ()
+) -> None:
+    """``metrics.json``, the confusion matrix, an overlay of every scene that has a picture, and the worst windows, these anew."""
     out.mkdir(parents=True, exist_ok=True)
     names, palette = dataset.classes.names, dataset.classes.palette
+    for path in out.glob("worst_*.webp"):
+        path.unlink()
+    if worst:
+        result["worst"] = [{"picture": f"worst_{i}.webp"} | of.record for i, of in enumerate(worst, 1)]
+    for i, of in enumerate(worst, 1):
+        report.save_comparison(out / f"worst_{i}.webp", of.image, of.truth, of.maps, palette, names)
     write_json(out / "metrics.json", result)
     report.save_confusion(out / "confusion.png", out / "confusion.csv", np.asarray(result["confusion"]), names)
     for name, picture in pictures.items():

@@ -356,7 +356,8 @@ class Segmenter:
         choose_batch(predictor, self._options, *runs.first_of(scenes, predictor), patches)
         asked = {"split": split, "weights": str(self.weights), "evaluated": dataset.name, "tta": tta}
         with memory_told(predictor):
-            result, pictures = runs.score_scenes(predictor, scenes, dataset, self.config, asked, out is not None)
+            pictured = 0 if out is None else None
+            result, pictures = runs.score_scenes(predictor, scenes, dataset, self.config, asked, pictured)
         if out is not None:
             runs.write_scores(Path(out), result, pictures, dataset)
         return result

@@ -197,7 +197,7 @@ def test_a_missing_dataset_is_explained(tmp_path):
 def asked_of_deepglobe(monkeypatch, cwd, *argv):
     """What ``experiments.deepglobe`` hands to the experiment, in a folder without data."""
     handed = []
-    monkeypatch.setattr(experiment, "run", lambda config, split: handed.append((config, split)))
+    monkeypatch.setattr(experiment, "run", lambda config, splits: handed.append((config, *splits)))
     monkeypatch.setattr(sys, "argv", ["deepglobe", *argv])
     monkeypatch.chdir(cwd)
     deepglobe.main()

@@ -18,12 +18,11 @@ from typing import Any
 import numpy as np
 
 from experiments.common import sizes
-from glcanet_jax import border, report, runs
+from glcanet_jax import border, metrics, report, runs
 from glcanet_jax import config as configs
 from glcanet_jax.config import Config
 from glcanet_jax.errors import UserError
 
-FLIPS = 2**14  # sign flips that the paired test looks at, all of them where there are no more
 ASKED = {"config": dict, "splits": list, "budget": dict}  # of a trial.json
 PROBE = 3  # steps that are timed to tell how many fit into minutes
 
@@ -141,22 +140,6 @@ def summary(records: Sequence[dict[str, Any]], split: str) -> dict[str, Any] | N
     return found | {"runs": len(done), "steps": steps}
 
 
-def paired_test(differences: Sequence[float | int]) -> float | None:
-    """Two-sided p of differences that would as well have the other sign: the share of sign flips with a mean as far from zero.
-
-    All flips where there are no more than ``FLIPS``, as many drawn ones else; None of fewer than two differences.
-    """
-    values = np.asarray(differences, np.float64)
-    if len(values) < 2:
-        return None
-    if 2 ** len(values) <= FLIPS:
-        signs = np.array(list(itertools.product((1, -1), repeat=len(values))))
-    else:
-        signs = np.random.default_rng(0).choice((1, -1), (FLIPS, len(values)))
-        signs[0] = 1  # what was seen is one of them
-    return float(np.mean(np.abs(signs @ values) >= np.abs(values.sum()) - 1e-9 * np.abs(values).sum()))
-
-
 def compare(own: dict[str, Any] | None, default: dict[str, Any] | None) -> dict[str, Any] | None:
     """Mean difference in mIoU to the default network over the scenes and seeds that both have, how many, and p."""
     if own is None or default is None:
@@ -165,7 +148,7 @@ def compare(own: dict[str, Any] | None, default: dict[str, Any] | None) -> dict[
     if not pairs:
         return None
     differences = [own["scenes"][pair] - default["scenes"][pair] for pair in pairs]
-    return {"difference": float(np.mean(differences)), "pairs": len(pairs), "p": paired_test(differences)}
+    return {"difference": float(np.mean(differences)), "pairs": len(pairs), "p": metrics.paired_test(differences)}
 
 
 def in_words(records: Sequence[dict[str, Any]], own: dict[str, Any] | None) -> str:

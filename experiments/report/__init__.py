@@ -17,7 +17,7 @@ from experiments import table1
 from experiments.common import trial
 from experiments.common.sizes import SPLITS
 from experiments.report import claims, evidence
-from glcanet_jax import border, cli, report, runs
+from glcanet_jax import border, cli, page, report, runs
 from glcanet_jax.data import open_dataset
 from glcanet_jax.data.scenes import IGNORE
 from glcanet_jax.errors import UserError
@@ -42,17 +42,6 @@ ERRATA = (
     "matched.",
 )
 KINDS = ("table1", "ablation", "recipe", "errors")  # of pages that are taken in, in this order
-STYLE = """
-:root { color-scheme: light dark; --line: #bbb; --soft: #f3f3f3 }
-@media (prefers-color-scheme: dark) { :root { --line: #555; --soft: #222 } }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 0 auto; padding: 1rem; overflow-wrap: anywhere }
-.wide { overflow-x: auto }
-table { border-collapse: collapse; font-size: .9rem }
-th, td { border: 1px solid var(--line); padding: .25rem .5rem; text-align: left; vertical-align: top; overflow-wrap: normal }
-th, code { background: var(--soft) }
-code { font-size: .85em; padding: 0 .2em }
-img { max-width: 100%; height: auto; background: #fff }
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,17 +117,14 @@ def html(text: str) -> str:
     body = body.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
     body = body.replace("<img ", '<img loading="lazy" ')
     title = text.partition("\n")[0].lstrip("# ")
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>'
-    return (
-        f'<!doctype html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head>\n<body>\n{body}\n</body></html>\n'
-    )
+    return page.document(title, body)
 
 
 # ------------------------------------------------------------------------------------------------------------- pictures
 def kept_pictures(folder: Path) -> dict[str, str]:
     """Captions by file name of the pictures that the page shows and that lie beside it: they take runs that may be gone."""
-    page = folder / "REPORT.md"
-    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    kept = folder / "REPORT.md"
+    text = kept.read_text(encoding="utf-8") if kept.is_file() else ""
     shown = re.findall(r"^!\[(.*)\]\((report_\w+\.webp)\)$", text, flags=re.MULTILINE)
     return {name: caption for caption, name in shown if (folder / name).is_file()}
 

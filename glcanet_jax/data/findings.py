@@ -1,7 +1,6 @@
 """What a dataset holds, gathered while its files are gone through: sizes, bands, values, ground resolution, classes."""
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from glcanet_jax.data import disk
+from glcanet_jax.data.ground import side_of_pixel
 from glcanet_jax.data.moments import Moments
 from glcanet_jax.data.raster import RasterSource
 from glcanet_jax.data.scenes import IGNORE, ClassTable
@@ -186,12 +186,8 @@ def kind_of(source: RasterSource) -> str:
 
 def resolution_of(source: RasterSource) -> str:
     """The size of a pixel on the ground, in words."""
-    place = source.georeference
-    if not place.on_ground:
-        return "unknown"
-    area = place.pixel_areas(source.height // 2, source.width // 2, 1, 1)
-    side = math.sqrt(float(area.ravel()[0]))
-    return f"{side:.3g} m" if math.isfinite(side) else "unknown"
+    side = side_of_pixel(source.georeference, source.height, source.width)
+    return "unknown" if side is None else f"{side:.3g} m"
 
 
 def _extent(sizes: list[tuple[int, int]]) -> str:

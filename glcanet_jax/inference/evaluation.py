@@ -75,9 +75,12 @@ class Scored:
         picture: Thumbnail | None,
         progress: Callable[[int], None] | None,
         on_device: bool = False,
+        misses: Any = None,
     ):
+        """``misses``: a :class:`glcanet_jax.inference.windows.Misses` that looks at every window, too."""
         self.height, self.width, self.dtype, self.bands = scene.height, scene.width, scene.dtype, scene.bands
         self._scene, self._accumulator, self._picture, self._progress = scene, accumulator, picture, progress
+        self._misses = misses
         # the answers that are asked for, by the classes that they choose from
         self._answers = {r: "classes" if r is None else AMONG + ",".join(map(str, r)) for r in accumulator.restrictions}
         self._pairs = {(t, self._answers[r]): (t, r) for t, r in accumulator.kinds} if on_device else {}
@@ -87,9 +90,11 @@ class Scored:
             raise UserError(
                 f"scene {self._scene.name} has no labels; evaluation needs them: choose another split, or predict instead"
             )
+        if self._misses is not None:
+            self._misses.open()
         outputs = tuple(self._answers.values())
         if self._pairs:
-            outputs = () if self._picture is None else ("classes",)
+            outputs = () if self._picture is None and self._misses is None else ("classes",)
         return Request(self, self, outputs, progress=self._progress, against=tuple(self._pairs))
 
     def __getattr__(self, name: str) -> Any:
@@ -111,6 +116,8 @@ class Scored:
             self._accumulator.add_maps(self._scene.name, truths, {r: arrays[name] for r, name in self._answers.items()})
         if self._picture is not None:
             self._picture.add(top, left, truths["labels"], arrays["classes"])
+        if self._misses is not None:
+            self._misses.add(top, left, truths["labels"], arrays["classes"])
 
     def count(self, window: tuple[int, int, int, int], counts: dict[Any, np.ndarray]) -> None:
         for (truth, _), matrix in counts.items():
@@ -123,10 +130,13 @@ class Scored:
         pass
 
     def finish(self, summary: Summary) -> Summary:
+        if self._misses is not None:
+            self._misses.finish()
         return summary
 
     def close(self) -> None:
-        pass
+        if self._misses is not None:
+            self._misses.close()
 
 
 def countable(dataset: Any, scenes: Sequence[Any]) -> tuple[Any, ...]:
@@ -136,29 +146,42 @@ def countable(dataset: Any, scenes: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(p for p in dataset.protocols if p.truth in there)
 
 
+def spread(items: Sequence[Any], most: int | None) -> list[Any]:
+    """So many of a sequence at most, evenly spread, the first among them; None: all."""
+    if most is None or most >= len(items):
+        return list(items)
+    return [items[i * len(items) // most] for i in range(most)]
+
+
 def evaluate(
     predictor: Predictor,
     scenes: Sequence[Any],
     dataset: Any,
     config: dict[str, Any],
     progress: Callable[[int], None] | None = None,
-    thumbnails: bool = False,
+    thumbnails: int | None = 0,
     *,
     protocols: Sequence[Any] | None = None,
     together: Callable[[np.ndarray], np.ndarray] | None = None,
+    worst: Any = None,
 ) -> tuple[dict[str, Any], dict[str, Thumbnail]]:
-    """Scores of labelled scenes under every protocol of their dataset, from one pass, and their small pictures.
+    """Scores of labelled scenes under every protocol of their dataset, from one pass, and small pictures of ``thumbnails`` of them.
 
     Protocols whose truth one of the scenes lacks are left out, unless others are given. ``progress`` is called with the number of
-    pixels that were finished. ``together`` adds up what several processes have counted, each of scenes of its own.
+    pixels that were finished. ``together`` adds up what several processes have counted, each of scenes of its own. ``worst`` (a
+    :class:`glcanet_jax.inference.windows.Worst`) keeps the windows with most errors. Pictures of None are those of all scenes.
 
     Raises:
         UserError: a scene has no labels.
     """
     protocols = countable(dataset, scenes) if protocols is None else protocols
     accumulator = metrics.ConfusionAccumulator(predictor.num_classes, protocols)
-    pictures = {scene.name: Thumbnail(scene, scale=dataset.scale) for scene in scenes} if thumbnails else {}
-    tasks = (Scored(scene, accumulator, pictures.get(scene.name), progress, predictor.on_device) for scene in scenes)
+    pictures = {scene.name: Thumbnail(scene, scale=dataset.scale) for scene in spread(scenes, thumbnails)}
+    misses = lambda scene: None if worst is None else worst.of(scene)  # noqa: E731
+    tasks = (
+        Scored(scene, accumulator, pictures.get(scene.name), progress, predictor.on_device, misses(scene))
+        for scene in scenes
+    )
     with contextlib.closing(predict_scenes(predictor, tasks, readers=reader_threads())) as outcomes:
         for outcome in outcomes:
             if outcome.error is not None:

@@ -14,7 +14,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from glcanet_jax import geometry, models, runs
-from glcanet_jax.config import Config, numbers_of
+from glcanet_jax.config import Config, numbers_of, to_dict
 from glcanet_jax.data import disk, files
 from glcanet_jax.data.cached import cached
 from glcanet_jax.data.loader import TrainLoader
@@ -26,7 +26,7 @@ from glcanet_jax.profiling import program_memory, require_memory
 from glcanet_jax.progress import Progress
 from glcanet_jax.training import optim, phases, processes, sources
 from glcanet_jax.training.checkpoints import Checkpoints
-from glcanet_jax.training.compiling import Durations
+from glcanet_jax.training.compiling import Durations, Pace
 from glcanet_jax.training.messages import native_kept, warnings_kept
 from glcanet_jax.training.on_device import Plan
 from glcanet_jax.training.phases import Phase
@@ -35,6 +35,7 @@ from glcanet_jax.training.residents import All, Pool
 from glcanet_jax.training.sources import FromDevice, FromLoader
 from glcanet_jax.training.step import TrainState, create_state, logged, make_train_step
 from glcanet_jax.training.stopping import Stop, listening, on_any_host
+from glcanet_jax.training.tracking import Tracking
 
 MESSAGES = "messages.log"  # in the run's folder: what libraries have to say
 
@@ -65,8 +66,12 @@ class Work(NamedTuple):
         return [self.loader.contexts(scene) for scene in self.scenes]
 
 
-def train(config: Config) -> Path:
+def train(config: Config, tracking: Tracking | None = None, advice: str = "") -> Path:
     """Train to the end, from the last checkpoint if there is one; returns the run's folder.
+
+    Args:
+        tracking: who else is told; whoever made it closes it. advice: what would be quicker, told on a CPU beside the time that
+            all steps will take.
 
     Raises:
         UserError: the data, the weights or the options do not fit, the data are not those that the run began with, the
@@ -76,10 +81,13 @@ def train(config: Config) -> Path:
     processes.begin(config.distributed)
     config = replace(config, distributed="auto")  # it is no part of the run, which goes on however its processes meet
     with processes.quiet(), runs.computing(config.train.precision):
-        return _train(config)
+        if tracking is not None:
+            return _train(config, tracking, advice)
+        with Tracking() as own:
+            return _train(config, own, advice)
 
 
-def _train(config: Config) -> Path:
+def _train(config: Config, tracking: Tracking, advice: str) -> Path:
     # ------------------------------------------------------------------ what there is to train on, and with what
     runs.enable_compilation_cache()
     work = prepare(config)  # looks at every scene; where classes are balanced, at every label
@@ -97,16 +105,16 @@ def _train(config: Config) -> Path:
         ready = fed(work) if leads else None
     work = ready or fed(work)
     print(f"training on {len(work.scenes)} scenes for {work.steps} steps; everything is written to {out}")
-    for name in ("checkpoints", "tensorboard"):
+    for name in ("checkpoints", "tensorboard", "track"):
         disk.check_no_links(out / name)
     disk.own(out / MESSAGES)
     # what JAX has to say when another process ends is for the file
     native = native_kept(out / MESSAGES) if processes.several() else contextlib.nullcontext()
     with warnings_kept(out / MESSAGES), room_told(out), native:
-        return _train_in(out, work, variables)
+        return _train_in(out, work, variables, tracking, advice)
 
 
-def _train_in(out: Path, work: Work, variables: dict[str, Any]) -> Path:
+def _train_in(out: Path, work: Work, variables: dict[str, Any], tracking: Tracking, advice: str) -> Path:
     """The run itself, in its folder."""
     config = work.config
     tx = optim.optimiser(config.optimiser, work.spans, config.freeze)
@@ -122,14 +130,17 @@ def _train_in(out: Path, work: Work, variables: dict[str, Any]) -> Path:
         batches.set_state(saved["data"])
         print(f"going on from step {int(state.step)}")
     start, unscored = int(state.step), saved.get("unscored", False)
-    log = Log(out, start, config.train.tensorboard, scored=not unscored, writes=processes.first())
+    if processes.first():
+        tracking.begin(out, to_dict(config), start)
+    log = Log(out, start, tracking, scored=not unscored, writes=processes.first())
 
     # ------------------------------------------------------------------ the steps
     bar = Progress(work.steps, "training", "steps", start)
     with contextlib.closing(log), contextlib.closing(batches), bar as progress, listening() as stop:
         predictor, rates = predictor_of(work, state), optim.rates(config.optimiser, work.spans)
+        best = saved.get("best")
         run = Run(
-            out, work, tx, batches, checkpoints, log, progress, predictor, saved.get("best"), monitor, rates, stop
+            out, work, tx, batches, checkpoints, log, progress, predictor, best, monitor, rates, stop, advice=advice
         )
         if unscored:
             score(run, state, start)
@@ -291,6 +302,7 @@ class Run:
     monitor: Monitor
     rates: Mapping[str, optax.Schedule]
     stop: Stop
+    advice: str = ""  # what would be quicker
     # when the last checkpoint was written, or the run began
     saved_at: float = field(default_factory=lambda: time.monotonic())
 
@@ -306,6 +318,7 @@ def train_phase(run: Run, state: TrainState, phase: Phase, start: int) -> TrainS
     work, per_epoch = run.work, run.work.loader.steps_per_epoch
     train_step = make_train_step(work.model, run.tx, work.config, work.config.normalisation.scale, phase)
     due, timer, step = _intervals(work), Timer(), start
+    pace = Pace(_kind_of(work.config, phase), phase.stop - start, run.advice)
     compiling = lambda program, *given: compile_step(run, program, *given, phase.name)  # noqa: E731
     take = run.batches.steps(train_step, compiling)  # compiles at first, a minute or so for a whole ResNet-50
     while step < phase.stop:
@@ -313,6 +326,7 @@ def train_phase(run: Run, state: TrainState, phase: Phase, start: int) -> TrainS
         count = next((s for s in range(step + 1, last) if any(is_due(s) for is_due in due.values())), last) - step
         state, metrics = take(state, step, count, timer)
         step += count
+        pace.step(count)
         run.progress.advance(count)
         _tell(run)
         if logged(work.config.train.log_every, phase.stop, step):
@@ -329,6 +343,13 @@ def train_phase(run: Run, state: TrainState, phase: Phase, start: int) -> TrainS
         if due["validation"](step) or due["checkpoint"](step) or late:
             timer = Timer()
     return state
+
+
+def _kind_of(config: Config, phase: Phase) -> dict[str, Any]:
+    """What decides how long a step of a phase takes."""
+    parts = {name: asdict(getattr(config, name)) for name in ("model", "views", "loader")}
+    told = {"accumulation": config.train.accumulation, "freeze": config.freeze, "on_device": config.data.on_device}
+    return {"a step of": phase.name} | parts | told
 
 
 def _intervals(work: Work) -> dict[str, Callable[[int], bool]]:

@@ -19,51 +19,29 @@ from glcanet_jax.data import disk
 from glcanet_jax.errors import UserError
 from glcanet_jax.profiling import peak_memory
 from glcanet_jax.training.phases import Phase
+from glcanet_jax.training.tracking import Tracking
 
 
 class Log:
-    """JSON lines in the run's folder; TensorBoard beside them if wanted and installed."""
+    """JSON lines in the run's folder; trackers are told the same."""
 
-    def __init__(self, folder: Path, start_step: int, tensorboard: bool, *, scored: bool = True, writes: bool = True):
+    def __init__(self, folder: Path, start_step: int, tracking: Tracking, *, scored: bool = True, writes: bool = True):
         """``scored``: the scores of the start step hold; if not, they will come again. Without ``writes`` it says nothing."""
-        self._file, self._board = None, None
+        self._file, self._tracking = None, tracking
         if not writes:
             return
         path = folder / "log.jsonl"
         _forget(path, start_step, scored)
         self._file = path.open("a", buffering=1, encoding="utf-8")
-        self._board = _Board(folder / "tensorboard", start_step) if tensorboard else None
 
     def write(self, line: dict[str, Any]) -> None:
         if self._file is not None:
             self._file.write(json.dumps(line) + "\n")
-        if self._board is not None:
-            self._board.write(line)
+            self._tracking.write(line)
 
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
-        if self._board is not None:
-            self._board.close()
-
-
-class _Board:
-    """The numbers of the log for TensorBoard; nothing where tensorboardX is not installed."""
-
-    def __init__(self, folder: Path, start_step: int):
-        with contextlib.suppress(ImportError):
-            from tensorboardX import SummaryWriter
-
-            self._writer = SummaryWriter(str(folder), purge_step=start_step)
-
-    def write(self, line: dict[str, Any]) -> None:
-        numbers = {k: v for k, v in line.items() if isinstance(v, int | float) and k != "step"}
-        for key, value in numbers.items() if hasattr(self, "_writer") else ():
-            self._writer.add_scalar(f"{line['kind']}/{key}", value, line["step"])
-
-    def close(self) -> None:
-        if hasattr(self, "_writer"):
-            self._writer.close()
 
 
 def _forget(path: Path, step: int, scored: bool) -> None:

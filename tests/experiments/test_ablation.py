@@ -11,7 +11,7 @@ from scipy import stats
 from experiments import ablation
 from experiments.common import sizes, trial
 from glcanet_jax import config as configs
-from glcanet_jax import models
+from glcanet_jax import metrics, models
 from glcanet_jax.errors import UserError
 from glcanet_jax.measure import info
 
@@ -49,15 +49,15 @@ def test_the_paired_test_is_scipys(count):
     expected = stats.permutation_test(
         (differences,), np.mean, permutation_type="samples", n_resamples=np.inf, alternative="two-sided"
     )
-    assert trial.paired_test(differences.tolist()) == pytest.approx(expected.pvalue, abs=1e-12)
+    assert metrics.paired_test(differences.tolist()) == pytest.approx(expected.pvalue, abs=1e-12)
 
 
 def test_the_paired_test_of_many_and_of_few():
     rng = np.random.default_rng(0)
-    assert trial.paired_test(rng.normal(1.0, 1, 40).tolist()) < 1e-3
-    assert trial.paired_test(rng.normal(0.0, 1, 40).tolist()) > 0.05
-    assert trial.paired_test([1.0]) is None and trial.paired_test([]) is None
-    assert trial.paired_test([0.0, 0.0, 0.0]) == 1.0
+    assert metrics.paired_test(rng.normal(1.0, 1, 40).tolist()) < 1e-3
+    assert metrics.paired_test(rng.normal(0.0, 1, 40).tolist()) > 0.05
+    assert metrics.paired_test([1.0]) is None and metrics.paired_test([]) is None
+    assert metrics.paired_test([0.0, 0.0, 0.0]) == 1.0
 
 
 def records(mious, scenes=("a", "b"), steps=1000):

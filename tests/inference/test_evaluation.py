@@ -127,7 +127,7 @@ def test_scores_of_scenes(predictor):
     scenes[0].labels[:10] = 255
     protocols = Protocol("all", (0, 1, 2)), Protocol("no-a", (1, 2), ignore=(0,), predict=(1, 2))
     result, pictures = evaluation.evaluate(
-        predictor[0], scenes, dataset_of(*scenes, protocols=protocols), {"seed": 1}, thumbnails=True
+        predictor[0], scenes, dataset_of(*scenes, protocols=protocols), {"seed": 1}, thumbnails=None
     )
     wanted, restricted = np.zeros((3, 3), int), np.zeros((3, 3), int)
     for scene in scenes:

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from glcanet_jax.training import compiling
-from glcanet_jax.training.compiling import Durations
+from glcanet_jax.training.compiling import Durations, Pace
 
 
 @pytest.fixture
@@ -55,3 +55,60 @@ def test_without_a_place_nothing_is_known(tmp_path, monkeypatch):
         with Durations().noting("kind"):
             pass
         assert Durations().told("kind") == "" and not any(tmp_path.iterdir())
+
+
+# ------------------------------------------------------------------------------------------------- how long all steps take
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that is set by hand."""
+    now = [0.0]
+    monkeypatch.setattr(compiling.time, "perf_counter", lambda: now[0])
+    return now
+
+
+def steps(clock, pace, each, count=1, calls=8):
+    """The first call takes a minute, which is compiling."""
+    clock[0] += 60
+    for _ in range(calls):
+        pace.step(count)
+        clock[0] += each * count
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_what_all_steps_will_take_is_measured_and_told_once(folder, clock, capsys, count):
+    steps(clock, Pace("kind", 1200, "--preset tiny is smaller"), 2.4, count)
+    told = capsys.readouterr().out
+    assert told == (
+        "1200 steps of 2.4 s (measured) take about 48 minutes on this CPU, scoring aside; --preset tiny is smaller\n"
+    )
+
+
+def test_the_next_time_it_is_told_before_the_first_step(folder, clock, capsys):
+    steps(clock, Pace("kind", 100), 0.5)
+    capsys.readouterr()
+    pace = Pace("kind", 100, "--preset tiny is smaller")
+    assert (
+        capsys.readouterr().out
+        == "100 steps of 0.5 s (the last time) take about 50 seconds on this CPU, scoring aside\n"
+    )
+    steps(clock, pace, 0.55)
+    assert capsys.readouterr().out == ""  # no news
+    steps(clock, Pace("kind", 100), 3)
+    assert "100 steps of 3 s (measured) take about 5 minutes" in capsys.readouterr().out
+    Pace("other", 100)
+    assert capsys.readouterr().out == ""
+
+
+def test_on_a_gpu_and_in_a_few_steps_nothing_is_told(folder, clock, capsys, monkeypatch):
+    steps(clock, Pace("kind", 3), 2.4, calls=3)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    steps(clock, Pace("kind", 1200), 2.4)
+    assert capsys.readouterr().out == "" and not (folder / "seconds.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.1, "1 seconds"), (89.0, "89 seconds"), (2900.0, "48 minutes"), (3e4, "8.3 hours"), (9e5, "10 days")],
+)
+def test_times_in_words(seconds, words):
+    assert compiling.in_words(seconds) == words

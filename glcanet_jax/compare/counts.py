@@ -1,4 +1,4 @@
-"""Pixels counted by their distance to borders and by the size of their objects, for :mod:`experiments.errors`.
+"""Pixels counted by their distance to borders and by the size of their objects, for :mod:`glcanet_jax.compare`.
 
 * **border**: the distance of a pixel to the nearest pixel of another class in the truth, Euclidean, between the pixels' centres:
   both sides of a border are near it, and neighbours across it 1 px away. A bin's upper bound lies in the bin. What has no label
@@ -19,6 +19,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from glcanet_jax.data.scenes import IGNORE
+from glcanet_jax.inference.windows import CELL, add_to_cells, cells
 
 BORDERS = (2, 5, 10, 20)  # px, upper bounds of all bins but the last
 BORDER_BINS = ("<=2", "2-5", "5-10", "10-20", ">20")
@@ -26,8 +27,6 @@ AREAS = (10**2, 10**3, 10**4, 10**5)  # px, lower bounds of all bins but the fir
 SIZE_BINS = ("<10^2", "10^2-10^3", "10^3-10^4", "10^4-10^5", ">=10^5")
 OUTCOMES = ("none", "control", "network", "both")  # who is right
 STRIP = 2**21  # pixels analysed at a time
-SIDE = 400  # pixels a side of the windows that are shown
-SHOWN = 2  # windows of each kind
 
 
 # ------------------------------------------------------------------------------------------------- borders and objects
@@ -98,7 +97,7 @@ def count_scene(
     maps: Sequence[UInt8[np.ndarray, "H W"]],
     k: int,
     strip: int = STRIP,
-    cell: int = SIDE // 2,
+    cell: int = CELL,
 ) -> tuple[Counts, Int[np.ndarray, "2 rows columns"]]:
     """All counts of a scene, and by cells of ``cell`` px the net pixels that the first map gains on the second, and pixels.
 
@@ -111,7 +110,7 @@ def count_scene(
     tops = range(0, height, rows)
     size_of, objects = object_sizes((read(top, min(rows, height - top)) for top in tops), k)
     confusions, outcomes = np.zeros((len(maps), nb, ns, k, k), np.int64), np.zeros((nb, ns, k, len(OUTCOMES)), np.int64)
-    grid, first = np.zeros((2, -(-height // cell), -(-width // cell)), np.int64), 0
+    grid, first = cells(height, width, cell), 0
     for top in tops:
         start, stop = max(0, top - BORDERS[-1]), min(height, top + rows + BORDERS[-1])
         around = read(start, stop - start)
@@ -131,25 +130,6 @@ def count_scene(
             outcomes += np.bincount(group * len(OUTCOMES) + outcome, minlength=outcomes.size).reshape(outcomes.shape)
             net = np.zeros(counted.shape, np.int64)
             net[counted] = right[0].astype(np.int64) - right[1]
-            for layer, values in zip(grid, (net, counted.astype(np.int64)), strict=True):
-                by_cell = np.add.reduceat(values, range(0, width, cell), axis=1)
-                np.add.at(layer, np.arange(top, top + len(net)) // cell, by_cell)
+            for layer, values in zip(grid, (net, counted), strict=True):
+                add_to_cells(layer, top, 0, values, cell)
     return Counts(confusions, outcomes, objects), grid
-
-
-def best_windows(grid: Int[np.ndarray, "2 rows columns"], sign: int) -> list[tuple[int, int, int, int]]:
-    """Windows of two by two cells, none over another, with most net pixels times ``sign``, and more than none.
-
-    Returns:
-        At most ``SHOWN`` of (row, column) of the first cell, net pixels, pixels.
-    """
-    grid = np.pad(grid, [(0, 0), *((0, int(n == 1)) for n in grid.shape[1:])])  # a scene of one cell is a window
-    sums = grid[:, :-1, :-1] + grid[:, 1:, :-1] + grid[:, :-1, 1:] + grid[:, 1:, 1:]
-    found: list[tuple[int, int, int, int]] = []
-    for at in np.argsort(-sign * sums[0], axis=None, kind="stable").tolist():
-        (i, j), (net, pixels) = divmod(at, sums.shape[2]), sums.reshape(2, -1)[:, at].tolist()
-        if len(found) == SHOWN or sign * net <= 0:
-            break
-        if all(abs(i - y) > 1 or abs(j - x) > 1 for y, x, *_ in found):
-            found.append((i, j, net, pixels))
-    return found

@@ -12,16 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from experiments import errors
-from experiments.errors import counts as error_counts
-from glcanet_jax import models, runs
+from glcanet_jax import compare, models, runs
+from glcanet_jax.compare import counts as error_counts
 from glcanet_jax.config import Config, NormalisationConfig, model_config
 from glcanet_jax.data import open_dataset
 from glcanet_jax.data.scenes import ArrayScene, Protocol, WindowScene
 from glcanet_jax.errors import UserError
 from glcanet_jax.geometry import Views
-from glcanet_jax.inference import evaluation
-from glcanet_jax.options import Source
+from glcanet_jax.inference import evaluation, windows
 
 K = 3
 SMALL = dict(depth=10, fast_conv=False, width=8, fpn_channels=16, norm="frozen")
@@ -199,7 +197,7 @@ def test_the_best_windows(net):
         for j in range(max(1, net.shape[1] - 1))
     }
     for sign in (1, -1):
-        left, found = sums, error_counts.best_windows(grid, sign)
+        left, found = sums, windows.best_windows(grid, sign)
         for i, j, total, pixels in found:
             assert total == sums[i, j] and sign * total == max(sign * s for s in left.values()) > 0
             assert pixels == 10 * net[i : i + 2, j : j + 2].size
@@ -209,7 +207,7 @@ def test_the_best_windows(net):
 
 def test_what_a_protocol_ignores_has_no_label():
     scene = ArrayScene("s", np.zeros((4, 5, 3), np.uint8), coarse(4, 5, 2, ignored=0))
-    read = errors.truth_reader(scene, Protocol("no-a", (1, 2), ignore=(0,)))
+    read = compare.truth_reader(scene, Protocol("no-a", (1, 2), ignore=(0,)))
     np.testing.assert_array_equal(read(1, 3), np.where(scene.labels == 0, 255, scene.labels)[1:])
 
 
@@ -245,14 +243,10 @@ def weights(dataset, tmp_path_factory):
     return places[0].parent, places[1]
 
 
-def options_of(weights, out, **changes):
-    own = {
-        "data": Source(dataset="sample"),
-        "split": "test",
-        "runs": (f"ours={weights[0]}", f"other={weights[1]}"),
-        "results": out,
-    }
-    return errors.Options(**own | changes)
+def build(dataset, *words, split="test"):
+    asked = compare.find_runs(words)
+    command = f"compare {compare.words(asked, split, False)}"
+    return compare.build(asked, dataset, split, command=command, batch=4)
 
 
 @pytest.fixture(scope="module")
@@ -261,19 +255,19 @@ def load_once():
 
 
 @pytest.fixture(autouse=True)
-def the_cut(monkeypatch, dataset, load_once):
-    monkeypatch.setattr(errors, "open_dataset", lambda name, data_dir: dataset)
+def kept(monkeypatch, load_once):
     monkeypatch.setattr(runs, "load_predictor", load_once)
 
 
-def test_the_command(weights, dataset, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(errors, "STRIP", 460 * 37)
-    result, pictures, table = errors.build(options_of(weights, tmp_path))
+def test_two_runs(weights, dataset, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compare, "STRIP", 460 * 37)
+    compared = build(dataset, f"ours={weights[0]}", f"other={weights[1]}")
+    pictures = compared.cuts
     assert "left out, for they have no labels: bare" in capsys.readouterr().out
-    errors.write(result, pictures, table, tmp_path)
+    compare.write(compared, tmp_path, "errors-sample")
     text = (tmp_path / "errors-sample.json").read_text()
     told = json.loads(text)
-    assert str(tmp_path.parent) not in text and told["command"].endswith("--runs ours=RUN other=RUN --split test")
+    assert str(tmp_path.parent) not in text and told["command"] == "compare ours=RUN other=RUN --split test"
     assert [run["weights"] for run in told["runs"]] == ["last.safetensors", "control.safetensors"]
     scene, names = dataset.splits["test"][0], dataset.classes.names
     for run, path in zip(told["runs"], weights, strict=True):
@@ -293,7 +287,9 @@ def test_the_command(weights, dataset, tmp_path, monkeypatch, capsys):
         for key in ("pixels", *error_counts.OUTCOMES):
             assert sum(group[key] for group in gain[axis].values()) == gain["all"][key]
     shown = {w["picture"] for w in gain["windows"]}
-    assert shown and {p.name for p in tmp_path.iterdir()} == shown | {"errors-sample.json", "errors-sample.md"}
+    assert shown and {p.name for p in tmp_path.iterdir()} == shown | {
+        f"errors-sample.{kind}" for kind in ("json", "md", "html")
+    }
     for w in gain["windows"]:
         assert (w["net_pixels"] > 0) == (w["kind"] == "helps") and w["scene"] == "cut"
         assert w["top"] + w["height"] <= 230 and w["left"] + w["width"] <= 460
@@ -309,42 +305,55 @@ def test_the_command(weights, dataset, tmp_path, monkeypatch, capsys):
     assert all(f"]({name})" in page for name in shown)
 
 
-def test_a_stage_within_a_run_is_its_own_control(weights, tmp_path):
-    result, _, _ = errors.build(
-        options_of(weights, tmp_path, runs=(f"ours={weights[0]}", f"local={weights[0]}@local/logits"))
-    )
-    assert result["command"].endswith("--runs ours=RUN local=RUN@local/logits --split test")
+def test_scenes_are_paired(weights, dataset):
+    """Twice the same cut, one of them without what makes the difference: the mean and the test are of both."""
+    scene = dataset.splits["test"][0]
+    upper = WindowScene("upper", scene, 0, 0, 100, 460)
+    both = dataclasses.replace(dataset, splits={"test": (scene, upper)})
+    told = build(both, f"a={weights[0]}", f"b={weights[1]}").result["paired"]
+    assert set(told["scenes"]) == {"cut", "upper"} and told["to"] == "a"
+    differences = [100 * (of["b"] - of["a"]) for of in told["scenes"].values()]
+    against = told["differences"]["b"]
+    assert against["difference"] == pytest.approx(np.mean(differences)) and against["scenes"] == 2
+    assert against["p"] == (0.5 if differences[0] * differences[1] > 0 else 1.0)
+
+
+def test_a_stage_within_a_run_is_its_own_control(weights, dataset):
+    result = build(dataset, f"ours={weights[0]}", f"local={weights[0]}@local/logits").result
+    assert result["command"].endswith("ours=RUN local=RUN@local/logits --split test")
     assert [run.get("stage") for run in result["runs"]] == [None, "local/logits"]
     assert len({run["sha256"] for run in result["runs"]}) == 1 and result["gain"]["all"]["net_gain"] != 0
 
 
-def test_one_run_has_no_control(weights, tmp_path, capsys):
-    result, pictures, table = errors.build(options_of(weights, tmp_path, runs=(f"ours={weights[0]}",)))
-    errors.write(result, pictures, table, tmp_path)
+def test_one_run_has_no_control(weights, dataset, tmp_path, capsys):
+    compared = build(dataset, str(weights[0]))
+    compare.write(compared, tmp_path, "c")
     assert "needs a second run, its control" in capsys.readouterr().out
-    assert "gain" not in result and "helps" not in (tmp_path / "errors-sample.md").read_text()
-    assert {p.suffix for p in tmp_path.iterdir()} == {".json", ".md"}
+    assert "gain" not in compared.result and "helps" not in (tmp_path / "c.md").read_text()
+    assert [run["name"] for run in compared.result["runs"]] == ["run"]  # as its folder
+    assert {p.suffix for p in tmp_path.iterdir()} == {".json", ".md", ".html"}
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("words", "split", "message"),
     [
-        ({"runs": ("a=nowhere",)}, "there is no weights file or run at nowhere"),
-        ({"runs": ("nowhere",)}, "--runs is nowhere; give NAME=RUN"),
-        ({"runs": ("a=x", "a=y")}, "each with a name of its own"),
-        ({"runs": ()}, "--runs is empty"),
-        ({"split": "bare"}, "no scene of split 'bare' of sample has labels"),
-        ({"split": "tset"}, "perhaps you meant 'test'"),
+        (("a=nowhere",), "test", "there is no weights file or run at nowhere"),
+        (("a=x", "a=y"), "test", "'a' stands twice"),
+        (("=x",), "test", "lacks a name or a path"),
+        ((), "test", "no run was given"),
+        (("a={0}",), "bare", "no scene of split 'bare' of sample has labels"),
+        (("a={0}",), "tset", "perhaps you meant 'test'"),
     ],
 )
-def test_bad_input_is_told(weights, tmp_path, changes, message):
+def test_bad_input_is_told(weights, dataset, words, split, message):
+    words = [
+        word.format(*weights).replace("a=y", f"a={weights[1]}").replace("a=x", f"a={weights[0]}") for word in words
+    ]
     with pytest.raises(UserError, match=message):
-        errors.build(options_of(weights, tmp_path / "out", **changes))
-    assert not (tmp_path / "out").exists()
+        build(dataset, *words, split=split)
 
 
-def test_runs_of_other_classes_are_told(weights, dataset, tmp_path, monkeypatch):
+def test_runs_of_other_classes_are_told(weights, dataset):
     table = dataclasses.replace(dataset.classes, names=("a", *dataset.classes.names[1:]))
-    monkeypatch.setattr(errors, "open_dataset", lambda *_: dataclasses.replace(dataset, classes=table))
     with pytest.raises(UserError, match="give weights trained on these classes"):
-        errors.build(options_of(weights, tmp_path))
+        build(dataclasses.replace(dataset, classes=table), f"a={weights[0]}")

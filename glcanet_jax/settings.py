@@ -1,0 +1,150 @@
+"""What ``train`` is told: a preset, a file of settings over it, and options over both."""
+
+import dataclasses
+import statistics
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from glcanet_jax import cli, presets, runs
+from glcanet_jax import config as configs
+from glcanet_jax.config import Config
+from glcanet_jax.data.ground import ground_resolution
+from glcanet_jax.data.scenes import Dataset
+from glcanet_jax.dialects import read_settings
+from glcanet_jax.limits import Range
+from glcanet_jax.options import canonical, options_of
+
+LOOKED_AT = 64  # scenes whose ground resolution is looked up
+
+
+@dataclass(frozen=True)
+class Train(Config):
+    """A run, whole, and what is made of it in the end."""
+
+    # settings to begin with, whose patches and contexts are fitted to the scenes; none: the paper's network, as it is
+    preset: Literal["recipe", "fast", "paper", "tiny"] | None = None
+    # settings over the preset's, that options replace: a run's config.json or its folder, or a .json, .yaml or .toml file of yours
+    config: Path | None = None
+    report: bool = True  # score val and test in the end, draw, and write report.html
+    overlays: Annotated[int, Range(0, 1000)] = 12  # scenes of a split that are drawn, at most
+    # who is told of losses, scores and pictures; wandb and mlflow stay on this machine unless their own settings say otherwise
+    track: tuple[Literal["wandb", "mlflow", "tensorboard", "csv"], ...] = ()
+
+
+HINT = (
+    "no --preset, --config or --backbone: this is the paper's ResNet-50 from scratch, which takes long to learn; --preset recipe has "
+    "the settings that were measured as best"
+)
+
+
+class Asked(NamedTuple):
+    """A command line of ``train``, read."""
+
+    config: Config
+    args: Train
+    given: frozenset[str]  # names of all settings that somebody chose, as views.patch_size
+
+    @property
+    def advice(self) -> str:
+        """What would be quicker."""
+        name = presets.SMALLER.get(self.args.preset or "paper")
+        return "" if name is None else f"--preset {name} is smaller, and fewer --train.steps are quicker"
+
+    @property
+    def hint(self) -> str:
+        """What is missing for a good result."""
+        asked = self.args.preset or self.args.config or self.given & {"backbone", "model.depth", "model.network"}
+        return "" if asked else HINT
+
+
+def read(argv: Sequence[str], page: tuple[str, str]) -> Asked:
+    """The configuration of a command line.
+
+    Raises:
+        UserError: it is wrong, or the file of settings is.
+    """
+    name, file, network = (cli.chosen(argv, option) for option in ("preset", "config", "model.network"))
+    values = {} if file is None else read_settings(file)
+    base = Config()
+    if name is not None and name in presets.PRESETS:  # what is none is told below
+        base = presets.preset(name, bool(cli.chosen(argv, "backbone") or values.get("backbone")))
+    if file is not None:
+        base = over(base, values, file)
+    if network is not None:
+        base = dataclasses.replace(base, model=configs.with_network(base.model, network))
+    default = Train(**{f.name: getattr(base, f.name) for f in dataclasses.fields(Config)})
+    program, words = page
+    listed = cli.listing({key: words for key, (words, _) in presets.PRESETS.items()})
+    args = cli.parse(Train, argv, program, f"{words}\n\npresets:\n{listed}", default)
+    config = Config(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Config)})
+    by_options = _given(argv, default)
+    if file is not None and by_options & {"data.dataset", "data.dir"}:
+        config = forgetting(config, by_options)
+    return Asked(config, args, frozenset(by_options | set(configs.flat(values))))
+
+
+def over(base: Config, values: Mapping[str, Any], source: Any) -> Config:
+    """A configuration with the values of a file in place of its own; another network begins with its own defaults.
+
+    Raises:
+        UserError: the file has what is no setting, or no value of one.
+    """
+    own = configs.to_dict(base)
+    model = values.get("model")
+    if isinstance(model, dict) and model.get("network", base.model.network) != base.model.network:
+        own["model"] = {}
+    return configs.from_dict(_merged(own, values), source)
+
+
+def _merged(own: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    both = {k: _merged(own[k], v) for k, v in new.items() if isinstance(v, dict) and isinstance(own.get(k), dict)}
+    return {**own, **new, **both}
+
+
+def forgetting(config: Config, chosen: Collection[str] = ()) -> Config:
+    """A saved configuration for other data: what it had found out of its own is to be found out again, unless it is ``chosen``."""
+    parts: dict[str, dict[str, Any]] = {"loss": {}, "views": {"scene_size": None}, "data": {}, "normalisation": {}}
+    parts["data"] = {"val_split": None, "on_device": "auto", "normalisation": None}
+    if config.loss.balance:
+        parts["loss"]["class_weights"] = ()
+    if config.normalisation.scale in (*runs.INTEGERS, 1.0):
+        parts["normalisation"]["scale"] = None
+    left = {part: {k: v for k, v in of.items() if f"{part}.{k}" not in chosen} for part, of in parts.items()}
+    return presets.changed(config, left)
+
+
+def _given(argv: Sequence[str], default: Train) -> set[str]:
+    """The names of the options on a command line, as the configuration has them."""
+    options = list(options_of(Train, default))
+    known = {name: o.name.replace("-", "_") for o in options for name in (o.name, o.off)}
+    words = (w[2:].partition("=")[0] for w in canonical(argv, options) if w.startswith("--"))
+    return {known[word] for word in words if word in known}
+
+
+def fit(asked: Asked, dataset: Dataset) -> Config:
+    """The configuration with patches and contexts fitted to the scenes, where a preset chose them; what changed is told."""
+    config, name = asked.config, asked.args.preset
+    splits = [s for s in dict.fromkeys([config.data.train_split, "train", "val", "test"]) if s in dataset.splits]
+    scenes = [scene for split in splits for scene in dataset.splits[split]]
+    if name is None or not scenes:
+        return config
+    some = scenes[:: -(-len(scenes) // LOOKED_AT)]
+    known = [ground for ground in map(ground_resolution, some) if ground is not None]
+    ground = statistics.median(known) if known else None
+    kept = {f.name for f in dataclasses.fields(config.views)} & {n.removeprefix("views.") for n in asked.given}
+    sizes = [(scene.height, scene.width) for scene in scenes]
+    views = presets.fitted(config.views, sizes, ground, presets.METRES.get(name), kept)
+    if views != config.views:
+        print(_told(views, min(sizes, key=min), ground))
+    return dataclasses.replace(config, views=views)
+
+
+def _told(views: Any, smallest: tuple[int, int], ground: float | None) -> str:
+    place = "ground resolution unknown" if ground is None else f"{ground:.3g} m a pixel"
+    context = "whole scenes" if views.context_size is None else f"{views.context_size} px"
+    return (
+        f"fitted to the scenes (the smallest {smallest[0]} x {smallest[1]} px, {place}): patches of {views.patch_size} px, "
+        f"contexts {'of ' * (views.context_size is not None)}{context} shrunk to {views.global_size} px"
+    )

@@ -1,0 +1,109 @@
+"""What `train` is told: presets, files and options in their order, fitted to the scenes."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from glcanet_jax import config as configs
+from glcanet_jax import presets, settings
+from glcanet_jax.config import Config
+from glcanet_jax.data import open_dataset
+from glcanet_jax.data.scenes import ArrayScene
+from glcanet_jax.errors import UserError
+
+PAGE = "glcanet train", "Train. ``glcanet train --out runs/mine``"
+
+
+def read(*words):
+    return settings.read([str(word) for word in words], PAGE)
+
+
+def test_without_anything_it_is_the_configuration_s_own():
+    asked = read("--out", "x")
+    assert asked.config == dataclasses.replace(Config(), out="x") and asked.given == {"out"}
+    assert "--preset recipe" in asked.hint and not read("--preset", "tiny").hint
+    assert not read("--backbone", "w.pth").hint
+
+
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_a_preset_is_what_it_is(name):
+    asked = read("--preset", name, "--train.steps", "7")
+    wanted = presets.preset(name)
+    assert asked.config == dataclasses.replace(wanted, train=dataclasses.replace(wanted.train, steps=7))
+    assert presets.SMALLER.get(name, "") in asked.advice
+
+
+def test_options_stand_over_files_over_presets(tmp_path):
+    (tmp_path / "own.yaml").write_text("train: {steps: 50, ema: 0.5}\nviews: {patch_size: 128}\nloss: {gamma: 0}\n")
+    asked = read("--preset", "recipe", "--config", tmp_path / "own.yaml", "--train.steps=60")
+    recipe = presets.preset("recipe")
+    assert asked.config.train == dataclasses.replace(recipe.train, steps=60, ema=0.5)
+    assert asked.config.loss == dataclasses.replace(recipe.loss, gamma=0.0)
+    assert {"train.steps", "train.ema", "views.patch_size", "loss.gamma"} <= asked.given
+
+
+def test_a_saved_configuration_is_taken_whole(tmp_path):
+    saved = dataclasses.replace(presets.preset("fast"), out=str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps(configs.to_dict(saved)))
+    for path in (tmp_path, tmp_path / "config.json"):
+        assert read("--config", path).config == saved
+
+
+def test_other_data_are_looked_at_anew(tmp_path):
+    found = {"loss": {"class_weights": (1.0, 2.0)}, "views": {"context_size": None, "scene_size": 900}}
+    found |= {"normalisation": {"scale": 255.0, "mean": (0.1, 0.2)}, "data": {"val_split": "val", "dir": "old"}}
+    saved = presets.changed(presets.preset("recipe"), found)
+    (tmp_path / "config.json").write_text(json.dumps(configs.to_dict(saved)))
+    same, other = read("--config", tmp_path), read("--config", tmp_path, "--data-dir", "new", "--data.val-split", "dev")
+    assert same.config == saved
+    config = other.config
+    assert config.loss.class_weights == () and config.views.scene_size is None and config.normalisation.scale is None
+    assert config.normalisation.mean == (0.1, 0.2) and config.data.val_split == "dev" and config.data.dir == "new"
+
+
+def test_another_network_leaves_the_first_one_s_options(tmp_path):
+    (tmp_path / "own.toml").write_text('model = {network = "unet", width = 4}\n')
+    assert read("--preset", "recipe", "--config", tmp_path / "own.toml").config.model == configs.model_config(
+        "unet", width=4
+    )
+    assert read("--preset", "recipe", "--network", "branch").config.model.depth == 18
+
+
+def test_a_backbone_is_seen_wherever_it_is_named(tmp_path):
+    (tmp_path / "own.json").write_text('{"backbone": "w.pth"}')
+    for words in (["--backbone", "w.pth"], ["--config", tmp_path / "own.json"]):
+        assert read("--preset", "recipe", *words).config.model.norm == "frozen"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--preset", "recip"], "perhaps you meant 'recipe'"),
+        (["--track", "wandp"], "perhaps you meant 'wandb'"),
+        (["--overlays", "-1"], "from 0 to 1000"),
+        (["--config", "own.json"], r"own.json: train.stepz is not known \(perhaps you meant 'steps'\)"),
+        (["--config", "none.json"], "none.json cannot be read"),
+    ],
+)
+def test_bad_words_are_told(tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.json").write_text('{"train": {"stepz": 3}}')
+    with pytest.raises(UserError, match=message):
+        read(*words)
+
+
+def test_sizes_are_fitted_and_told(capsys):
+    sample = open_dataset("sample")
+    small = ArrayScene("small", np.zeros((500, 700, 3), np.uint8))
+    dataset = dataclasses.replace(
+        sample, splits={"train": (small,), "other": (ArrayScene("x", np.zeros((40, 40, 3))),)}
+    )
+    views = settings.fit(read("--preset", "recipe"), dataset).views
+    assert (views.patch_size, views.context_size, views.global_size) == (160, 500, 160)
+    assert "the smallest 500 x 700 px, ground resolution unknown" in capsys.readouterr().out
+    kept = settings.fit(read("--preset", "recipe", "--patch", "256"), dataset).views
+    assert (kept.patch_size, kept.context_size) == (256, 500)
+    plain = read("--out", "x")
+    assert settings.fit(plain, dataset) == plain.config  # what no preset chose stays
