@@ -12,7 +12,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional
 
@@ -20,13 +20,14 @@ from glcanet_jax import cli
 from glcanet_jax.border import read_json
 from glcanet_jax.data.mbrsc import SAMPLE
 from glcanet_jax.errors import UserError
+from glcanet_jax.limits import COUNT
 from glcanet_jax.profiling import machine
 
 SPLITS = {"train": (1, 2, 3, 4, 5, 6), "val": (7,), "test": (8, 9)}  # of the pieces
 HELD_OUT = "fields/images/part_008.jpg"
 COMMANDS = (
     "check --dataset folder --data-dir fields",
-    "train --preset {preset} --dataset folder --data-dir fields --out runs/fields",
+    "train --preset {preset} --dataset folder --data-dir fields --out runs/fields --train.steps {steps}",
     "eval --dataset folder --data-dir fields --split test --weights runs/fields --out scores",
     f"predict {HELD_OUT} --weights runs/fields --out maps --overlay",
 )
@@ -37,6 +38,7 @@ class Options:
     what: Positional[Literal["make", "run"]]  # the folder alone, or all
     work: Path = Path(".")  # the empty folder, in which fields/, runs/, scores/ and maps/ are made
     preset: Literal["recipe", "tiny"] = "recipe"  # of train
+    steps: Annotated[int, COUNT] = 200  # of train
 
 
 def make(work: Path) -> Path:
@@ -62,7 +64,7 @@ def make(work: Path) -> Path:
     return root
 
 
-def run(work: Path, preset: str) -> list[tuple[str, float]]:
+def run(work: Path, **given: Any) -> list[tuple[str, float]]:
     """Every command with its seconds.
 
     Raises:
@@ -71,7 +73,7 @@ def run(work: Path, preset: str) -> list[tuple[str, float]]:
     times, above = [], os.environ.get("PYTHONPATH")
     places = os.pathsep.join([str(Path(__file__).parents[1]), *([above] if above else [])])
     for command in COMMANDS:
-        words = command.format(preset=preset).split()
+        words = command.format(**given).split()
         began = time.perf_counter()
         code = subprocess.run(
             [sys.executable, "-m", "glcanet_jax", *words], cwd=work, env=os.environ | {"PYTHONPATH": places}
@@ -86,7 +88,7 @@ def main() -> None:
     options = cli.parse(Options, sys.argv[1:], "python -m experiments.own_data", __doc__)
     print(f"made {make(options.work)}")
     if options.what == "run":
-        times, made = run(options.work, options.preset), machine()
+        times, made = run(options.work, preset=options.preset, steps=options.steps), machine()
         print(f"\n{made['device']}, {made['cores']} cores, jax {made['jax']}, {made['date']}")
         for command, seconds in times:
             print(f"{seconds:7.0f} s  {command}")

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ from glcanet_jax.data import open_dataset
 from glcanet_jax.data.scenes import ArrayScene
 from glcanet_jax.errors import UserError
 
+DOCS = Path(__file__).parents[1] / "docs"
+PRINTED = re.findall(r"^```yaml\n(.*?)^```", (DOCS / "own-data.md").read_text(), re.DOTALL | re.MULTILINE)
 PAGE = "glcanet train", "Train. ``glcanet train --out runs/mine``"
 
 
@@ -107,3 +111,9 @@ def test_sizes_are_fitted_and_told(capsys):
     assert (kept.patch_size, kept.context_size) == (256, 500)
     plain = read("--out", "x")
     assert settings.fit(plain, dataset) == plain.config  # what no preset chose stays
+
+
+@pytest.mark.parametrize("number", range(len(PRINTED)))
+def test_the_files_that_the_docs_print_are_read(tmp_path, number):
+    (tmp_path / "own.yaml").write_text(PRINTED[number])
+    assert read("--preset", "recipe", "--config", tmp_path / "own.yaml").config != read("--preset", "recipe").config

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.common.trial import paired_test
+from glcanet_jax.metrics import paired_test
 
 
 def _scenes(cell: Mapping[str, Any]) -> dict[tuple[Any, ...], float]:

@@ -48,8 +48,9 @@ def find_runs(words: Sequence[str]) -> dict[str, Run]:
     """
     found: dict[str, Run] = {}
     for word in words:
-        name, equals, path = word.partition("=") if "=" in word else ("", "", word)
-        path, _, stage = path.partition("@")
+        whole = "=" not in word or Path(word).exists()
+        name, equals, path = ("", "", word) if whole else word.partition("=")
+        path, _, stage = (path, "", "") if path.startswith("hf:") else path.partition("@")
         name = name if equals else Path(path).resolve().name.removesuffix(".safetensors") + f" {stage}".rstrip()
         if not name or not path or name in found:
             told = f"{name!r} stands twice" if name in found else f"{word!r} lacks a name or a path"

@@ -239,7 +239,7 @@ class Tracking:
     def write(self, line: Mapping[str, Any]) -> None:
         """A line of the run's log."""
         values = numbers_of(line)
-        for worker in self._workers:
+        for worker in self._workers if values else ():
             worker.call("numbers", line["kind"], line["step"], values)
 
     def scores(self, split: str, result: Mapping[str, Any]) -> None:

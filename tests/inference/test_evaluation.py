@@ -205,7 +205,7 @@ def test_a_split_is_scored_into_files(weights_file, tmp_path):
     scene = scene_of(100, 120)
     result = runs.evaluate_split(weights_file, dataset_of(scene), "test", tmp_path / "out", 3)
     written = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert set(written) == {"protocols", "confusion", "scenes", "config", "majority", "seconds"}
+    assert set(written) == {"protocols", "confusion", "scenes", "config", "majority", "seconds", "drawn"}
     assert written["protocols"] == result["protocols"] and written["config"]["split"] == "test"
     with (tmp_path / "out" / "confusion.csv").open() as file:
         rows = list(csv.reader(file))

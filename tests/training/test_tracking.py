@@ -28,6 +28,11 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
+def test_lines_without_numbers_are_nobody_s(tmp_path):
+    told(tmp_path / "run", ["csv"], [line(1), {"kind": "pool", "step": 4, "drawn": {"a": 2}}])
+    assert {p.name for p in (tmp_path / "run" / "track").iterdir()} == {"train.csv", "scores.csv"}
+
+
 def told(run, names, lines, start=0, files=()):
     run.mkdir(exist_ok=True)
     with Tracking(names) as trackers:
