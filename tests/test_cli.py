@@ -91,7 +91,7 @@ def trained(tmp_path_factory):
     own_scenes(root / "data")
     result = run(
         "glcanet_jax", "train", "--data.dataset", "folder", "--data.dir", root / "data", "--out", root / "run",
-        "--train.steps", "4", *SMALL,
+        "--train.steps", "4", "--overlays", "1", "--track", "csv", *SMALL,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     return root
@@ -100,6 +100,12 @@ def trained(tmp_path_factory):
 def test_train_writes_a_run(trained):
     run_folder = trained / "run"
     assert {"config.json", "log.jsonl", "checkpoints", "last.safetensors"} <= {p.name for p in run_folder.iterdir()}
+    page = (run_folder / "report.html").read_text()
+    assert {"curve.png", "eval-test"} <= {p.name for p in run_folder.iterdir()}
+    scored = json.loads((run_folder / "eval-test" / "metrics.json").read_text())
+    assert scored["drawn"] == ["s0"] and scored["worst"] and not (run_folder / "eval-test" / "overlay_s1.png").exists()
+    assert page.count("data:image/webp") == 2 + len(scored["worst"]) and "Scores on test" in page and "roof" in page
+    assert (run_folder / "track" / "train.csv").read_text().count("\n") == 5
     records = [json.loads(line) for line in (run_folder / "log.jsonl").read_text().splitlines()]
     steps = [r for r in records if r["kind"] == "train"]
     assert [r["step"] for r in steps] == [1, 2, 3, 4]

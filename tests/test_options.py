@@ -17,10 +17,12 @@ from glcanet_jax.config import Config, from_dict, model_config, to_dict
 from glcanet_jax.errors import UserError
 from glcanet_jax.measure.info import Info
 from glcanet_jax.options import canonical, check, comments, options_of
+from glcanet_jax.settings import Train
 
 EXPERIMENTS = ("table1", "ablation", "recipe", "campaign", "errors", "report", "extent", "memory", "speed", "scene_memory", "tile_memory")  # fmt: skip
 COMMANDS = {
     "eval": main.Eval,
+    "compare": main.Compare,
     "predict": main.Predict,
     "vectorise": main.Vectorise,
     "export": main.Export,
@@ -67,10 +69,10 @@ def test_names_of_networks_and_datasets_are_all_told():
         assert [n for n in data.names() if n not in told] == []
 
 
-@pytest.mark.parametrize("kind", [main.Eval, main.Predict, main.Check, Info, Config])
+@pytest.mark.parametrize("kind", [main.Eval, main.Compare, main.Predict, main.Check, Info, Train])
 def test_the_page_tells_what_is_read(kind, monkeypatch):
     """The names of the page are those that tyro takes, no line is wider than the terminal but an example."""
-    default = {} if kind in (main.Eval, main.Predict, main.Check) else {"default": kind()}
+    default = {} if kind in (main.Eval, main.Compare, main.Predict, main.Check) else {"default": kind()}
     told = io.StringIO()
     with contextlib.redirect_stdout(told), pytest.raises(SystemExit):
         tyro.cli(kind, args=["--help"], **default)

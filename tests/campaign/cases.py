@@ -22,7 +22,7 @@ SIDE = 128  # of the dataset's images, pixels
 SCENE = (200, 264)  # height and width of the scene that is mapped, pixels
 TINY = (
     "--model.network unet --model.width 4 --views.context-size 128 --views.global-size 64 --views.patch-size 64 "
-    "--views.overlap 8 --loader.batch-size 2 --train.steps 2 --train.tensorboard False"
+    "--views.overlap 8 --loader.batch-size 2 --train.steps 2 --train.tensorboard False --no-report"
 ).split()
 DATA = ("--data.dataset", "folder", "--data.dir", "data")
 ARGV = {
@@ -30,6 +30,7 @@ ARGV = {
     "eval": ("eval", *DATA, "--weights", "w.safetensors", "--out", "out", "--split", "test"),
     "check": ("check", *DATA, "--patch-size", "64"),
     "predict": ("predict", "--weights", "w.safetensors", "--out", "out"),
+    "compare": ("compare", "w.safetensors", *DATA, "--out", "out"),
     "export": ("export", "--weights", "w.safetensors", "--out", "out/network.zip"),
     "vectorise": ("vectorise", "--out", "out/made.geojson"),
     "info": ("info",),

@@ -26,6 +26,7 @@ from glcanet_jax.training import loop
 from glcanet_jax.training.checkpoints import Checkpoints
 from glcanet_jax.training.records import Log
 from glcanet_jax.training.step import create_state
+from glcanet_jax.training.tracking import Tracking
 
 ROOT = Path(__file__).parents[2]
 
@@ -297,7 +298,7 @@ def test_a_checkpoint_gives_back_every_bit(tmp_path, average):
 def test_the_log_forgets_what_will_be_done_again(tmp_path):
     lines = [json.dumps({"kind": "train", "step": s}) for s in range(1, 8)] + ['{"kind": "tra']  # cut by the kill
     (tmp_path / "log.jsonl").write_text("\n".join(lines))
-    log = Log(tmp_path, 5, False)
+    log = Log(tmp_path, 5, Tracking())
     log.write({"kind": "train", "step": 6})
     log.close()
     kept = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
