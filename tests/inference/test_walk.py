@@ -758,6 +758,19 @@ def test_what_waits_for_all_patches_of_a_context_gets_them(height, width, batch,
     assert set(predictor.memory(np.uint8, (120, 120))) == {"encode", "collect", "encode_again", "look_again"}
 
 
+@pytest.mark.parametrize("on_device", [False, True])
+def test_a_batch_that_memory_chooses_for_two_passes(on_device):
+    """As GLNet's G<=>L has them, wherever contexts are cut: fewer at once where there is less room, and the same map."""
+    views, scene = geometry.Views(120, 32, 48, 17), noise(150, 118)
+    make = lambda: Predictor(TwoPasses(), {"params": {}}, views, RAW, bands=3, batch=1, on_device=on_device)  # noqa: E731
+    most = lambda predictor: max(sizes["total"] for sizes in predictor.memory(np.uint8, (120, 118)).values())  # noqa: E731
+    alone, chosen = make(), make()
+    needed = most(alone)
+    assert chosen.fit_batch(2 * needed, np.uint8, (120, 118), most=12) == chosen.batch > 1
+    assert chosen.batch < 12 and most(chosen) <= 2 * needed
+    np.testing.assert_allclose(run(chosen, scene)[0]["logits"], run(alone, scene)[0]["logits"], atol=2e-3)
+
+
 def test_a_killed_walk_of_two_passes_goes_on(tmp_path):
     views, scene = geometry.Views(120, 32, 48, 17), noise(301, 157)
     predictor = Predictor(TwoPasses(), {"params": {}}, views, RAW, bands=3, batch=2)
