@@ -16,7 +16,8 @@ import jax
 import numpy as np
 
 from experiments.common import sizes
-from experiments.speed.cases import CLASSES, Sizes, mirrored_scene, noise, our_config
+from experiments.common.scenes import mirrored_scene
+from experiments.speed.cases import CLASSES, Sizes, noise, our_config
 from glcanet_jax import cli, geometry, models, runs
 from glcanet_jax.config import model_config, numbers_of
 from glcanet_jax.data.scenes import ArrayScene

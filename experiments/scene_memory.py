@@ -17,6 +17,7 @@ from typing import Literal
 import jax
 import numpy as np
 
+from experiments.common.scenes import write_large
 from glcanet_jax import border, cli, geometry, models, runs
 from glcanet_jax import config as configs
 from glcanet_jax.data import open_dataset
@@ -26,7 +27,6 @@ NETWORKS = {
     "default": configs.model_config(),
     "reduced": configs.model_config(depth=10, width=8, fpn_channels=32),
 }
-TILE = 512  # pixels a side of the files' tiles
 
 
 @dataclass(frozen=True)
@@ -36,35 +36,6 @@ class Options:
     batch: int = 1  # patches at once
     work: Path | None = None  # where scenes and maps are kept; without: a temporary folder
     out: Path | None = None  # JSON file to write, or to add this run's rows to
-
-
-def write_scene(path: Path, size: int) -> None:
-    """A square scene of ``size`` px: the bundled one, mirrored at its edges again and again; never held as a whole."""
-    import rasterio
-    from rasterio.windows import Window
-
-    dataset = open_dataset("sample")
-    upper, lower = dataset.scenes("train")[0], dataset.scenes("test")[0]
-    image = np.concatenate([upper.read_image(), lower.read_image()])
-
-    def mirrored(start: int, count: int, length: int) -> np.ndarray:
-        at = np.arange(start, start + count) % (2 * length)
-        return np.minimum(at, 2 * length - 1 - at)
-
-    profile = dict(
-        driver="GTiff", height=size, width=size, count=3, dtype="uint8", tiled=True, blockxsize=TILE, blockysize=TILE
-    )
-    place = dict(crs="EPSG:32640", transform=rasterio.Affine(0.3, 0, 325000, 0, -0.3, 2790000))
-    partial = path.with_suffix(".part")
-    options = dict(compress="deflate", zlevel=1, bigtiff="if_safer")
-    with gdal.environment(), rasterio.open(partial, "w", **profile, **place, **options) as file:
-        for top in range(0, size, TILE):
-            rows = mirrored(top, min(TILE, size - top), image.shape[0])
-            for left in range(0, size, TILE):
-                columns = mirrored(left, min(TILE, size - left), image.shape[1])
-                tile = np.moveaxis(image[rows[:, None], columns[None]], -1, 0)
-                file.write(tile, window=Window(left, top, tile.shape[2], tile.shape[1]))
-    partial.rename(path)
 
 
 def write_weights(path: Path, network: str) -> None:
@@ -119,7 +90,7 @@ def main() -> None:
             scene = work / f"scene{size}.tif"
             if not scene.exists():
                 print(f"writing {scene}", flush=True)
-                write_scene(scene, size)
+                write_large(scene, size, compress="deflate", zlevel=1)
             report = measure(scene, weights, work / f"maps-{options.network}", options.batch)
             walk = geometry.walk_scene(size, size, geometry.Views())
             bare = sum(1 for _ in walk.blocks()) * context_seconds + len(walk) * patch_seconds

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from experiments.common.scenes import bundled, mirrored
 from experiments.scene_memory import NETWORKS
 from glcanet_jax import border, cli, models, runs
 from glcanet_jax import config as configs
@@ -68,18 +69,10 @@ def write_tile(root: Path, survey: str, size: tuple[int, int] | None = None) -> 
 
     (height, width), *paths = TILES[survey]
     height, width = size or (height, width)
-    dataset = open_dataset("sample")
-    parts = [dataset.scenes(split)[0] for split in ("train", "test")]
-
-    def mirrored(arrays: list[np.ndarray]) -> np.ndarray:
-        whole = np.concatenate(arrays)
-        missing = [(0, max(0, n - side)) for n, side in zip((height, width), whole.shape, strict=False)]
-        return np.pad(whole, (*missing, *((0, 0),) * (whole.ndim - 2)), mode="symmetric")[:height, :width]
-
-    labels = mirrored([scene.read_labels() for scene in parts])
-    colours = np.zeros((256, 3), np.uint8)
-    colours[: len(dataset.classes.names)] = isprs.CLASSES.palette[: len(dataset.classes.names)]
-    arrays = mirrored([scene.read_image() for scene in parts]), colours[labels], colours[eroded(labels)]
+    image, labels = (mirrored(array, height, width) for array in bundled())
+    colours, count = np.zeros((256, 3), np.uint8), len(open_dataset("sample").classes.names)
+    colours[:count] = isprs.CLASSES.palette[:count]
+    arrays = image, colours[labels], colours[eroded(labels)]
     for path, array in zip(paths, arrays, strict=True):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         profile = dict(driver="GTiff", height=height, width=width, count=3, dtype="uint8", compress="lzw")

@@ -1,6 +1,7 @@
 """What all networks of a comparison are trained and scored on: scenes on the device, sizes, one configuration."""
 
 import dataclasses
+import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,8 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Integer
 
+from experiments.common.scenes import Scene, read_parts
 from experiments.converge.scoring import Scored
 from glcanet_jax import weights
 from glcanet_jax.config import Config
@@ -21,7 +22,6 @@ from glcanet_jax.training.on_device import Placed, Plan
 CLASSES = 5  # of MBRSC
 SCALES = 0.6, 1.5  # range that scenes are scaled by
 RICH = 0.4  # share of patches that are sought near a class
-Scene = tuple[Integer[np.ndarray, "h w c"], Integer[np.ndarray, "h w"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,9 @@ class Field(NamedTuple):
 
 
 def read(root: Path, split: str | None) -> dict[str, Scene]:
-    """Image and labels of the scenes of a split, or of all."""
+    """Image and labels of the scenes of a split, or of all; by Pillow where what the datasets are read with is not installed."""
+    if any(importlib.util.find_spec(name) is None for name in ("rasterio", "pydantic")):
+        return read_parts(root, split)
     splits = open_mbrsc(root).splits
     chosen = splits[split] if split else [scene for scenes in splits.values() for scene in scenes]
     return {scene.name: (scene.read_image(), scene.read_labels()) for scene in chosen}

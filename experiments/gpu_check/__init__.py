@@ -1,41 +1,43 @@
 """All that is to be known of a GPU, in one go and six minutes: ``python -m experiments.gpu_check --out results/gpu.json``.
 
-What the commands reach from files to files, what the network reaches alone, whether its answers are the CPU's, what it takes, and
-its description for compiling without it; the most telling first. Needs jax, flax, optax, orbax-checkpoint, numpy, Pillow, einops
-and jaxtyping; the commands need rasterio, shapely and what reads options as well, and are left out where these lack. Every measure
-has a process of its own; the result is written after each, so that a run that is cut short has lost only what it was at. Without a
-GPU it runs, too (``--tiny``), to be rehearsed.
+What the commands reach from files to files, what the network reaches alone, whether its answers are the CPU's and the same at every
+place of a batch, what it takes, and its description for compiling without it; the most telling first. Needs jax, flax, optax,
+orbax-checkpoint, numpy, Pillow, einops, jaxtyping, safetensors and scipy; the commands need rasterio, shapely and what reads options
+as well, training from files grain, too, and they are left out, by name, where these lack. Every measure has a process of its own,
+which ends with the time; one for which too little is left is not begun. The result is written after each, so that a run that is cut
+short has lost only what it was at. Without a GPU it runs, too (``--tiny``), to be rehearsed.
 """
 
 import argparse
 import dataclasses
-import itertools
+import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # this process leaves the device to the others
 
 from experiments.gpu_check import answers, commands
 from experiments.memory import case as memory_case
 from experiments.speed.cases import CLASSES, Sizes, our_config
-from experiments.speed.worker import fresh
+from experiments.speed.device import MEASURES
 from glcanet_jax.errors import UserError
 from glcanet_jax.measure import aot
 
 TINY = Sizes(size=128, view=64, depth=10, width=8)
-MARGIN = 20  # seconds before the end in which nothing more begins
-STAGES = ("device", "commands", "answers", "speed", "memory")
+MARGIN = 10  # seconds before the end at which whatever runs is stopped
+STAGES = ("device", "commands", "answers", "places", "speed", "memory")
 
 
 # ------------------------------------------------------------------------------------------------------------- the stages
-def own_process(what: str, sizes: Sizes, limit: float, **given: Any) -> dict[str, Any]:
+def own_process(what: str, sizes: Sizes, limit: float, **given: Any) -> Any:
     """One of :data:`OWN` in a fresh process.
 
     Raises:
@@ -43,13 +45,20 @@ def own_process(what: str, sizes: Sizes, limit: float, **given: Any) -> dict[str
     """
     command = [sys.executable, "-m", "experiments.gpu_check", "--answer", what, json.dumps([asdict(sizes), given])]
     root = Path(__file__).parents[2]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=max(limit, 1))
-    except subprocess.TimeoutExpired as error:
-        raise UserError(f"{what} was cut short after {limit:.0f} s") from error
-    lines = done.stdout.strip().splitlines()
-    if done.returncode or not lines:
-        raise UserError(f"{what} failed: {aot.reason(done.stderr)}")
+    # in a session of its own: what it started ends with it
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root, start_new_session=True
+    ) as process:
+        try:
+            said, errors = process.communicate(timeout=max(limit, 1))
+        except subprocess.TimeoutExpired as error:
+            raise UserError(f"{what} was cut short after {limit:.0f} s") from error
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    lines = said.strip().splitlines()
+    if process.returncode or not lines:
+        raise UserError(f"{what} failed: {aot.reason(errors)}")
     return json.loads(lines[-1])
 
 
@@ -70,68 +79,70 @@ def memory_cases(sizes: Sizes) -> Iterator[memory_case.Case]:
     yield case("predict", "float32", 6)
 
 
+def speed(sizes: Sizes, measure: str, **given: Any) -> Any:
+    """One of :data:`experiments.speed.device.MEASURES`."""
+    return MEASURES[measure](**given if measure == "matmul_rate" else given | {"sizes": sizes})
+
+
 # what is measured in a process of its own here, by name
 OWN: dict[str, Callable[..., Any]] = {
     "device": lambda sizes: answers.device(),
     "answers": answers.answers,
+    "places": answers.places,
     "predict": commands.predict,
     "train": commands.train,
+    "speed": speed,
+    "memory": lambda sizes, number: memory_case.measure_case(list(memory_cases(sizes))[number]),
 }
-Measures = Iterator[tuple[str, Callable[[float], Any] | None]]
 
 
-def whole_commands(sizes: Sizes, tiny: bool) -> Measures:
-    """The commands from files to files; without a call where a package lacks."""
-    lack = commands.lacking()
-    if lack:
-        yield f"commands (without {', '.join(lack)})", None
-        return
-    few = {"count": 2, "side": 300} if tiny else {"count": 32, "side": 10_000}
-    steps = {"count": 2, "steps": 6} if tiny else {"count": 12, "steps": 60}
+class Measure(NamedTuple):
+    """Something to be measured."""
 
-    # a command that is cut short has told nothing, so none takes so much that the others find nothing
-    def own(what: str, most: float, given: dict[str, Any]) -> Callable[[float], Any]:
-        limit = lambda left: left if tiny else min(left, most)  # noqa: E731
-        return lambda left: own_process(what, sizes, limit(left), seconds=limit(left) - 5, **given)
-
-    yield "predict", own("predict", 150, few)
-    for name, place in (("the device", "always"), ("files", "never")):
-        yield f"train from {name}", own("train", 200, steps | {"data.on-device": place})
+    stage: str
+    name: str
+    least: float  # seconds that it takes on a GPU at least, most of them for compiling
+    what: str  # one of OWN
+    given: dict[str, Any]
 
 
-def measures(stages: tuple[str, ...], sizes: Sizes, tiny: bool) -> Measures:
-    """Names and what to call with the seconds that are left, the most telling first."""
-    quick = {"repeats": 2} if tiny else {"repeats": 10}
-    if "device" in stages:
-        yield "device", lambda left: own_process("device", sizes, left)
-    whole = whole_commands(sizes, tiny) if "commands" in stages else iter(())
-    yield from itertools.islice(whole, 1)
-    if "speed" in stages:
-        given = {"batch": 2 if tiny else 12, "dtype": "bfloat16"} | quick
-        yield f"scenes bfloat16 {given['batch']}", lambda left, g=given: fresh("scenes_per_second", sizes, **g)
-    if "answers" in stages:
-        yield "answers", lambda left: own_process("answers", sizes, left)
-    if "speed" in stages:
-        given = {"batch": 2 if tiny else 6, "dtype": "bfloat16"} | quick
-        yield "training bfloat16", lambda left, g=given: fresh("training", sizes, **g)
-    yield from whole
-    if "speed" in stages:
-        side = {"side": 256} if tiny else {}
-        for dtype in ("bfloat16", "float32"):
-            yield f"matmul {dtype}", lambda left, d=dtype: fresh("matmul_rate", sizes, dtype=d, **side)
-        given = {"batch": 2 if tiny else 12, "dtype": "bfloat16"} | quick
-        yield "decode to map", lambda left, g=given: fresh("decode_to_map", sizes, **g)
-    if "memory" in stages:
-        for case in list(memory_cases(sizes))[: 2 if tiny else None]:
-            yield f"memory {case.name}", lambda left, c=case: memory_case.measure(c)
-    if "speed" in stages and not tiny:
-        for batch in (36, 6):
-            given = {"batch": batch, "dtype": "bfloat16"} | quick
-            yield f"scenes bfloat16 {batch}", lambda left, g=given: fresh("scenes_per_second", sizes, **g)
-        given = {"batch": 12, "dtype": "float32"} | quick
-        yield "scenes float32 12", lambda left, g=given: fresh("scenes_per_second", sizes, **g)
-        given = {"batch": 6, "dtype": "float32"} | quick
-        yield "training float32", lambda left, g=given: fresh("training", sizes, **g)
+def measures(tiny: bool) -> list[Measure]:
+    """All there are, the most telling first."""
+    repeats = 2 if tiny else 10
+
+    def speed_of(name: str, least: float, measure: str, **given: Any) -> Measure:
+        more = {} if measure == "matmul_rate" else {"repeats": repeats}
+        return Measure("speed", name, least, "speed", {"measure": measure} | given | more)
+
+    def train(name: str, place: str, least: float) -> Measure:
+        given = {"count": 2, "steps": 6} if tiny else {"count": 12, "steps": 60}
+        return Measure("commands", f"train from {name}", least, "train", given | {"data.on-device": place})
+
+    few, many = (2, 2) if tiny else (6, 12)
+    files = {"count": 2, "side": 300} if tiny else {"count": 32, "side": 10_000}
+    side = {"side": 256} if tiny else {}
+    found = [
+        Measure("device", "device", 5, "device", {}),
+        Measure("commands", "predict", 60, "predict", files),
+        speed_of(f"scenes bfloat16 {many}", 30, "scenes_per_second", batch=many, dtype="bfloat16"),
+        train("the device", "always", 90),
+        Measure("answers", "answers", 40, "answers", {}),
+        Measure("places", "places", 20, "places", {"batch": 3 if tiny else 12}),
+        speed_of("training bfloat16", 90, "training", batch=few, dtype="bfloat16"),
+        train("files", "never", 90),
+        *(speed_of(f"matmul {dtype}", 10, "matmul_rate", dtype=dtype, **side) for dtype in ("bfloat16", "float32")),
+        speed_of("decode to map", 30, "decode_to_map", batch=many, dtype="bfloat16"),
+    ]
+    for number, case in enumerate(list(memory_cases(TINY))[: 2 if tiny else None]):
+        least = 90 if case.mode == "train" else 25
+        found.append(Measure("memory", f"memory {case.name}", least, "memory", {"number": number}))
+    if not tiny:
+        found += [
+            speed_of(f"scenes {dtype} {batch}", 30, "scenes_per_second", batch=batch, dtype=dtype)
+            for dtype, batch in (("bfloat16", 36), ("bfloat16", 6), ("float32", 12))
+        ]
+        found.append(speed_of("training float32", 90, "training", batch=6, dtype="float32"))
+    return found
 
 
 def with_shares(found: dict[str, Any]) -> None:
@@ -143,12 +154,31 @@ def with_shares(found: dict[str, Any]) -> None:
                 value["share_of_matmul"] = round(1e9 * value["gflop_per_second"] / limit, 3)
 
 
+def lacking(measure: Measure) -> list[str]:
+    """Packages that a measure needs and that are not here."""
+    needs = {"predict": commands.NEEDS, "train": commands.NEEDS}.get(measure.what, ())
+    more = ("grain",) if measure.given.get("data.on-device") == "never" else ()
+    return [name for name in (*needs, *more) if importlib.util.find_spec(name) is None]
+
+
+def run(measure: Measure, sizes: Sizes, left: float) -> Any:
+    """Its answer, in at most ``left`` seconds.
+
+    Raises:
+        UserError: it failed, or took longer.
+    """
+    own = (
+        {"seconds": left - 5} if measure.what in ("predict", "train") else {}
+    )  # they tell by themselves what took longer
+    return own_process(measure.what, sizes, left, **measure.given, **own)
+
+
 def check(stages: tuple[str, ...], sizes: Sizes, minutes: float | int, out: Path, tiny: bool) -> dict[str, Any]:
-    """Run the stages until the time is up; what did not fit is named in ``left_out``."""
+    """Run the stages until the time is up; what did not fit, or lacks a package, is named in ``left_out``."""
     from experiments.common.sizes import commit
     from glcanet_jax import runs
 
-    end = time.monotonic() + 60 * minutes
+    end = time.monotonic() + 60 * minutes - MARGIN
     result: dict[str, Any] = {
         "what": "the commands on a GPU, its answers against the CPU's, speed, memory and description",
         "command": "python -m experiments.gpu_check" + " --tiny" * tiny,
@@ -159,27 +189,33 @@ def check(stages: tuple[str, ...], sizes: Sizes, minutes: float | int, out: Path
         "left_out": [],
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    for name, call in measures(stages, sizes, tiny):
-        left = end - time.monotonic() - MARGIN
-        if left <= 0 or call is None:
-            result["left_out"].append(name)
-            continue
-        began = time.monotonic()
-        try:
-            result["found"][name] = call(left)
-        except UserError as error:
-            result["failed"][name] = str(error)
+    for measure in (m for m in measures(tiny) if m.stage in stages):
+        left, lack = end - time.monotonic(), lacking(measure)
+        if lack or left < measure.least:
+            why = (
+                f"without {', '.join(lack)}"
+                if lack
+                else f"{max(left, 0):.0f} s were left, it takes {measure.least:.0f}"
+            )
+            result["left_out"].append(f"{measure.name} ({why})")
+            print(f"{measure.name}: left out, {why}", flush=True)
+        else:
+            began = time.monotonic()
+            try:
+                result["found"][measure.name] = run(measure, sizes, left)
+            except UserError as error:
+                result["failed"][measure.name] = str(error)
+            failed = " FAILED" * (measure.name in result["failed"])
+            print(f"{measure.name}: {time.monotonic() - began:.0f} s{failed}", flush=True)
         with_shares(result["found"])
         runs.write_json(out, result)
-        print(f"{name}: {time.monotonic() - began:.0f} s{' FAILED' * (name in result['failed'])}", flush=True)
-    runs.write_json(out, result)
     return result
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.gpu_check", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("results/gpu.json"), help="JSON file to write")
-    parser.add_argument("--minutes", type=float, default=6.0, help="nothing new begins after that")
+    parser.add_argument("--minutes", type=float, default=6.0, help="all has ended by then")
     parser.add_argument("--only", nargs="+", choices=STAGES, default=STAGES, help="stages to run")
     parser.add_argument("--tiny", action="store_true", help="a toy network and scene, to rehearse it without a GPU")
     parser.add_argument("--answer", nargs=2, help=argparse.SUPPRESS)
@@ -190,9 +226,12 @@ def main() -> int:
         return 0
     result = check(tuple(options.only), TINY if options.tiny else Sizes(), options.minutes, options.out, options.tiny)
     wrong = [k for k, v in result["found"].get("answers", {}).items() if not v["good"]]
+    moved = [k for k, v in result["found"].get("places", {}).items() if not v["alike"]]
     print(
         f"written to {options.out}; failed: {', '.join(result['failed']) or 'nothing'}; left out: {len(result['left_out'])}"
     )
     if wrong:
         print(f"answers in {', '.join(wrong)} are not the CPU's")
-    return 1 if wrong or result["failed"] else 0
+    if moved:
+        print(f"answers in {', '.join(moved)} depend on the place in the batch: maps that go on have other bits")
+    return 1 if wrong or moved or result["failed"] else 0

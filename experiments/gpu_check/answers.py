@@ -58,6 +58,39 @@ def answers(sizes: Sizes) -> dict[str, Any]:
     return out
 
 
+def places(sizes: Sizes, batch: int) -> dict[str, Any]:
+    """Whether a patch is computed alike, to the bit, at every place of a batch, whatever is beside it, as maps that go on ask for.
+
+    By type of the computation: ``alike``; how many of the patches ``differ`` somewhere; and the ``largest`` difference.
+    """
+    import numpy as np
+
+    from experiments.speed.cases import our_predictor
+
+    rng, out = np_rng(), {}
+    view = lambda *lead: rng.integers(0, 256, (*lead, sizes.view, sizes.view, 3), np.uint8)  # noqa: E731
+    corners = rng.uniform(0, 0.7, (batch, 2)).astype(np.float32)
+    patches, boxes, image, others = view(batch), np.concatenate([corners, corners + 0.2], -1), view(), view(batch)
+    for dtype in BOUNDS:
+        predictor, *_ = our_predictor(sizes, dtype, batch)
+        (context,), _ = predictor.encode(image)
+
+        def look(patches: Any, boxes: Any, predictor: Any = predictor, context: Any = context) -> Any:
+            contexts = predictor.gather(None, context, np.ones(batch, bool))
+            return np.asarray(predictor.look(contexts, 0, patches, boxes)[0], np.float32)
+
+        plain, off = look(patches, boxes), np.zeros(batch)
+        for shift in range(1, batch):
+            moved = look(np.roll(patches, shift, 0), np.roll(boxes, shift, 0))
+            off = np.maximum(off, np.abs(np.roll(moved, -shift, 0) - plain).max((1, 2, 3)))
+        for i in range(batch):  # one stays, the others change
+            mixed = np.where((np.arange(batch) == i)[:, None, None, None], patches, others)
+            off[i] = max(off[i], np.abs(look(mixed, boxes)[i] - plain[i]).max())
+        found = {"alike": not off.any(), "differ": int((off > 0).sum()), "largest": float(off.max())}
+        out[dtype] = found | {"batch": batch}
+    return out
+
+
 def np_rng() -> Any:
     import numpy as np
 

@@ -1,6 +1,5 @@
 """The real commands on a device: what users wait for, whatever the network alone could do."""
 
-import importlib.util
 import json
 import os
 import statistics
@@ -15,18 +14,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from experiments.speed.cases import CLASSES, Sizes, mirrored_scene, noise, our_config
+from experiments.common.scenes import mirrored_scene, write_large
+from experiments.speed.cases import CLASSES, Sizes, noise, our_config
 from glcanet_jax.errors import UserError
 from glcanet_jax.measure import aot
 
+# packages that the commands need beside those of the network
 NEEDS = ("rasterio", "shapely", "affine", "tyro", "docstring_parser", "typeguard", "pydantic")
 ROOT = Path(__file__).parents[2]
 COLOURS = np.random.default_rng(0).integers(0, 256, (CLASSES, 3), np.uint8)
-
-
-def lacking() -> list[str]:
-    """Packages that the commands need beside those of the network, and that are not here."""
-    return [name for name in NEEDS if importlib.util.find_spec(name) is None]
 
 
 def command(*words: Any, cache: Path, seconds: float) -> tuple[float, float]:
@@ -80,22 +76,6 @@ def scenes(sizes: Sizes, count: int) -> Iterator[np.ndarray]:
         yield np.roll(whole, (37 * i, 91 * i), (0, 1))
 
 
-def write_large(path: Path, sizes: Sizes, side: int) -> None:
-    """A tiled GeoTIFF, written window by window."""
-    import rasterio
-    from rasterio.transform import from_origin
-    from rasterio.windows import Window
-
-    piece = np.moveaxis(mirrored_scene(sizes.size), -1, 0)
-    kind = dict(driver="GTiff", dtype="uint8", count=3, tiled=True, blockxsize=256, blockysize=256)
-    place = dict(crs="EPSG:32640", transform=from_origin(300_000, 2_800_000, 0.5, 0.5))
-    with rasterio.open(path, "w", width=side, height=side, **kind, **place) as file:
-        for top in range(0, side, sizes.size):
-            for left in range(0, side, sizes.size):
-                height, width = min(sizes.size, side - top), min(sizes.size, side - left)
-                file.write(piece[:, :height, :width], window=Window(left, top, width, height))
-
-
 def write_training(folder: Path, sizes: Sizes, count: int) -> None:
     """A data set of JPEGs with masks in colours, as DeepGlobe's are."""
     (folder / "train" / "images").mkdir(parents=True)
@@ -145,7 +125,7 @@ def predict(sizes: Sizes, seconds: float, *, count: int, side: int, dtype: str =
             Image.fromarray(scene).save(kind / f"s{i}.jpg", quality=90)
         write_weights(folder / "weights.safetensors", sizes, dtype)
         (folder / "large").mkdir()
-        write_large(folder / "large" / "large.tif", sizes, side)
+        write_large(folder / "large" / "large.tif", side)
         for kind in ("cold", "warm", "large"):
             words = (
                 "predict",

@@ -11,6 +11,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from experiments.common.scenes import mirrored_scene
+
 CLASSES = 7  # as DeepGlobe's
 CONTEXT = 2448  # pixels of a scene that one global view shows, at most
 
@@ -29,16 +31,6 @@ FULL = Sizes()
 
 
 # ---------------------------------------------------------------------------------------------------- what is measured
-def mirrored_scene(size: int) -> np.ndarray:
-    """The bundled scene, mirrored at its edges until it fills ``[size, size, 3]`` uint8."""
-    from glcanet_jax.data import open_dataset
-
-    dataset = open_dataset("sample")
-    image = np.concatenate([dataset.scenes(split)[0].read_image() for split in ("train", "test")])
-    missing = [(0, max(0, size - side)) for side in image.shape[:2]]
-    return np.pad(image, (*missing, (0, 0)), mode="symmetric")[:size, :size]
-
-
 def our_config(sizes: Sizes, dtype: str, *, batch: int = 6, remat: bool = False, **options: Any) -> Any:
     """The configuration of our network at these sizes; ``batch`` is that of training, ``options`` are the network's."""
     from glcanet_jax import config as configs

@@ -17,13 +17,14 @@ from typing import Any
 
 import numpy as np
 
+from experiments.common.scenes import mirrored_scene
+
 # JAX is imported where it is used: a worker that measures PyTorch imports this, too, and does without it
 from experiments.speed.cases import (
     CLASSES,
     FULL,
     Sizes,
     compiling,
-    mirrored_scene,
     noise,
     our_config,
     our_predictor,

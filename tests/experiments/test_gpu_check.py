@@ -30,15 +30,39 @@ def test_shares_are_of_the_same_type():
 
 
 def test_what_does_not_fit_is_named(tmp_path):
-    result = gpu_check.check(gpu_check.STAGES, speed_cases.Sizes(), 0, tmp_path / "gpu.json", tiny=False)
-    assert not result["found"] and {"device", "answers", "decode to map"} <= set(result["left_out"])
+    """Nothing is begun for which too little is left."""
+    result = gpu_check.check(gpu_check.STAGES, speed_cases.Sizes(), 0.2, tmp_path / "gpu.json", tiny=False)
+    assert not result["found"] and not result["failed"]
+    left_out = [name.partition(" (")[0] for name in result["left_out"]]
+    assert left_out == [measure.name for measure in gpu_check.measures(False)]
+    assert {"predict", "train from files", "train from the device", "answers", "places", "decode to map"} < set(
+        left_out
+    )
     assert json.loads((tmp_path / "gpu.json").read_text()) == result
 
 
-def test_commands_that_lack_a_package_are_left_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_check.commands, "lacking", lambda: ["rasterio", "tyro"])
-    result = gpu_check.check(("commands",), gpu_check.TINY, 1, tmp_path / "gpu.json", tiny=True)
-    assert result["left_out"] == ["commands (without rasterio, tyro)"] and not result["failed"]
+def test_what_lacks_a_package_is_left_out(tmp_path, monkeypatch):
+    there = lambda name: None if name in ("rasterio", "grain") else name  # noqa: E731
+    monkeypatch.setattr(gpu_check.importlib.util, "find_spec", there)
+    monkeypatch.setattr(gpu_check, "own_process", lambda what, *_, **given: {"of": what})
+    result = gpu_check.check(("commands", "places"), gpu_check.TINY, 9, tmp_path / "gpu.json", tiny=True)
+    told = ["predict (without rasterio)", "train from the device (without rasterio)"]
+    assert result["left_out"] == [*told, "train from files (without rasterio, grain)"]
+    assert result["found"] == {"places": {"of": "places"}}
+
+
+def test_a_measure_ends_with_the_time(monkeypatch, tmp_path):
+    """And what it started with it."""
+    told = tmp_path / "pid"
+    child = f"import os, time; open({str(told)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    program = tmp_path / "program"
+    program.write_text(f'#!/bin/sh\n{sys.executable} -c "{child}" &\nwait\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(gpu_check.sys, "executable", str(program))
+    with pytest.raises(gpu_check.UserError, match="answers was cut short after 2 s"):
+        gpu_check.own_process("answers", gpu_check.TINY, 2)
+    status = Path(f"/proc/{told.read_text()}/stat")
+    assert not status.exists() or " Z " in status.read_text()
 
 
 def test_what_a_call_of_predict_took(tmp_path):
@@ -56,12 +80,14 @@ def test_what_a_call_of_predict_took(tmp_path):
 
 
 def test_a_measure_that_fails_is_told_and_the_others_go_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_check, "measures", lambda *_: [("bad", bad), ("good", lambda left: {"x": 1})])
-    result = gpu_check.check((), gpu_check.TINY, 1, tmp_path / "gpu.json", tiny=True)
+    given = [gpu_check.Measure("device", name, 0, name, {}) for name in ("bad", "good")]
+    monkeypatch.setattr(gpu_check, "measures", lambda *_: given)
+    monkeypatch.setattr(gpu_check, "own_process", lambda what, *_: {"bad": bad, "good": lambda: {"x": 1}}[what]())
+    result = gpu_check.check(("device",), gpu_check.TINY, 1, tmp_path / "gpu.json", tiny=True)
     assert result["found"] == {"good": {"x": 1}} and result["failed"] == {"bad": "no such thing"}
 
 
-def bad(left):
+def bad():
     raise gpu_check.UserError("no such thing")
 
 
@@ -69,12 +95,13 @@ def bad(left):
 def test_rehearsal(tmp_path):
     """Every stage, small: on a CPU the answers are the CPU's."""
     out = tmp_path / "gpu.json"
-    command = [sys.executable, "-m", "experiments.gpu_check", "--tiny", "--out", str(out)]
+    command = [sys.executable, "-m", "experiments.gpu_check", "--tiny", "--minutes", "60", "--out", str(out)]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(out.read_text())
     assert not result["failed"] and not result["left_out"]
     assert result["found"]["answers"]["float32"]["apart"]["logits"] < 1e-6
+    assert all(found["alike"] for found in result["found"]["places"].values())  # on CPUs they come one after the other
     assert result["found"]["scenes bfloat16 2"]["share_of_matmul"] > 0
     assert result["found"]["predict"]["warm"]["scenes"] == 2 and result["found"]["predict"]["large"]["scenes"] == 1
     for place in ("files", "the device"):
