@@ -164,6 +164,14 @@ def _alone(path: Path) -> Iterator[Any]:
     yield None
 
 
+def remove_abandoned(folder: Path) -> None:
+    """Remove what killed processes left half-written in a folder; what another process is writing, or may be, stays."""
+    for part in folder.glob(part_of(Path("*.tiles")).name) if fcntl is not None else ():
+        with contextlib.suppress(OSError), part.open("r+b") as file:  # OSError: locked, or gone
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            part.unlink()
+
+
 def _write_rows(file: int, plane: Plane, header: int, top: int, array: np.ndarray) -> None:
     for first in range(0, len(array), TILE):
         rows = array[first : first + TILE]

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from glcanet_jax.data import blocks, files, views
+from glcanet_jax.data import blocks, disk, files, views
 from glcanet_jax.data.identity import digest, files_of
 from glcanet_jax.data.isprs import TileScene
 from glcanet_jax.data.loader import cores, readers
@@ -173,6 +173,7 @@ def cached(
     if not wanted or (where == "auto" and not worth(costs, kept)):
         return tuple(scenes)
     folder = _folder(dataset.root if where == "auto" else Path(where), beside=where == "auto")
+    blocks.remove_abandoned(folder)  # of files that may be others now
     paths = dict(zip((id(scene) for scene, _ in wanted), _names(folder, wanted), strict=True))
     missing = [(s, shape) for s, shape in wanted if not _whole(paths[id(s)])]
     if missing:
@@ -278,20 +279,9 @@ def _overview(scene: Any, entry: blocks.Blocks, size: int | None) -> Path | None
     if not path.exists():
         read = lambda top, rows: entry.read("image", top, 0, rows, scene.width)  # noqa: E731
         view = views.global_view_by_rows(read, scene.height, scene.width, size)
-        _replace(path, lambda place: np.save(place, view))
+        with disk.whole(path, shared=True) as place:
+            np.save(place, view)
     return path
-
-
-def _replace(path: Path, write: Callable[[Path], None]) -> None:
-    """Write a small file whole, beside others that write it."""
-    part = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        write(part)
-        os.replace(part, path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror or error}); make room, then run again") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 # --------------------------------------------------------------------------------------------------------------- its name
@@ -338,7 +328,8 @@ def _digests(path: Path, wanted: Sequence[Path]) -> dict[Path, str]:
     now = {str(file.absolute()): (_stamp(file), sha) for file, sha in found.items()}
     if any((name, *stamp) not in noted for name, (stamp, _) in now.items()):
         older = {name: (stamp, sha) for (name, *stamp), sha in noted.items()}
-        _replace(path, lambda place: place.write_text(json.dumps(older | now), encoding="utf-8"))
+        with disk.whole(path, shared=True) as place:
+            place.write_text(json.dumps(older | now), encoding="utf-8")
     return found
 
 

@@ -12,20 +12,23 @@ from glcanet_jax.errors import UserError
 BLOCK = 2**20  # bytes
 
 
-def part_of(path: Path) -> Path:
-    """Where a file lies until it is whole: hidden, beside its place."""
-    return path.with_name(f".{path.stem}.part{path.suffix}")
+def part_of(path: Path, own: bool = False) -> Path:
+    """Where a file lies until it is whole: hidden, beside its place; ``own``: no other process has it there."""
+    return path.with_name(f".{path.stem}{f'.{os.getpid()}' * own}.part{path.suffix}")
 
 
 @contextlib.contextmanager
-def whole(path: str | Path) -> Iterator[Path]:
+def whole(path: str | Path, *, shared: bool = False) -> Iterator[Path]:
     """A place to write a file to, which gets its name at the end; what stood under the name is replaced, a link too.
+
+    Args:
+        shared: other processes may write it at the same time; the last one's stays.
 
     Raises:
         UserError: it could not be written; nothing is left of it then, and what stood there stays.
     """
     path = Path(path)
-    temporary = part_of(path)
+    temporary = part_of(path, shared)
     try:
         temporary.unlink(missing_ok=True)  # of a run that was killed, or a link
         yield temporary

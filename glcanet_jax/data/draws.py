@@ -29,12 +29,12 @@ class Draw(NamedTuple):
 
     def side(self, patch_size: int) -> int:
         """Pixels of the scene that a patch takes."""
-        return patch_side(patch_size, self.scale)
+        return scaled(patch_size, self.scale)
 
 
-def patch_side(patch_size: int, scale: float) -> int:
-    """Pixels of the scene that a patch takes at a scale."""
-    return max(1, round(patch_size * scale))
+def scaled(size: int, scale: float) -> int:
+    """Pixels of the scene that a patch or a context of ``size`` px takes at a scale."""
+    return max(1, round(size * scale))
 
 
 def draw_window(scene: Any, views: geometry.Views, config: Any, rng: np.random.Generator) -> Draw:
@@ -42,7 +42,7 @@ def draw_window(scene: Any, views: geometry.Views, config: Any, rng: np.random.G
     scale = math.exp(rng.uniform(*(math.log(s) for s in config.scale_jitter)))
     height, width = scene.height, scene.width
     if views.context_size is not None:
-        side = max(1, round(views.context_size * scale))
+        side = scaled(views.context_size, scale)
         height, width = min(height, side), min(width, side)
     top, left = int(rng.integers(scene.height - height + 1)), int(rng.integers(scene.width - width + 1))
     view = 0

@@ -77,11 +77,36 @@ def read_image(
     path: Path, bands: tuple[int, ...] | None, rows: slice, columns: slice, heed_alpha: bool = True
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """A window ``[h, w, c]`` of an image and where it is valid; pictures without random access are decoded once and kept for a while."""
-    source = open_image(path, bands, heed_alpha)
-    if source.sequential and source.height * source.width * source.bands <= WHOLE:
-        whole = CACHE.get((_key(path), bands, heed_alpha), lambda: Decoded(*source.read()))
+    whole = _whole(path, bands, heed_alpha)
+    if whole is not None:
         return whole.image[rows, columns], None if whole.valid is None else whole.valid[rows, columns]
-    return source.read(rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start)
+    return open_image(path, bands, heed_alpha).read(*_sides(rows, columns))
+
+
+def read_valid(
+    path: Path, bands: tuple[int, ...] | None, rows: slice, columns: slice, heed_alpha: bool = True
+) -> np.ndarray:
+    """bool ``[h, w]``: where a window of an image is valid; its values are read only where nothing else tells."""
+    source, whole = open_image(path, bands, heed_alpha), None
+    if not source.all_valid:
+        whole = _whole(path, bands, heed_alpha)
+        if whole is None:
+            return source.read_valid(*_sides(rows, columns))
+    if whole is None or whole.valid is None:
+        return np.ones((rows.stop - rows.start, columns.stop - columns.start), bool)
+    return whole.valid[rows, columns]
+
+
+def _whole(path: Path, bands: tuple[int, ...] | None, heed_alpha: bool) -> Decoded | None:
+    """A picture without random access, decoded once and kept for a while; None of others, and of huge ones."""
+    source = open_image(path, bands, heed_alpha)
+    if not source.sequential or source.height * source.width * source.bands > WHOLE:
+        return None
+    return CACHE.get((_key(path), bands, heed_alpha), lambda: Decoded(*source.read()))
+
+
+def _sides(rows: slice, columns: slice) -> tuple[int, int, int, int]:
+    return rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start
 
 
 @dataclass(frozen=True)
@@ -181,9 +206,7 @@ class FileScene:
         self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
     ) -> np.ndarray:
         """bool ``[h, w]``: False where there is no data."""
-        rows, columns = window(self, top, left, height, width)
-        valid = None if self.all_valid else read_image(self.image, self.choice, rows, columns, self.heed_alpha)[1]
-        return np.ones((rows.stop - rows.start, columns.stop - columns.start), bool) if valid is None else valid
+        return read_valid(self.image, self.choice, *window(self, top, left, height, width), self.heed_alpha)
 
     def read_labels(
         self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
@@ -195,7 +218,7 @@ class FileScene:
         if mask.sequential and mask.height * mask.width <= WHOLE:
             ids = CACHE.get((_key(self.mask), self.classes), mask.read)[at]
         else:
-            ids = mask.read(at[0].start, at[1].start, at[0].stop - at[0].start, at[1].stop - at[1].start)
+            ids = mask.read(*_sides(*at))
         return ids if self.all_valid else np.where(self.read_valid(top, left, height, width), ids, np.uint8(IGNORE))
 
 

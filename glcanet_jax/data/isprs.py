@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from glcanet_jax.data.files import FileScene, open_image, read_image
+from glcanet_jax.data.files import FileScene, open_image, read_image, read_valid
 from glcanet_jax.data.moments import ExtraBand, Moments, total
 from glcanet_jax.data.raster import with_fill
 from glcanet_jax.data.scenes import IGNORE, ClassTable, Dataset, DatasetMissing, Protocol, window
@@ -271,8 +271,7 @@ class TileScene:
         at = window(self, top, left, height, width)
         valid = np.ones([side.stop - side.start for side in at], bool)
         for path, picked in self.colours:
-            there = read_image(path, picked, *at, heed_alpha=False)[1]
-            valid &= True if there is None else there
+            valid &= read_valid(path, picked, *at, heed_alpha=False)
         return valid
 
     def read_labels(

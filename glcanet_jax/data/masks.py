@@ -37,9 +37,6 @@ class MaskSource:
                 f"{path} has {file.bands} bands beside alpha; a mask has one of ids or three of colours: keep those, as with "
                 "`gdal_translate -b 1`"
             )
-        if self.palette is not None:
-            file.close()
-            self._raster = RasterSource(path, [1], types=NUMBERS)
         if self.coloured and file.dtype != np.uint8:
             raise UserError(f"{path}: a mask of colours is {np.dtype(file.dtype)}; it must be uint8")
 
@@ -68,11 +65,11 @@ class MaskSource:
         return bool(self.classes.unknown_colours(colours[None])) and not self.classes.unknown_ids(used).any()
 
     def _numbers(self, rows: slice) -> np.ndarray:
-        return self._raster.read_image(rows.start, 0, rows.stop - rows.start)[..., 0]
+        return self._raster.read_stored(rows.start, 0, rows.stop - rows.start)[..., 0]
 
     def read_raw(self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None) -> np.ndarray:
         """A window as it is to be understood: colours ``[h, w, 3]`` uint8, or numbers ``[h, w]``."""
-        image = self._raster.read_image(*_sides(self, top, left, height, width))
+        image = self._raster.read_stored(*_sides(self, top, left, height, width))
         if self.palette is not None and not self.by_index:
             return self.palette[np.minimum(image[..., 0], len(self.palette) - 1), :3]
         return image[..., :3] if self.coloured and self.palette is None else image[..., 0]

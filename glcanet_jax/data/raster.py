@@ -125,15 +125,21 @@ class RasterSource:
         self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """A window ``[h, w, bands]``, ``fill`` where not valid; and bool ``[h, w]``, False there, or None: all is valid."""
-        at = window(self, top, left, height, width)
-        indexes, stored = self._taken.indexes, self._taken.stored
-        raw = self._room(at, len(indexes), stored)
-        self._read("read", indexes, *at, out=np.moveaxis(raw, -1, 0))  # into place: they never stand in memory twice
+        raw = self.read_stored(top, left, height, width)
         image = self._taken.values(raw)
-        valid = None if self.all_valid else self._valid(at, raw)
+        valid = None if self.all_valid else self._valid(window(self, top, left, height, width), raw)
         if valid is not None and self._fill is not None:
             image[~valid] = self._fill
         return image, valid
+
+    def read_stored(
+        self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
+    ) -> np.ndarray:
+        """``[h, w, c]`` as the file has them, valid or not: of a palette the ids."""
+        at, indexes = window(self, top, left, height, width), self._taken.indexes
+        raw = self._room(at, len(indexes), self._taken.stored)
+        self._read("read", indexes, *at, out=np.moveaxis(raw, -1, 0))  # into place: they never stand in memory twice
+        return raw
 
     def _room(self, at: tuple[slice, slice], count: int, dtype: np.dtype) -> np.ndarray:
         shape = *(side.stop - side.start for side in at), count

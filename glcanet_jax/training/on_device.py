@@ -18,7 +18,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Integer, UInt8
 
 from glcanet_jax import geometry
-from glcanet_jax.data.draws import COARSE, patch_side
+from glcanet_jax.data.draws import COARSE, scaled
 from glcanet_jax.data.loader import LoaderConfig
 from glcanet_jax.data.scenes import IGNORE
 
@@ -68,12 +68,12 @@ class Plan(NamedTuple):
 
     @property
     def largest_side(self) -> int:
-        return patch_side(self.views.patch_size, self.config.scale_jitter[1])
+        return scaled(self.views.patch_size, self.config.scale_jitter[1])
 
     def largest_window(self, canvas: tuple[int, ...]) -> tuple[int, int]:
         """Of scenes in an array of this height and width."""
         size = self.views.context_size
-        side = max(canvas) if size is None else max(1, round(size * self.config.scale_jitter[1]))
+        side = max(canvas) if size is None else scaled(size, self.config.scale_jitter[1])
         return min(canvas[0], side), min(canvas[1], side)
 
 
@@ -88,11 +88,10 @@ def draw(key: Array, scenes: Placed, plan: Plan) -> Drawn:
     which = _which(key, scenes)
     extent = size = scenes.extent[which]
     if views.context_size is not None:
-        size = jnp.minimum(extent, jnp.maximum(1, jnp.round(views.context_size * scale).astype(jnp.int32)))
+        size = jnp.minimum(extent, _scaled(views.context_size, scale))
     corner = jax.random.randint(keys[2], (2,), 0, extent - size + 1)
     view = jax.random.randint(keys[3], (), 0, 8) if config.flips else jnp.int32(0)
-    side = jnp.maximum(1, jnp.round(views.patch_size * scale).astype(jnp.int32))
-    side = jnp.minimum(side, size.min())  # rounding apart it is no larger
+    side = jnp.minimum(_scaled(views.patch_size, scale), size.min())  # rounding apart it is no larger
     window = jnp.concatenate([corner, size])
     if config.positions == "grid":
         places, valid = _on_grid(keys[4], size, side, plan, scenes)
@@ -109,6 +108,11 @@ def _which(key: Array, scenes: Placed) -> Integer[Array, ""]:
     """The scene that a context is drawn from."""
     drawn = jax.random.choice(jax.random.split(key, DECISIONS)[1], scenes.share.shape[0], p=scenes.share)
     return drawn.astype(jnp.int32)
+
+
+def _scaled(size: int, scale: Array) -> Integer[Array, ""]:
+    """:func:`glcanet_jax.data.draws.scaled` on the device."""
+    return jnp.maximum(1, jnp.round(size * scale).astype(jnp.int32))
 
 
 def _of_scene(scenes: Placed, which: Array, read: Callable[[Group, Array], Any]) -> Any:
@@ -164,7 +168,7 @@ def _on_grid(key: Array, size: Array, side: Array, plan: Plan, scenes: Placed) -
     """Patches of the grid of :func:`glcanet_jax.geometry.patch_starts`, in an order that is drawn; those there are too few of come again."""
     views, n = plan.views, plan.config.patches_per_context
     overlap = jnp.minimum(views.overlap, side - 1)
-    least = patch_side(views.patch_size, plan.config.scale_jitter[0])
+    least = scaled(views.patch_size, plan.config.scale_jitter[0])
     step = max(1, least - min(views.overlap, least - 1))
     windows = [plan.largest_window(group.labels.shape[1:]) for group in scenes.groups]
     most = [1 + -(-max(w[axis] for w in windows) // step) for axis in (0, 1)]

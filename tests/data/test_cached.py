@@ -270,6 +270,22 @@ def test_a_killed_making_goes_on(tmp_path, monkeypatch):
     np.testing.assert_array_equal(kept[1].read_image(), scenes[1].read_image())
 
 
+def test_what_a_killed_making_left_of_other_files_is_gone(tmp_path):
+    """Of a scene whose file has changed since, or that is gone; what another process is writing stays."""
+    import fcntl
+
+    scene, folder = jpeg(tmp_path), tmp_path / "cache"
+    folder.mkdir()
+    left, busy = folder / ".s-0123.part.tiles", folder / ".t-4567.part.tiles"
+    left.write_bytes(bytes(100))
+    with busy.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        keep([scene], tmp_path)
+        assert not left.exists() and busy.exists() and len(entries(folder)) == 1
+    keep([scene], tmp_path)
+    assert not busy.exists() and len(entries(folder)) == 1
+
+
 def test_no_room_is_told_before_anything_is_decoded(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage(1, 1, 1000))

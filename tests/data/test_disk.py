@@ -39,6 +39,18 @@ def test_files_are_not_written_through_links(tmp_path, outside, tie):
         path.unlink()
 
 
+def test_several_that_write_a_file_at_once_have_it_apart(tmp_path, monkeypatch):
+    """Until it is whole; the last one's stays."""
+    path = tmp_path / "a.json"
+    with disk.whole(path, shared=True) as ours:
+        ours.write_text("ours")
+        monkeypatch.setattr(os, "getpid", lambda: 1)
+        with disk.whole(path, shared=True) as theirs:
+            theirs.write_text("theirs")
+        assert path.read_text() == "theirs" and ours.read_text() == "ours"
+    assert path.read_text() == "ours" and os.listdir(tmp_path) == ["a.json"]
+
+
 def test_what_fails_leaves_what_was(tmp_path):
     """The earlier file, and nothing beside it; also where a disk is full."""
     path = tmp_path / "a.txt"

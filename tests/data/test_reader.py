@@ -16,6 +16,7 @@ from glcanet_jax.data import open_dataset
 from glcanet_jax.data.check import check_dataset, main
 from glcanet_jax.data.files import FileScene
 from glcanet_jax.data.gdal import open_raster
+from glcanet_jax.data.masks import MaskSource
 from glcanet_jax.data.raster import RasterSource
 from glcanet_jax.data.scenes import ClassTable, filled
 from glcanet_jax.errors import UserError
@@ -196,6 +197,7 @@ def indexed(array, palette):
     return picture
 
 
+TABLE_OF_THREE = ClassTable(("a", "b", "c"), (RED, GREEN, BLUE))
 MASKS = {
     "ids.png": lambda path: Image.fromarray(ids()).save(path),
     "ids.tif": lambda path: save(path, ids().astype(np.int32)),
@@ -213,6 +215,30 @@ MASKS = {
     "voc.png": lambda path: indexed(ids(), [(0, 0, 0), (128, 0, 0), (0, 128, 0)]).save(path),
     "voc.tif": lambda path: indexed(ids(), [(0, 0, 0), (128, 0, 0), (0, 128, 0)]).save(path),
 }
+
+
+def test_where_there_is_data_costs_no_values(tmp_path, monkeypatch):
+    """Where a mask of the file tells; and a palette's file is opened once."""
+    image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    valid = np.ones((40, 50), bool)
+    valid[5:20, 7:30] = False
+    with open_raster(tmp_path / "a.tif", "w", driver="GTiff", height=40, width=50, count=3, dtype="uint8") as file:
+        file.write(np.moveaxis(image, -1, 0))
+        file.write_mask(valid)
+    MASKS["palette.png"](tmp_path / "a.png")
+    opened, read, init = [], RasterSource._read, RasterSource.__init__
+    asked = lambda self, how, *more, **options: (opened.append(how), read(self, how, *more, **options))[1]  # noqa: E731
+    monkeypatch.setattr(RasterSource, "_read", asked)
+    scene = FileScene("a", tmp_path / "a.tif", None, TABLE_OF_THREE)
+    np.testing.assert_array_equal(scene.read_valid(2, 3, 30, 40), valid[2:32, 3:43])
+    assert opened == ["read_masks"]
+    count = lambda self, *more, **options: (opened.append("open"), init(self, *more, **options))[1]  # noqa: E731
+    monkeypatch.setattr(RasterSource, "__init__", count)
+    opened.clear()
+    mask = MaskSource(tmp_path / "a.png", TABLE_OF_THREE)
+    np.testing.assert_array_equal(mask.read(), ids())
+    assert opened.count("open") == 1
+    mask.close()
 
 
 @pytest.mark.parametrize("name", MASKS)
