@@ -19,7 +19,7 @@ from glcanet_jax.measure.info import Info
 from glcanet_jax.options import canonical, check, comments, options_of
 from glcanet_jax.settings import Train
 
-EXPERIMENTS = ("table1", "ablation", "recipe", "campaign", "errors", "report", "extent", "memory", "speed", "scene_memory", "tile_memory")  # fmt: skip
+EXPERIMENTS = ("table1", "ablation", "recipe", "errors", "report", "extent", "memory", "speed", "scene_memory", "tile_memory")  # fmt: skip
 COMMANDS = {
     "eval": main.Eval,
     "compare": main.Compare,
