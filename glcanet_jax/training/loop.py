@@ -51,7 +51,7 @@ class Work(NamedTuple):
     loader: TrainLoader  # of the scenes as they are, until fed() has made them cheap to read
     model: nn.Module
     mesh: Mesh
-    drawn: Plan  # of contexts
+    draws: Plan  # of contexts, from scenes on the device
     steps: int
     spans: tuple[Phase, ...]
 
@@ -222,9 +222,9 @@ def source_of(work: Work, monitor: Monitor) -> FromLoader | FromDevice:
     if not work.on_device:
         return FromLoader(work.loader, work.mesh, monitor)
     if data.pool is None:
-        return FromDevice(All(scenes, contexts, work.mesh), work.drawn, monitor)
-    turns = sources.turns_of(data, scenes, contexts, work.drawn)
-    return FromDevice(Pool(scenes, turns, work.mesh, work.drawn.divided), work.drawn, monitor)
+        return FromDevice(All(scenes, contexts, work.mesh), work.draws, monitor)
+    turns = sources.turns_of(data, scenes, contexts, work.draws)
+    return FromDevice(Pool(scenes, turns, work.mesh, work.draws.divided), work.draws, monitor)
 
 
 def _common_bands(scenes: Sequence[Any], val_scenes: Sequence[Any]) -> int:

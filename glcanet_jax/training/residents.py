@@ -7,13 +7,14 @@ read the next ones meanwhile, and a step waits for those that are due. So what a
 import contextlib
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 from jaxtyping import Array
 
 from glcanet_jax.data.loader import readers
@@ -47,20 +48,19 @@ def pool_of(scenes: Sequence[Any], contexts: Sequence[int], mesh: Mesh, size: in
 
 
 class Places:
-    """Arrays on the devices that scenes are put into, one at a time; each device has all places, or a share of them."""
+    """Arrays on the devices that scenes are put into, one at a time; each device has all places, or an equal share of them."""
 
     def __init__(self, scenes: Sequence[Any], pool: Sequence[Kind], mesh: Mesh, share: np.ndarray, divided: bool):
         """``share`` says how often each place is drawn from."""
-        self._scenes, self._pool = scenes, pool
+        self._scenes, self._pool, self._devices = scenes, pool, list(mesh.devices.flat)
         self._everywhere = NamedSharding(mesh, EVERYWHERE)
-        spread = NamedSharding(mesh, SPREAD if divided else EVERYWHERE)
-        devices = mesh.size if divided else 1
-        self._put, self._groups = _putting(mesh, divided), []
-        for kind in pool:
-            shape = (math.ceil(kind.places / devices) * devices, *kind.canvas)
-            full = lambda shape, value: jnp.full(shape, value, jnp.uint8)  # noqa: E731
-            empty = lambda s=shape, full=full: Group(full((*s, scenes[0].bands), 0), full(s, IGNORE))  # noqa: E731
-            self._groups.append(jax.jit(empty, out_shardings=spread)())
+        self._spread = NamedSharding(mesh, SPREAD) if divided else self._everywhere
+        self._length = [math.ceil(kind.places / mesh.size) if divided else kind.places for kind in pool]  # on a device
+        self._groups = [
+            [_empty((length, *kind.canvas), scenes[0].bands, device) for device in self._devices]
+            for length, kind in zip(self._length, pool, strict=True)
+        ]
+        self._divided = divided
         self._where = np.array([(g, i) for g, kind in enumerate(pool) for i in range(kind.places)], np.int32)
         self._scene = np.zeros(len(self._where), np.int32)
         self._share = share.astype(np.float32)
@@ -76,10 +76,12 @@ class Places:
 
     def put(self, arrival: Arrival, pair: Pair) -> None:
         """Bring a scene to its place; the one before it has arrived then, so that one is on its way at most."""
-        jax.block_until_ready(self._arrived)
-        group, at = self._where[arrival.place]
-        new = Group(*jax.device_put(pair, self._everywhere))
-        self._groups[group] = self._arrived = self._put(self._groups[group], new, np.int32(at))
+        group, at = self._where[arrival.place].tolist()
+        owner, at = divmod(at, self._length[group])  # where all have all, the first one, and then the others
+        for d in [owner] if self._divided else range(len(self._devices)):
+            jax.block_until_ready(self._arrived)
+            new = Group(*jax.device_put(pair, self._devices[d]))
+            self._groups[group][d] = self._arrived = _put(self._groups[group][d], new, np.int32(at))
         self._scene[arrival.place], self._placed = arrival.scene, None
 
     def placed(self) -> Placed:
@@ -87,8 +89,14 @@ class Places:
         if self._placed is None:
             extents = np.array(extents_of(self._scenes), np.int32)[self._scene]
             told = self._where, extents, self._scene.copy(), self._share
-            self._placed = Placed(tuple(self._groups), *jax.device_put(told, self._everywhere))
+            groups = tuple(jax.tree.map(self._together, *parts) for parts in self._groups)
+            self._placed = Placed(groups, *jax.device_put(told, self._everywhere))
         return self._placed
+
+    def _together(self, *parts: Array) -> Array:
+        """The devices' arrays as one, in their own memory."""
+        length = parts[0].shape[0] * (len(parts) if self._divided else 1)
+        return jax.make_array_from_single_device_arrays((length, *parts[0].shape[1:]), self._spread, parts)
 
     def fill(self, arrivals: Sequence[Arrival], stream: Iterator[tuple[Arrival, Pair]], doing: str) -> None:
         """Bring the first scenes, with a bar."""
@@ -105,19 +113,16 @@ class Places:
         return in_order((map(self.read, [arrival]) for arrival in arrivals), readers(largest), 1)
 
 
-def _putting(mesh: Mesh, divided: bool) -> Callable[[Group, Group, Any], Group]:
-    """``put(group, scene, place)``: the group, in its own memory, with a scene at a place; jitted."""
+def _empty(shape: tuple[int, ...], bands: int, device: Any) -> Group:
+    """Places on a device in which nothing lies yet."""
+    make = lambda: Group(jnp.zeros((*shape, bands), jnp.uint8), jnp.full(shape, IGNORE, jnp.uint8))  # noqa: E731
+    return jax.jit(make, out_shardings=SingleDeviceSharding(device))()
 
-    def put(group: Group, new: Group, at: Array) -> Group:
-        if divided:  # whose place it is not writes what was there
-            share = group.labels.shape[0]
-            mine, at = at // share == jax.lax.axis_index("data"), at % share
-            new = jax.tree.map(lambda stack, x: jnp.where(mine, x, stack[at]), group, new)
-        return jax.tree.map(lambda stack, x: jax.lax.dynamic_update_index_in_dim(stack, x, at, 0), group, new)
 
-    spec = SPREAD if divided else EVERYWHERE
-    specs = dict(in_specs=(spec, EVERYWHERE, EVERYWHERE), out_specs=spec, check_vma=False)
-    return jax.jit(jax.shard_map(put, mesh=mesh, **specs), donate_argnums=0)
+@partial(jax.jit, donate_argnums=0)
+def _put(group: Group, new: Group, at: Array) -> Group:
+    """A group, in its own memory, with a scene at a place."""
+    return jax.tree.map(lambda stack, x: jax.lax.dynamic_update_index_in_dim(stack, x, at, 0), group, new)
 
 
 def place(scenes: Sequence[Any], contexts: Sequence[int], mesh: Mesh) -> Placed:

@@ -193,11 +193,11 @@ def _within(
     config: DataConfig, scenes: Sequence[Any], contexts: Sequence[int], plan: on_device.Plan, size: int
 ) -> DataConfig:
     """All scenes on every device, if so many bytes hold them, else a pool."""
-    free, devices = free_memory(), plan.mesh.size
+    free, devices, needed = free_memory(), plan.mesh.size, residents.bytes_of(scenes)
+    if needed * devices <= size and (free is None or needed <= free):
+        return _decided(config, _told_all(scenes), "always")
     if free is not None and size > free * devices:
         raise UserError(f"--data.pool is {in_units(size)}, and {in_units(free * devices)} are free there; give less")
-    if residents.bytes_of(scenes) * devices <= size:
-        return _decided(config, _told_all(scenes), "always")
     pool = residents.pool_of(scenes, contexts, plan.mesh, size)
     places = sum(kind.places for kind in pool)
     told = f"{len(scenes)} scenes take turns on the device, {places} of them at a time, in {in_units(size)}; every step draws from those"

@@ -236,6 +236,8 @@ def test_a_pool_is_taken_where_its_size_is_given(capsys, monkeypatch):
     monkeypatch.setattr(sources, "free_memory", lambda: 4 * 2**20)
     with pytest.raises(UserError, match="--data.pool is 5 MB, and 4 MB are free there; give less"):
         choose("5MB")
+    few = sources.choose(DataConfig(pool="5MB"), scenes[:2], contexts[:2], plan())
+    assert (few.on_device, few.pool) == ("always", None)  # which need less
     assert sum(k.places for k in sources.turns_of(choose("4MB"), scenes, contexts, plan()).pool) == 1
 
 

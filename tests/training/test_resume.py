@@ -325,6 +325,19 @@ def test_a_run_that_was_moved_goes_on(tmp_path):
         runs.open_run(configured(moved, steps=30))
 
 
+def test_where_a_run_trains_from_is_chosen_once(tmp_path):
+    """What a run of this folder chose holds, unless something is asked for, or nothing of it is kept."""
+    config = configured(tmp_path / "run")
+    begun = dataclasses.replace(config, data=dataclasses.replace(config.data, on_device="always", pool="9000000"))
+    runs.open_run(begun)
+    assert runs.begun(config) == config.data
+    (tmp_path / "run" / "checkpoints" / "last" / "5").mkdir(parents=True)
+    assert runs.begun(config) == begun.data
+    for asked in ({"pool": "8GB"}, {"on_device": "never"}):
+        other = dataclasses.replace(config.data, **asked)
+        assert runs.begun(dataclasses.replace(config, data=other)) == other
+
+
 def test_a_run_without_a_step_is_begun_again_with_other_options(tmp_path):
     """One that was stopped while its first step was compiled leaves nothing that could go on."""
     first = configured(tmp_path / "run")
