@@ -6,6 +6,7 @@ two to test. ``run`` makes it and gives the commands of that page, one after the
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -38,7 +39,7 @@ class Options:
     what: Positional[Literal["make", "run"]]  # the folder alone, or all
     work: Path = Path(".")  # the empty folder, in which fields/, runs/, scores/ and maps/ are made
     preset: Literal["recipe", "tiny"] = "recipe"  # of train
-    steps: Annotated[int, COUNT] = 200  # of train
+    steps: Annotated[int, COUNT] = 60  # of train
 
 
 def make(work: Path) -> Path:
@@ -64,8 +65,8 @@ def make(work: Path) -> Path:
     return root
 
 
-def run(work: Path, **given: Any) -> list[tuple[str, float]]:
-    """Every command with its seconds.
+def run(work: Path, **given: Any) -> list[tuple[str, float, float]]:
+    """Every command with its seconds, by the clock and of all cores.
 
     Raises:
         UserError: one of them failed.
@@ -74,14 +75,20 @@ def run(work: Path, **given: Any) -> list[tuple[str, float]]:
     places = os.pathsep.join([str(Path(__file__).parents[1]), *([above] if above else [])])
     for command in COMMANDS:
         words = command.format(**given).split()
-        began = time.perf_counter()
+        began, used = time.perf_counter(), cpu_seconds()
         code = subprocess.run(
             [sys.executable, "-m", "glcanet_jax", *words], cwd=work, env=os.environ | {"PYTHONPATH": places}
         ).returncode
         if code:
             raise UserError(f"`glcanet {' '.join(words)}` ended with {code}; what it printed is above")
-        times.append((f"glcanet {' '.join(words)}", time.perf_counter() - began))
+        times.append((f"glcanet {' '.join(words)}", time.perf_counter() - began, cpu_seconds() - used))
     return times
+
+
+def cpu_seconds() -> float:
+    """Of all cores, of the processes that ended."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return children.ru_utime + children.ru_stime
 
 
 def main() -> None:
@@ -90,9 +97,12 @@ def main() -> None:
     if options.what == "run":
         times, made = run(options.work, preset=options.preset, steps=options.steps), machine()
         print(f"\n{made['device']}, {made['cores']} cores, jax {made['jax']}, {made['date']}")
-        for command, seconds in times:
-            print(f"{seconds:7.0f} s  {command}")
-        print(f"{sum(seconds for _, seconds in times):7.0f} s  in all")
+        print("seconds  CPU seconds  command")
+        for command, seconds, used in [
+            *times,
+            ("in all", *(sum(column) for column in list(zip(*times, strict=True))[1:])),
+        ]:
+            print(f"{seconds:7.0f}  {used:11.0f}  {command}")
 
 
 if __name__ == "__main__":

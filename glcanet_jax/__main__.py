@@ -33,6 +33,7 @@ class Eval:
     weights: Path  # a weights file, a run's folder, or demo
     out: Path  # folder to write to
     split: str = "test"  # the dataset's: train, val, test ...
+    overlays: Annotated[int | None, Range(0, 10**6)] = None  # scenes that are drawn, at most, spread evenly; None: all
     batch: Annotated[int, Range(1, 2**12)] = 6  # patches at once
     devices: Annotated[int | None, Range(1, 2**10)] = None  # of this machine, at once; without: all, of CPUs one
     tta: bool = False  # mean over the eight views of a square: eight times the work
@@ -140,7 +141,7 @@ def evaluate(argv: Sequence[str], page: tuple[str, str]) -> None:
     path = runs.find_weights(args.weights)
     dataset = runs.open_for(path, args.data.dataset, args.data.dir, args.data.bands)
     with runs.computing(args.precision, args.deterministic):
-        options = {"tta": args.tta, "devices": args.devices}
+        options = {"tta": args.tta, "devices": args.devices, "overlays": args.overlays}
         result = runs.evaluate_split(path, dataset, args.split, args.out, args.batch, **options)
     for name, scores in result["protocols"].items():
         print(f"\n{dataset.name} {args.split}, protocol {name}\n{metrics.format_table(scores)}")

@@ -62,9 +62,9 @@ def finish(
     pictures = [out / "curve.png", *(p for split in scored for p in drawn(out / f"eval-{split}", scored[split]))]
     tracking.files([*pictures, written])
     print("\nweights  ", path)
+    for split in scored:
+        print("scores   ", out / f"eval-{split}" / "metrics.json", "and pictures beside it")
     print("report   ", written)
-    for picture in pictures:
-        print("picture  ", picture)
     return scored
 
 

@@ -97,7 +97,7 @@ def arguments_named() -> Iterator[None]:
 
 
 def train(config: Config) -> Path:
-    """Train a network as ``python -m glcanet_jax train`` does, going on where a killed run of the same configuration stopped.
+    """Train a network as ``python -m glcanet_jax train --no-report`` does, going on where a killed run of the same configuration stopped.
 
     Returns:
         the run's folder, ``config.out``, which :func:`load` takes.

@@ -83,6 +83,10 @@ class Pace:
         if self._told is not None and not self._silent:
             self._tell(self._told, "the last time")
 
+    def again(self) -> None:
+        """Something else than steps took time: what was measured so far does not count."""
+        self._calls, self._steps = 0, 0
+
     def step(self, count: int) -> None:
         if self._silent:
             return

@@ -342,12 +342,14 @@ def train_phase(run: Run, state: TrainState, phase: Phase, start: int) -> TrainS
             raise run.stop.told(step, work.steps)
         if due["validation"](step) or due["checkpoint"](step) or late:
             timer = Timer()
+            pace.again()
     return state
 
 
 def _kind_of(config: Config, phase: Phase) -> dict[str, Any]:
     """What decides how long a step of a phase takes."""
     parts = {name: asdict(getattr(config, name)) for name in ("model", "views", "loader")}
+    del parts["loader"]["seed"]
     told = {"accumulation": config.train.accumulation, "freeze": config.freeze, "on_device": config.data.on_device}
     return {"a step of": phase.name} | parts | told
 

@@ -24,4 +24,17 @@ def test_the_folder_is_sound(tmp_path, capsys):
 
 def test_its_commands_are_printed_in_the_docs():
     for command in own_data.COMMANDS:
-        assert f"glcanet {command.format(preset='recipe', steps=200)}\n" in PAGE
+        assert f"glcanet {command.format(preset='recipe', steps=60)}\n" in PAGE
+
+
+@pytest.mark.slow
+def test_the_whole_way(tmp_path):
+    times = own_data.run(own_data.make(tmp_path).parent, preset="tiny", steps=8)
+    assert len(times) == len(own_data.COMMANDS) and all(seconds > 0 for _, *both in times for seconds in both)
+    for made in (
+        "runs/fields/report.html",
+        "scores/metrics.json",
+        "maps/part_008_classes.tif",
+        "maps/part_008_overlay.png",
+    ):
+        assert (tmp_path / made).is_file()

@@ -99,6 +99,15 @@ def test_the_next_time_it_is_told_before_the_first_step(folder, clock, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_what_came_between_is_not_measured(folder, clock, capsys):
+    pace = Pace("kind", 50)
+    steps(clock, pace, 2.0, calls=4)
+    clock[0] += 500  # scores, say
+    pace.again()
+    steps(clock, pace, 2.0)
+    assert "50 steps of 2 s (measured)" in capsys.readouterr().out
+
+
 def test_on_a_gpu_and_in_a_few_steps_nothing_is_told(folder, clock, capsys, monkeypatch):
     steps(clock, Pace("kind", 3), 2.4, calls=3)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
