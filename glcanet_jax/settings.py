@@ -55,7 +55,11 @@ class Asked(NamedTuple):
     @property
     def hint(self) -> str:
         """What is missing for a good result."""
-        asked = self.args.preset or self.args.config or self.given & {"backbone", "init.weights", "model.depth", "model.network"}
+        asked = (
+            self.args.preset
+            or self.args.config
+            or self.given & {"backbone", "init.weights", "model.depth", "model.network"}
+        )
         return "" if asked else HINT
 
 
