@@ -6,10 +6,9 @@ Trains on tiles 4, 5, 6 and 8, scores tile 2 once, at the end, with the last ste
 import dataclasses
 import sys
 
-from experiments.common.sizes import SIZES
 from glcanet_jax import cli
-from glcanet_jax.config import Config, OptimiserConfig, TrainConfig, model_config
-from glcanet_jax.presets import FAST, PAPER, RECIPE, SAMPLE, TINY, changed
+from glcanet_jax.config import Config
+from glcanet_jax.presets import FAST, PAPER, PRETRAINED, RECIPE, SAMPLE, SMALL, TINY, changed
 
 # scenes that are left out together to choose by: tiles 4 and 8 share ground; tile 2 is the test
 FOLDS = {"4+8": ("tile4", "tile8"), "5": ("tile5",), "6": ("tile6",)}
@@ -21,28 +20,10 @@ def _on_mbrsc(config: Config, name: str) -> Config:
 
 
 # the recipe in 256-px views, ImageNet ResNet-50s with frozen norms, on two CPU cores
-CPU = changed(
-    Config(
-        views=SIZES["cpu"].views,
-        loader=SIZES["cpu"].loader,
-        model=model_config(norm="frozen", **SIZES["cpu"].options["glcanet"]),
-        optimiser=OptimiserConfig(global_rate=1e-4, local_rate=1e-4, fusion_rate=3e-4),
-        train=TrainConfig(steps=560, log_every=5, checkpoint_every=50),
-    ),
-    RECIPE,
-)
+CPU = changed(PRETRAINED, {"train": {"log_every": 5, "eval_every": None, "checkpoint_every": 50}})
 
 # a network small enough to be bundled, from scratch
-DEMO = changed(
-    Config(
-        views=SIZES["cpu"].views,
-        loader=dataclasses.replace(SIZES["cpu"].loader, batch_size=4, patches_per_context=2),
-        model=model_config(depth=18, width=32, fpn_channels=64),
-        optimiser=OptimiserConfig(global_rate=1e-3, local_rate=1e-3, fusion_rate=1e-3),
-        train=TrainConfig(steps=1200, log_every=10, checkpoint_every=100),
-    ),
-    RECIPE,
-)
+DEMO = changed(SMALL, {"train": {"eval_every": None}, "": {"eval_batch": 6}})
 
 PRESETS = {
     "paper": ("the paper's settings to the letter", _on_mbrsc(PAPER, "paper")),

@@ -112,18 +112,26 @@ PRETRAINED = changed(
     OFTEN,
 )
 
-PRESETS: Mapping[str, tuple[str, Config]] = {
+LARGE = changed(FAST, RECIPE, OFTEN, {"train": {"steps": 2000}})
+FROM_SCRATCH: Changes = {
+    "optimiser": {"global_rate": 5e-4, "local_rate": 5e-4, "fusion_rate": 5e-4}
+}  # as experiments' full size
+
+# words, and what is trained from noise, and from the weights of a backbone
+PRESETS: Mapping[str, tuple[str, Config, Config]] = {
     "recipe": (
         "what was measured as best (docs/results.md): a small network from scratch, or what fits the weights of --backbone; on two "
         "CPU cores under an hour",
         SMALL,
+        PRETRAINED,
     ),
     "fast": (
         "the same recipe for a GPU of 40 GB or more: ResNet-50, bfloat16, 500-px patches, six of each of six contexts",
-        changed(FAST, RECIPE, OFTEN, {"train": {"steps": 2000}}),
+        changed(LARGE, FROM_SCRATCH),
+        LARGE,
     ),
-    "paper": ("the paper's settings to the letter, for 120 epochs: hours on a large GPU", PAPER),
-    "tiny": ("seconds on a CPU: shows that everything runs, learns next to nothing", TINY),
+    "paper": ("the paper's settings to the letter, for 120 epochs: hours on a large GPU", PAPER, PAPER),
+    "tiny": ("seconds on a CPU: shows that everything runs, learns next to nothing", TINY, TINY),
 }
 SMALLER = {"paper": "recipe", "fast": "recipe", "recipe": "tiny"}  # what to give where a preset takes too long
 METRES = {"recipe": 380.0, "fast": 1224.0}  # that a context spans on the ground where it was measured
@@ -132,14 +140,15 @@ LEAST = 128  # pixels a side of patches, where scenes allow: under it, a network
 
 
 def preset(name: str, backbone: bool = False) -> Config:
-    """The configuration of a preset; ``recipe`` is another one where a backbone's weights are given.
+    """The configuration of a preset; ``recipe`` and ``fast`` are others where a backbone's weights are given.
 
     Raises:
         UserError: there is none of this name.
     """
     if name not in PRESETS:
         raise UserError(f"no preset is called {name!r}; there are {', '.join(PRESETS)}")
-    return PRETRAINED if name == "recipe" and backbone else PRESETS[name][1]
+    _, scratch, pretrained = PRESETS[name]
+    return pretrained if backbone else scratch
 
 
 def fitted(

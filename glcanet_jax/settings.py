@@ -80,7 +80,7 @@ def read(argv: Sequence[str], page: tuple[str, str]) -> Asked:
         base = dataclasses.replace(base, model=configs.with_network(base.model, network))
     default = Train(**{f.name: getattr(base, f.name) for f in dataclasses.fields(Config)})
     program, words = page
-    listed = cli.listing({key: words for key, (words, _) in presets.PRESETS.items()})
+    listed = cli.listing({key: words for key, (words, *_) in presets.PRESETS.items()})
     args = cli.parse(Train, argv, program, f"{words}\n\npresets:\n{listed}", default)
     config = Config(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Config)})
     by_options = _given(argv, default)
@@ -130,8 +130,9 @@ def _given(argv: Sequence[str], default: Train) -> set[str]:
 def fit(asked: Asked, dataset: Dataset) -> Config:
     """The configuration with patches and contexts fitted to the scenes, where a preset chose them; what changed is told."""
     config, name = asked.config, asked.args.preset
-    splits = [s for s in dict.fromkeys([config.data.train_split, "train", "val", "test"]) if s in dataset.splits]
-    scenes = [scene for split in splits for scene in dataset.splits[split]]
+    data = config.data
+    splits = dict.fromkeys([data.train_split, data.val_split or dataset.validation_split, "test"])
+    scenes = [scene for split in splits for scene in dataset.splits.get(split, ())]
     if name is None or not scenes:
         return config
     some = scenes[:: -(-len(scenes) // LOOKED_AT)]

@@ -67,6 +67,8 @@ def test_a_backbone_has_a_recipe_of_its_own():
     own, given = presets.preset("recipe"), presets.preset("recipe", backbone=True)
     assert own.model.depth == 18 and given.model.depth == 50 and given.model.norm == "frozen"
     assert own.loss == given.loss and own.train.ema == given.train.ema == 0.98
+    slow, fast = (presets.preset("fast", backbone).optimiser for backbone in (True, False))
+    assert fast.global_rate > slow.global_rate  # what begins as noise has further to go
     assert presets.preset("tiny", backbone=True) == presets.preset("tiny")
     with pytest.raises(UserError, match="there are recipe, fast, paper, tiny"):
         presets.preset("best")

@@ -13,7 +13,7 @@ from glcanet_jax.config import Config, DataConfig, OptimiserConfig, TrainConfig
 from glcanet_jax.data.loader import LoaderConfig
 from glcanet_jax.data.mbrsc import CALLED as CALLED_BY_MBRSC
 from glcanet_jax.geometry import Views
-from glcanet_jax.presets import RECIPE, Changes, changed
+from glcanet_jax.presets import MEASURED, RECIPE, Changes, changed
 
 SPLITS = {"deepglobe": ("val", "test"), "mbrsc": ("test",)}  # to score, the first for the tables
 CALLED = {"mbrsc": CALLED_BY_MBRSC}  # as results call splits that were recorded under the names of the dataset's files
@@ -54,7 +54,7 @@ SIZES = {
     ),
     # 256-px patches in contexts of the paper's ratio, for CPUs with patience
     "cpu": Size(
-        Views(context_size=1254, global_size=256, patch_size=256, overlap=32),
+        MEASURED,
         512,
         LoaderConfig(batch_size=2, patches_per_context=4),
         {"imagenet": 1e-4, "scratch": 5e-4},
