@@ -20,10 +20,11 @@ from glcanet_jax.data.findings import Images, Labels, Layer, Vectors, kind_of, w
 from glcanet_jax.data.gdal import strips
 from glcanet_jax.data.masks import MaskSource
 from glcanet_jax.data.mbrsc import SAMPLE, as_test, assign, splits_of
+from glcanet_jax.data.meanings import Meanings
 from glcanet_jax.data.raster import RasterSource
 from glcanet_jax.data.scenes import ClassTable, Dataset, DatasetMissing, check_labels, describe_colours
 from glcanet_jax.data.tables import LayerEntry, class_table, entries_of, lacking, same, split_lists
-from glcanet_jax.data.vector_labels import Meanings, VectorLabels, VectorSource
+from glcanet_jax.data.vector_labels import VectorLabels, VectorSource
 from glcanet_jax.errors import UserError
 
 

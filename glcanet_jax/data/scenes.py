@@ -302,7 +302,7 @@ class GridScene:
     @cached_property
     def has_gaps(self) -> bool:
         """Whether no part lies somewhere."""
-        return len(self.parts) > 1 and covered(self.boxes) < self.height * self.width
+        return covered(self.boxes) < self.height * self.width
 
     @property
     def bands(self) -> int:

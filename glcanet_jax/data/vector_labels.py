@@ -1,8 +1,7 @@
 """Labels that are drawn from vector files, window by window, as a mask: what each feature is, and where it lies."""
 
 import unicodedata
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,18 +10,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from glcanet_jax.data.drawing import TILE, Drawing, moved, widened
-from glcanet_jax.data.gdal import steps
 from glcanet_jax.data.georeference import Georeference
+from glcanet_jax.data.meanings import Meanings, columns_of, ranks_of
 from glcanet_jax.data.placement import Placement
 from glcanet_jax.data.scenes import IGNORE, Cache, ClassTable
 from glcanet_jax.data.tables import SCENE, AreaEntry, LabelsFile, LayerEntry, same
 from glcanet_jax.data.vectors import POLYGON, Features, Layer, Use, open_layer, parts_of, read_crs, simple_parts
 from glcanet_jax.errors import UserError
-from glcanet_jax.options import perhaps
 
 USE = Use("the labels", '"layer" in labels.json')
 AREA = Use("the annotated area", '"layer" of "annotated" in labels.json', areas=True)
-SHOWN = 8  # values told of those that are no class
 VECTORS = Cache()  # layers that were opened, and drawings: what every window needs, apart from the pixels of many
 
 
@@ -78,7 +75,7 @@ class VectorSource:
         """
         Args:
             image: of the scene, whose size and place it takes.
-            key: what a file is now, as :func:`glcanet_jax.data.files.file_key` has it.
+            key: what a file is now: its name, its size and its time of change.
             cache: keeps what was drawn.
         """
         self.labels, self.classes, self._file_key, self._cache = labels, classes, key, cache
@@ -164,7 +161,7 @@ class VectorSource:
         reach = 4.0 if unit is None else 4.0 + unit[0] / np.linalg.svd(unit[1], compute_uv=False).min()
         features, shapes, owners = self._features(layer, entry, reach, columns_of(entry))
         ids = Meanings(entry, self.classes, path).ids(features)
-        ranks = np.arange(len(features.fids)) if entry.order_by is None else _ranks(features.columns[entry.order_by])
+        ranks = np.arange(len(features.fids)) if entry.order_by is None else ranks_of(features.columns[entry.order_by])
         shapes, owners = self._wide(shapes, owners, entry, unit, path)
         return Placed(shapes, ids[owners], ranks[owners], features.fids[owners])
 
@@ -251,24 +248,21 @@ class VectorSource:
         bottom = self.height if height is None else top + height
         right = self.width if width is None else left + width
         out = np.empty((bottom - top, right - left), np.uint8)
-        for rows in steps(self.height, TILE):
-            for columns in steps(self.width, TILE) if rows.start < bottom and rows.stop > top else ():
-                if columns.start < right and columns.stop > left:
-                    y, x = _common(rows, top, bottom), _common(columns, left, right)
-                    tile = self._cache.get(
-                        ("drawn", self.key, rows.start, columns.start), lambda at=(rows, columns): self._tile(*at)
-                    )
-                    out[_from(y, top), _from(x, left)] = tile[_from(y, rows.start), _from(x, columns.start)]
+        for y in range(top // TILE * TILE, bottom, TILE):
+            for x in range(left // TILE * TILE, right, TILE):
+                tile = self._cache.get(("drawn", self.key, y, x), lambda at=(y, x): self._tile(*at))
+                rows, columns = _common(y, TILE, top, bottom), _common(x, TILE, left, right)
+                out[_from(rows, top), _from(columns, left)] = tile[_from(rows, y), _from(columns, x)]
         return out
 
-    def _tile(self, rows: slice, columns: slice) -> np.ndarray:
+    def _tile(self, top: int, left: int) -> np.ndarray:
         background = self.labels.rules.background
         start = IGNORE if background is None else self.classes.names.index(same(background))
-        out = np.full((rows.stop - rows.start, columns.stop - columns.start), start, np.uint8)
-        self.drawing.burn(out, rows.start, columns.start)
+        out = np.full((min(TILE, self.height - top), min(TILE, self.width - left)), start, np.uint8)
+        self.drawing.burn(out, top, left)
         if self.area is not None:
             inside = np.zeros_like(out)
-            self.area.burn(inside, rows.start, columns.start)
+            self.area.burn(inside, top, left)
             out[inside == 0] = IGNORE
         return out
 
@@ -276,8 +270,8 @@ class VectorSource:
         """Nothing is held open."""
 
 
-def _common(side: slice, start: int, stop: int) -> slice:
-    return slice(max(side.start, start), min(side.stop, stop))
+def _common(first: int, size: int, start: int, stop: int) -> slice:
+    return slice(max(first, start), min(first + size, stop))
 
 
 def _from(side: slice, start: int) -> slice:
@@ -291,95 +285,3 @@ class Placed(NamedTuple):
     ids: np.ndarray  # [n] uint8, 255 for what is not labelled
     ranks: np.ndarray  # [n], the highest is drawn last
     fids: np.ndarray  # [n]
-
-
-# ------------------------------------------------------------------------------------------------------ what features are
-@dataclass(frozen=True)
-class Meanings:
-    """Which classes a layer's features are."""
-
-    entry: LayerEntry
-    classes: ClassTable
-    path: Path
-
-    @cached_property
-    def _known(self) -> Mapping[str, int]:
-        """Ids by what a column says: what ``labels.json`` lists, the classes' names, and the numbers that stand for them."""
-        number = {name: i for i, name in enumerate(self.classes.names)}
-        out = {str(value): i for i, value in enumerate(self.classes.numbers)} | number
-        return out | {
-            same(k): IGNORE if v is None else number[same(v)] for k, v in self.entry.classes.items() if k != "*"
-        }
-
-    def id_of(self, value: Any) -> int | None:
-        """The id of what a column says: 255 for nothing and for what is not labelled, None for what is no class."""
-        text = text_of(value)
-        if text is None:
-            return IGNORE
-        if text in self._known:
-            return self._known[text]
-        other = self.entry.classes.get("*", "")
-        return None if other == "" else IGNORE if other is None else self.classes.names.index(same(other))
-
-    def ids(self, features: Features) -> np.ndarray:
-        """uint8 ids ``[n]`` of features by what their column says.
-
-        Raises:
-            UserError: it says what is no class.
-        """
-        if self.entry.attribute is None:
-            return np.full(len(features.fids), self.classes.names.index(same(self.entry.class_name)), np.uint8)
-        said = features.columns[self.entry.attribute].tolist()
-        found = [self.id_of(value) for value in said]
-        unknown = Counter(text_of(value) for value, i in zip(said, found, strict=True) if i is None)
-        if unknown:
-            raise self._unknown(unknown)
-        return np.array(found, np.uint8)
-
-    def counts(self, layer: Layer) -> Counter[int | None]:
-        """Features of a whole layer by id: 255 for those that are not labelled, None for those of no class."""
-        if self.entry.attribute is None:
-            return Counter({self.classes.names.index(same(self.entry.class_name)): layer.count})
-        return Counter(
-            map(self.id_of, layer.read(columns_of(self.entry), places=False).columns[self.entry.attribute].tolist())
-        )
-
-    def _unknown(self, values: Counter[str]) -> UserError:
-        """What to raise where a column says what is no class."""
-        listed = ", ".join(
-            f"{value!r} ({count} feature{'s' * (count != 1)})" for value, count in values.most_common(SHOWN)
-        )
-        first = values.most_common(1)[0][0]
-        return UserError(
-            f"{self.path}: column {self.entry.attribute} says {listed}{' ...' * (len(values) > SHOWN)}, which is no class"
-            f"{perhaps(first, self.classes.names)}; classes are {', '.join(self.classes.names[:SHOWN])}"
-            f'{" ..." * (len(self.classes.names) > SHOWN)}: say in labels.json what it means, as "classes": {{"{first}": '
-            f'"{self.classes.names[0]}"}}, or null for "not labelled"'
-        )
-
-
-def columns_of(entry: LayerEntry) -> list[str]:
-    """Those that decide what is drawn."""
-    return [column for column in (entry.attribute, entry.order_by) if column is not None]
-
-
-def text_of(value: Any) -> str | None:
-    """What a column says, as ``labels.json`` writes it; None where it says nothing."""
-    if value is None or value != value:  # NaN
-        return None
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return same(str(value)).strip() or None
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """Places of values in their order, equal ones in the file's; where nothing is said first."""
-    plain = values.tolist()
-    number = lambda v: isinstance(v, int | float) and v == v  # noqa: E731
-    keys = [(1, v, "") if number(v) else (0, 0, "") if text_of(v) is None else (2, 0, str(v)) for v in plain]
-    order = sorted(range(len(keys)), key=keys.__getitem__)
-    out = np.empty(len(keys), np.int64)
-    out[order] = np.arange(len(keys))
-    return out

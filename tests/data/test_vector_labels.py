@@ -19,7 +19,7 @@ from glcanet_jax.data import cached, files, identity, open_dataset
 from glcanet_jax.data.check import Survey, check_dataset
 from glcanet_jax.data.drawing import thinned
 from glcanet_jax.data.georeference import Georeference
-from glcanet_jax.data.vector_labels import text_of
+from glcanet_jax.data.meanings import text_of
 from glcanet_jax.errors import UserError
 from tests.campaign.jsons import RAW, mutations
 

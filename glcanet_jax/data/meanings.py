@@ -1,0 +1,109 @@
+"""What features of a vector file are: the classes that their columns say, and in which order they are drawn."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from glcanet_jax.data.scenes import IGNORE, ClassTable
+from glcanet_jax.data.tables import LayerEntry, same
+from glcanet_jax.data.vectors import Features, Layer
+from glcanet_jax.errors import UserError
+from glcanet_jax.options import perhaps
+
+SHOWN = 8  # values told of those that are no class
+
+
+@dataclass(frozen=True)
+class Meanings:
+    """Which classes a layer's features are."""
+
+    entry: LayerEntry
+    classes: ClassTable
+    path: Path
+
+    @cached_property
+    def _known(self) -> Mapping[str, int]:
+        """Ids by what a column says: what ``labels.json`` lists, the classes' names, and the numbers that stand for them."""
+        number = {name: i for i, name in enumerate(self.classes.names)}
+        out = {str(value): i for i, value in enumerate(self.classes.numbers)} | number
+        return out | {
+            same(k): IGNORE if v is None else number[same(v)] for k, v in self.entry.classes.items() if k != "*"
+        }
+
+    def id_of(self, value: Any) -> int | None:
+        """The id of what a column says: 255 for nothing and for what is not labelled, None for what is no class."""
+        text = text_of(value)
+        if text is None:
+            return IGNORE
+        if text in self._known:
+            return self._known[text]
+        other = self.entry.classes.get("*", "")
+        return None if other == "" else IGNORE if other is None else self.classes.names.index(same(other))
+
+    def ids(self, features: Features) -> np.ndarray:
+        """uint8 ids ``[n]`` of features by what their column says.
+
+        Raises:
+            UserError: it says what is no class.
+        """
+        if self.entry.attribute is None:
+            return np.full(len(features.fids), self.classes.names.index(same(self.entry.class_name)), np.uint8)
+        said = features.columns[self.entry.attribute].tolist()
+        found = [self.id_of(value) for value in said]
+        unknown = Counter(text_of(value) for value, i in zip(said, found, strict=True) if i is None)
+        if unknown:
+            raise self._unknown(unknown)
+        return np.array(found, np.uint8)
+
+    def counts(self, layer: Layer) -> Counter[int | None]:
+        """Features of a whole layer by id: 255 for those that are not labelled, None for those of no class."""
+        if self.entry.attribute is None:
+            return Counter({self.classes.names.index(same(self.entry.class_name)): layer.count})
+        return Counter(
+            map(self.id_of, layer.read(columns_of(self.entry), places=False).columns[self.entry.attribute].tolist())
+        )
+
+    def _unknown(self, values: Counter[str]) -> UserError:
+        """What to raise where a column says what is no class."""
+        listed = ", ".join(
+            f"{value!r} ({count} feature{'s' * (count != 1)})" for value, count in values.most_common(SHOWN)
+        )
+        first = values.most_common(1)[0][0]
+        return UserError(
+            f"{self.path}: column {self.entry.attribute} says {listed}{' ...' * (len(values) > SHOWN)}, which is no class"
+            f"{perhaps(first, self.classes.names)}; classes are {', '.join(self.classes.names[:SHOWN])}"
+            f'{" ..." * (len(self.classes.names) > SHOWN)}: say in labels.json what it means, as "classes": {{"{first}": '
+            f'"{self.classes.names[0]}"}}, or null for "not labelled"'
+        )
+
+
+def columns_of(entry: LayerEntry) -> list[str]:
+    """Those that decide what is drawn."""
+    return [column for column in (entry.attribute, entry.order_by) if column is not None]
+
+
+def text_of(value: Any) -> str | None:
+    """What a column says, as ``labels.json`` writes it; None where it says nothing."""
+    if value is None or value != value:  # NaN
+        return None
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return same(str(value)).strip() or None
+
+
+def ranks_of(values: np.ndarray) -> np.ndarray:
+    """Places of values in their order, equal ones in the file's; where nothing is said first."""
+    plain = values.tolist()
+    number = lambda v: isinstance(v, int | float) and v == v  # noqa: E731
+    keys = [(1, v, "") if number(v) else (0, 0, "") if text_of(v) is None else (2, 0, str(v)) for v in plain]
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    out = np.empty(len(keys), np.int64)
+    out[order] = np.arange(len(keys))
+    return out
