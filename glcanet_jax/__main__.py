@@ -121,10 +121,12 @@ def train(argv: Sequence[str], page: tuple[str, str]) -> None:
     from glcanet_jax.training import loop, processes
     from glcanet_jax.training.tracking import Tracking
 
-    if asked.hint:
-        print(asked.hint)
+    processes.begin(asked.config.distributed)
     with Tracking(asked.args.track) as tracking:
-        config = settings.fit(asked, runs.open_data(asked.config.data)) if asked.args.preset else asked.config
+        with processes.quiet():
+            if asked.hint:
+                print(asked.hint)
+            config = settings.fit(asked, runs.open_data(asked.config.data)) if asked.args.preset else asked.config
         if asked.args.report:
             experiment.run(config, overlays=asked.args.overlays, tracking=tracking, advice=asked.advice)
         else:

@@ -23,7 +23,7 @@ def run(
 ) -> dict[str, dict[str, Any]]:
     """Train (or go on), score with the weights that the run chose, draw, and write the run's page; prints tables and every path.
 
-    Of several processes the first does what comes after training; the others have no scores.
+    Of several processes the first does what comes after training; the others wait for it and have no scores.
 
     Args:
         splits: to be scored; None: validation and test, where they exist and have labels.
@@ -35,7 +35,11 @@ def run(
     """
     with tracking or Tracking() as told:
         out = loop.train(config, told, advice)
-        return finish(out, config, splits, overlays, told) if processes.first() else {}
+        scored: dict[str, dict[str, Any]] = {}
+        with processes.quiet(), processes.led("the report") as leads:
+            if leads:
+                scored = finish(out, config, splits, overlays, told)
+        return scored
 
 
 def finish(

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from glcanet_jax import cli, report, runs
+from glcanet_jax import cli, experiment, report, runs
 from glcanet_jax.config import DataConfig
 from glcanet_jax.errors import UserError
 from glcanet_jax.training import loop, processes
@@ -79,6 +79,7 @@ def test_two_processes_are_as_one(tmp_path, alone, monkeypatch):
     codes, printed, told = end(begin(out, 4))
     assert codes == [0, 0] and told == ("", ""), told
     assert "step 4: validation mIoU" in printed[0] and printed[1] == ""
+    assert (out / "report.html").is_file() and "report" in printed[0]
     weights, log = alone
     close(out, weights, 1e-5)
     lines = report.read_log(out / "log.jsonl")
@@ -168,4 +169,4 @@ def test_what_a_cluster_says(monkeypatch, name):
 if __name__ == "__main__":
     runs.build_model = lambda config, classes: Toy(classes, "group")
     asked = dataclasses.replace(run_of(sys.argv[1], int(sys.argv[2])), distributed=sys.argv[3])
-    cli.run(lambda: (loop.train(asked), 0)[1])
+    cli.run(lambda: (experiment.run(asked, ()), 0)[1])
