@@ -31,7 +31,10 @@ def publish(config: Config, run: Path, path: Path = DEMO) -> dict[str, Any]:
     trained = load_weights(runs.find_weights(run))
     published = configs.from_dict(trained.config)
     # places on this machine are nobody's business
-    published = dataclasses.replace(published, data=dataclasses.replace(published.data, dir=None), out="runs/demo")
+    data = dataclasses.replace(
+        published.data, dir=None, ground_resolution=0.3, licence="CC0-1.0"
+    )  # as its publisher says
+    published = dataclasses.replace(published, data=data, out="runs/demo")
     path.parent.mkdir(parents=True, exist_ok=True)
     runs.save(path, published, dataset, trained.variables, np.float16)
     if path.stat().st_size > LIMIT:
@@ -54,7 +57,7 @@ def card(config: Config, result: dict[str, Any], size: int, minutes: float) -> s
             f"`demo.safetensors`, {size / 2**20:.1f} MB: GLCANet (ResNet-{model.depth} of width {model.width}, pyramid of {model.fpn_channels} channels), "
             f"parameters in float16, for {views.patch_size}-px patches in contexts of {views.context_size} px. `--weights demo` uses it.",
             "",
-            "* **For** a first look at what the software does, on imagery of about 0.3 m a pixel such as the bundled scene. It is "
+            "* **For** a first look at what the software does, on imagery of about 0.3 m a pixel, which the file says, such as the bundled scene. It is "
             "no product: it has seen four scenes of one city.",
             "* **Classes**: building, land, road, vegetation, water.",
             "* **Trained on** tiles 4, 5, 6 and 8 of *Semantic segmentation of aerial imagery* (Humans in the Loop with the Mohammed Bin "

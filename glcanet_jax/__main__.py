@@ -1,10 +1,11 @@
-"""``glcanet train|eval|compare|predict|vectorise|export|info|check``, or ``python -m glcanet_jax``."""
+"""``glcanet train|eval|compare|predict|vectorise|export|info|card|push|check``, or ``python -m glcanet_jax``."""
 
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from tyro.conf import OmitArgPrefixes, Positional
 
@@ -30,7 +31,7 @@ Precision = Literal["default", "highest"]
 @dataclass(frozen=True, kw_only=True)
 class Eval:
     data: Labelled
-    weights: Path  # a weights file, a run's folder, or demo
+    weights: Path  # a weights file, a run's folder, demo, hf:ORGANISATION/REPOSITORY, or an export's .zip
     out: Path  # folder to write to
     split: str = "test"  # the dataset's: train, val, test ...
     overlays: Annotated[int | None, Range(0, 10**6)] = None  # scenes that are drawn, at most, spread evenly; None: all
@@ -71,7 +72,7 @@ class Compare:
 @dataclass(frozen=True, kw_only=True)
 class Predict:
     scenes: Positional[tuple[str, ...]]  # GeoTIFF, COG, JPEG, PNG, VRT ..., or folders of them
-    weights: Path  # a weights file, a run's folder, or demo
+    weights: Path  # a weights file, a run's folder, demo, hf:ORGANISATION/REPOSITORY, or an export's .zip
     out: Path  # folder to write to
     options: OmitArgPrefixes[MapOptions] = DEFAULTS
     shard: str | None = None  # I/N: only every N-th scene, from the I-th on
@@ -92,8 +93,38 @@ class Vectorise:
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    weights: Path  # a weights file, a run's folder, or demo
-    out: Path  # a .zip file to write
+    weights: Path  # a weights file, a run's folder, demo, or hf:ORGANISATION/REPOSITORY
+    out: Path  # a .zip or .onnx file to write
+    format: Literal["stablehlo", "onnx"] | None = None  # without: as the file's name ends, else stablehlo
+    # ONNX: pixels a side of the tile; without: a context, of a network of one view a patch
+    size: Annotated[int | None, Range(1, 2**13)] = None
+
+    def __post_init__(self):
+        check_fields(self, "--")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Described:
+    """What a card says that the weights do not."""
+
+    licence: str | None = None  # of the data, as CC-BY-4.0; without: what was given to train
+    scores: tuple[Path, ...] = ()  # files metrics.json of eval; none: those below the run's folder
+    picture: Path | None = None  # as predict --overlay or eval makes; without: the first below the run's folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card(Described):
+    weights: Positional[tuple[str, ...]]  # a weights file, a run's folder, demo, a name on the hub, or an export's .zip
+    out: Path | None = None  # a Markdown file to write; without: the card is printed
+    stac: Path | None = None  # a JSON file to write: a STAC Item with the Machine Learning Model extension
+    name: str | None = None  # by which the card gives the weights to commands; without: as they were given here
+
+
+@dataclass(frozen=True, kw_only=True)
+class Push(Described):
+    what: Positional[tuple[str, ...]]  # the weights, as for card; then ORGANISATION/REPOSITORY
+    private: bool = False  # a repository that is made is not public
+    message: str | None = None  # of the commit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,10 +204,10 @@ def export(argv: Sequence[str], page: tuple[str, str]) -> None:
     args = cli.parse(Export, argv, *page)
     from glcanet_jax import export as exporting
 
-    differences = exporting.export(args.weights, args.out)
+    differences = exporting.export(args.weights, args.out, args.format, args.size)
     print(f"written to {args.out}; reloaded and compared with the network:")
     for name, value in differences.items():
-        print(f"  {name:<14} relative error {value:.1e}")
+        print(f"  {name:<14} largest error {value:.1e}")
 
 
 def info(argv: Sequence[str], page: tuple[str, str]) -> None:
@@ -184,7 +215,52 @@ def info(argv: Sequence[str], page: tuple[str, str]) -> None:
     from glcanet_jax.measure import info as information
 
     default = information.Info(model=model_config(cli.chosen(argv) or "glcanet"))
-    print(information.report(cli.parse(information.Info, argv, *page, default)))
+    args = cli.parse(information.Info, argv, *page, default)
+    if args.weights:
+        from glcanet_jax.sharing import card as cards
+
+        told = _facts(args.weights, "info")
+        print(cards.as_json(told) if args.json else cards.text(told))
+        return
+    print(information.report(args))
+
+
+def _facts(weights: Sequence[str], command: str, described: Described | None = None) -> Any:
+    from glcanet_jax.sharing import facts
+
+    if len(weights) != 1:
+        raise UserError(f"{len(weights)} weights were given; name one, as in `{command} demo`")
+    if described is None:
+        return facts.read(weights[0])
+    return facts.read(weights[0], described.licence, described.scores, described.picture)
+
+
+def card(argv: Sequence[str], page: tuple[str, str]) -> None:
+    args = cli.parse(Card, argv, *page)
+    from glcanet_jax.sharing import card as cards
+    from glcanet_jax.sharing import push as pushing
+
+    told = _facts(args.weights, "card", args)
+    name = args.name or args.weights[0]
+    for out, write in ((args.out, partial(pushing.write_card, name=name)), (args.stac, pushing.write_stac)):
+        if out is not None:
+            write(told, out)
+            print(f"written to {out}")
+    if args.out is None and args.stac is None:
+        print(cards.markdown(told, name, None if told.picture is None else str(told.picture)), end="")
+
+
+def push(argv: Sequence[str], page: tuple[str, str]) -> None:
+    args = cli.parse(Push, argv, *page)
+    if len(args.what) != 2:
+        raise UserError(
+            f"push takes the weights and a repository's name, not {len(args.what)} words; as in `push runs/mine organisation/name`"
+        )
+    from glcanet_jax.sharing import push as pushing
+
+    weights, repository = args.what
+    name = pushing.push(_facts([weights], "push", args), repository, args.message, args.private)
+    print(f"published; use it as --weights {name}")
 
 
 def check(argv: Sequence[str], page: tuple[str, str]) -> int:
@@ -248,13 +324,23 @@ COMMANDS = {
     ),
     "export": Command(
         export,
-        "Write a network as StableHLO, with all that is needed to use it without its code.",
+        "Write a network as StableHLO or ONNX, with all that is needed to use it without its code.",
         "--weights runs/mine --out network.zip",
     ),
     "info": Command(
         info,
-        "Count a network's parameters, and GFLOP per scene and per patch.",
-        "--model.network glcanet --model.depth 18",
+        "Say what a weights file is; or count a network's parameters, and GFLOP per scene and per patch.",
+        "demo",
+    ),
+    "card": Command(
+        card,
+        "Describe weights: a model card in Markdown, and a STAC Item.",
+        "runs/mine --out CARD.md --stac item.json",
+    ),
+    "push": Command(
+        push,
+        "Publish weights on the Hugging Face hub, with their card and STAC Item.",
+        "runs/mine organisation/repository --licence CC-BY-4.0",
     ),
     "check": Command(
         check,

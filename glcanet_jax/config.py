@@ -11,7 +11,7 @@ from glcanet_jax import border, models
 from glcanet_jax.data.loader import LoaderConfig
 from glcanet_jax.errors import UserError
 from glcanet_jax.geometry import Views
-from glcanet_jax.limits import COUNT, DECAY, MOST, SEED, WEIGHT, Range, check_fields
+from glcanet_jax.limits import COUNT, DECAY, METRES, MOST, SEED, WEIGHT, Range, check_fields
 
 RATE = Range(0)  # of learning
 MINUTES = Range(0, open="low")
@@ -74,6 +74,9 @@ class DataConfig:
     val_scenes: tuple[str, ...] = ()  # MBRSC: scenes that choose the best checkpoint
     bands: str | None = None  # ISPRS: irrg, for Potsdam rgb and irrgb, each also with +dsm; a folder: numbers, as 4,1,2
     normalisation: str | None = None  # a file of `check --normalisation FILE`, whose numbers replace --normalisation.*
+    # metres a pixel, kept with the weights; None: the median of the georeferenced scenes trained on
+    ground_resolution: Annotated[float | None, METRES] = None
+    licence: str | None = None  # of the data, as CC-BY-4.0; kept with the weights, for their card
     drop_faulty: bool = True  # Potsdam: leave out tile 7_10, whose labels are wrong
     # decoded scenes, labels as ids, as tiles on disk: auto (beside the data, if memory cannot keep what is dear to decode; what it
     # takes is said first), off, or a folder

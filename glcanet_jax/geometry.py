@@ -189,16 +189,21 @@ def box_of(window: tuple[int, int, int, int], context: tuple[int, int, int, int]
     )
 
 
+def surround(context: int, patch: int) -> int:
+    """What a patch's centre keeps from the edge of its context wherever the scene goes on, in pixels: an eighth of the context
+    (306 px of 2448), and never less than half a patch.
+    """
+    return max(context // 8, -(-patch // 2))
+
+
 def place_contexts(length: int, context: int, patch: int, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Starts of the contexts along one axis, and the index of the one that each patch looks at, ``[n]``.
 
-    They are evenly spaced, so that every patch of the grid lies inside one with a surround: what a patch's centre keeps
-    from the context's edge wherever the scene goes on, an eighth of the context (306 px of 2448) and never less than half
-    a patch. Contexts hardly larger than patches have no room for that: there each patch gets its own, centred on it.
+    They are evenly spaced, so that every patch of the grid lies inside one with a :func:`surround`. Contexts hardly larger than patches have no room for that: there each patch gets its own, centred on it.
     """
     if length <= context:
         return np.zeros(1, np.int64), np.zeros(len(starts), np.int64)
-    step = context - 2 * max(context // 8, -(-patch // 2))
+    step = context - 2 * surround(context, patch)
     if step < patch // 2:
         own = np.clip(starts + patch // 2 - context // 2, 0, length - context)
         return own.astype(np.int64), np.arange(len(starts))

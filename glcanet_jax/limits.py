@@ -66,6 +66,7 @@ SHARE = Range(0, 1)
 DECAY = Range(0, 1, open="high")  # a step
 WEIGHT = Range(0, 1e6)  # of a term of the loss
 SEED = Range(0, 2**32 - 1)
+METRES = Range(0, 1e5, open="low")  # a pixel on the ground
 
 
 def unmarked(hint: Any) -> tuple[Any, tuple[Any, ...]]:

@@ -14,13 +14,15 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from glcanet_jax import border, metrics, models, report, weights
+from glcanet_jax import border, hub, metrics, models, report, weights
 from glcanet_jax import config as configs
 from glcanet_jax.config import Config
 from glcanet_jax.data import OPTIONS, OWN, identity, open_dataset
 from glcanet_jax.data.bands import parse_bands
+from glcanet_jax.data.ground import median_resolution
 from glcanet_jax.data.scenes import check_labels, class_counts, filled, mean_values
 from glcanet_jax.errors import UserError
+from glcanet_jax.inference import exported
 from glcanet_jax.inference.evaluation import countable, evaluate
 from glcanet_jax.inference.predictor import Predictor
 from glcanet_jax.inference.windows import Cut, Worst
@@ -143,6 +145,8 @@ def resolve(config: Config, dataset: Any) -> Config:
         normalisation = dataclasses.replace(normalisation, scale=dataset.scale)
     if data.bands is None:
         data = dataclasses.replace(data, bands=dataset.bands)
+    if data.ground_resolution is None:
+        data = dataclasses.replace(data, ground_resolution=median_resolution(dataset.scenes(data.train_split)))
     if dataset.extra is not None:
         normalisation = _with_extra_band(normalisation, dataset, data.train_split)
         if train.jitter_bands is None:
@@ -242,8 +246,7 @@ def _with_extra_band(
 
 
 def load_backbone(config: Config) -> weights.TorchvisionWeights:
-    path = weights.fetch_hub(config.backbone) if config.backbone.startswith(weights.HUB) else config.backbone
-    return weights.load_torchvision(path)
+    return weights.load_torchvision(hub.fetch(config.backbone) if hub.is_name(config.backbone) else config.backbone)
 
 
 def initial_variables(config: Config, model: Any, bands: int) -> dict[str, Any]:
@@ -283,7 +286,7 @@ def save(path: Path, config: Config, dataset: Any, variables: Any, dtype: Any = 
     variables = jax.tree.map(np.asarray, variables)
     weights.save_weights(
         path, variables, configs.to_dict(config), classes, configs.numbers_of(config.normalisation), dtype,
-        _bands_of(dataset, config.data.train_split),
+        _bands_of(dataset, config.data.train_split), config.data.ground_resolution,
     )  # fmt: skip
 
 
@@ -330,8 +333,33 @@ def read_weights(path: Path) -> tuple[Config, weights.WeightsFile]:
     Raises:
         UserError: it cannot be read, or a part of it is not what it must be.
     """
+    if exported.is_one(path):
+        return _read_export(path)
     stored = weights.load_weights(path)
-    return configs.from_dict(stored.config, f"{path} (config)"), stored
+    config = configs.from_dict(stored.config, f"{path} (config)")
+    if stored.ground_resolution is not None:
+        config = dataclasses.replace(
+            config, data=dataclasses.replace(config.data, ground_resolution=stored.ground_resolution)
+        )
+    return config, stored
+
+
+def _read_export(path: Path) -> tuple[Config, weights.WeightsFile]:
+    """An exported network as weights are read: what it says of itself, and the network itself; its code is not needed.
+
+    Raises:
+        UserError: it cannot be read, or does not say what maps need.
+    """
+    network = exported.load(path)
+    told = network.manifest
+    weights.check_legend(path, told["classes"], told["normalisation"])
+    views = {f.name: told["geometry"].get(f.name) for f in dataclasses.fields(configs.Views)}
+    data = {k: v for k, v in told.get("data", {}).items() if v is not None}
+    config = configs.from_dict({"views": views, "data": data}, f"{path} (manifest.json)")
+    config = dataclasses.replace(config, model=configs.ModelConfig(str(told.get("network", {}).get("name", "unknown"))))
+    bands = weights.check_bands(path, str(told["geometry"].get("bands")))
+    normalisation, resolution = told["normalisation"], config.data.ground_resolution
+    return config, weights.WeightsFile(network.weights, {}, told["classes"], normalisation, bands, resolution, network)
 
 
 def rebuild(path: Path, config: Config, stored: weights.WeightsFile) -> Any:
@@ -340,6 +368,8 @@ def rebuild(path: Path, config: Config, stored: weights.WeightsFile) -> Any:
     Raises:
         UserError: the file's arrays are not those of the network.
     """
+    if stored.network is not None:
+        return stored.network
     model = build_model(config, len(stored.classes["names"]))
     weights.check_variables(path, stored.variables, models.shapes(model, stored.bands))
     return model
@@ -481,7 +511,7 @@ def evaluate_split(
     predictor, config, classes = loaded or load_predictor(weights_path, batch, tta=tta, devices=devices)
     check_fit(dataset, scenes, predictor, classes["names"], split)
     scenes = tuple(filled(scene, mean_values(predictor.normalisation, scene.bands)) for scene in scenes)
-    asked = {"split": split, "weights": str(weights_path), "evaluated": dataset.name, "tta": tta}
+    asked = {"split": split, "weights": weights.named(weights_path), "evaluated": dataset.name, "tta": tta}
     worst = Worst(windows, dataset.protocols[0].ignore, dataset.scale) if windows else None
     result, pictures = score_scenes(predictor, scenes, dataset, config, asked, overlays, worst)
     write_scores(out, result, pictures, dataset, () if worst is None else worst.cuts)
@@ -599,6 +629,8 @@ def open_run(config: Config) -> Path:
             theirs["data"]["on_device"] = "never"
         if ours["data"]["on_device"] == "auto":  # nothing was chosen yet
             theirs["data"]["on_device"] = "auto"
+        if theirs["data"]["ground_resolution"] is None:  # it is older than that was recorded
+            theirs["data"]["ground_resolution"] = ours["data"]["ground_resolution"]
         for how in ("cache", "kept_mb"):  # of reading, which changes nothing of what is read
             theirs["data"][how] = ours["data"][how]
         theirs["train"]["devices"] = ours["train"]["devices"]  # a run goes on wherever there is room

@@ -26,11 +26,12 @@ from glcanet_jax.inference.forward import PROBABILITY_STEPS
 from glcanet_jax.maps import map_report, mapping
 from glcanet_jax.maps.inputs import names_of
 from glcanet_jax.maps.memory import choose_batch, memory_told, prepare
-from glcanet_jax.maps.model import Model, check_scale, load_model, open_scene, region_of
+from glcanet_jax.maps.model import Model, check_resample, check_scale, load_model, open_scene, region_of
 from glcanet_jax.maps.options import MapOptions
 from glcanet_jax.maps.outputs import outputs_of
 from glcanet_jax.profiling import parse_bytes
 from glcanet_jax.progress import Progress
+from glcanet_jax.weights import named
 
 Colours = tuple[tuple[int, int, int], ...]
 
@@ -225,6 +226,7 @@ class Segmenter:
         bands: Sequence[int] | None = None,
         valid: Any | None = None,
         scale: float | None = None,
+        resample: bool = False,
         aoi: str | os.PathLike[str] | None = None,
         aoi_layer: str | None = None,
         polygons: Literal["geojson", "gpkg"] | None = None,
@@ -248,6 +250,7 @@ class Segmenter:
             bands: numbers from 1, as ``(4, 1, 2)``; None: the scene's own, an alpha band left out.
             valid: of an array: bool ``[h, w]``, False where it holds no data; None: what its mask or nodata value says.
             scale: full scale of the scene's values, as 10000, if it is not what the weights were trained on, or was loaded with.
+            resample: read a file at the ground resolution that the weights were trained at; the map has that, too.
             aoi: polygons in GeoJSON, a GeoPackage or a Shapefile; nothing is predicted outside.
             aoi_layer: the layer of a GeoPackage with several.
             polygons: written to ``out`` in this format.
@@ -262,9 +265,11 @@ class Segmenter:
         options = replace(
             self._options, confidence=confidence, probabilities=probabilities, polygons=polygons, min_area=min_area,
             bands=None if bands is None else ",".join(map(str, bands)), aoi=None if aoi is None else Path(aoi),
-            aoi_layer=aoi_layer, overlay=overlay, resume=resume, overwrite=overwrite,
+            aoi_layer=aoi_layer, overlay=overlay, resume=resume, overwrite=overwrite, resample=resample,
         )  # fmt: skip
         with arguments_named():
+            if resample:
+                check_resample(self.config, self.weights)
             if scale is not None and scale != self._options.scale:
                 return self._scaled(scale)._predict(scene, out, replace(options, scale=scale), valid)
             return self._predict(scene, out, options, valid)
@@ -325,6 +330,10 @@ class Segmenter:
             source = open_scene(scene, self._model, options)
             stack.callback(source.close)
             return source
+        if options.resample:
+            raise UserError(
+                "resample is for files, whose georeference tells how large their pixels are; resample the array"
+            )
         bands, fill = parse_bands(options.bands), mean_values(predictor.normalisation, predictor.bands)
         array = ArraySource(scene, predictor.bands, bands=bands, valid=valid, fill=fill)
         check_scale("the array", array.dtype, predictor, options)
@@ -354,7 +363,7 @@ class Segmenter:
         runs.check_fit(dataset, scenes, predictor, list(self.classes), split)
         patches = sum(len(geometry.walk_scene(s.height, s.width, predictor.views)) for s in scenes)
         choose_batch(predictor, self._options, *runs.first_of(scenes, predictor), patches)
-        asked = {"split": split, "weights": str(self.weights), "evaluated": dataset.name, "tta": tta}
+        asked = {"split": split, "weights": named(self.weights), "evaluated": dataset.name, "tta": tta}
         with memory_told(predictor):
             pictured = 0 if out is None else None
             result, pictures = runs.score_scenes(predictor, scenes, dataset, self.config, asked, pictured)

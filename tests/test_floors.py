@@ -16,10 +16,10 @@ FLOORS = (
     ("geometry", "options", "profiling"),
     ("border",),
     ("data", "dialects", "models.layers"),
-    ("models", "metrics", "page", "report"),
+    ("models", "metrics", "page", "report", "hub"),
     ("config", "weights", "inference"),
     ("cli", "presets", "runs"),
-    ("training", "maps", "export", "compare", "run_report", "settings"),
+    ("training", "maps", "export", "compare", "run_report", "settings", "sharing"),
     ("experiment", "measure", "segmenter"),
     ("__main__",),
 )

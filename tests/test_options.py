@@ -27,6 +27,8 @@ COMMANDS = {
     "vectorise": main.Vectorise,
     "export": main.Export,
     "check": main.Check,
+    "card": main.Card,
+    "push": main.Push,
 }
 
 

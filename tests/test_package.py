@@ -36,7 +36,7 @@ def test_requirements_agree():
     assert parts["to run"] == PROJECT["project"]["dependencies"]
     assert {*parts["to test"], *parts["for experiments"]} <= set(extras["dev"])
     assert not {"pytest", "hypothesis", "beartype"} & {re.split(r"[>\[]", r)[0] for r in parts["to run"]}
-    for extra in ("cuda", "aot"):
+    for extra in ("cuda", "aot", "onnx"):
         (named,) = requirements(f"requirements-{extra}.txt").values()
         assert named == extras[extra]
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from glcanet_jax.data import disk
-from glcanet_jax.data.ground import side_of_pixel
 from glcanet_jax.data.moments import Moments
 from glcanet_jax.data.raster import RasterSource
 from glcanet_jax.data.scenes import IGNORE, ClassTable
@@ -186,7 +185,7 @@ def kind_of(source: RasterSource) -> str:
 
 def resolution_of(source: RasterSource) -> str:
     """The size of a pixel on the ground, in words."""
-    side = side_of_pixel(source.georeference, source.height, source.width)
+    side = source.georeference.ground_resolution(source.height, source.width)
     return "unknown" if side is None else f"{side:.3g} m"
 
 

@@ -155,6 +155,19 @@ class Georeference:
         except CPLE_BaseError:  # too few, or in too few rows, for a second order
             return None
 
+    def ground_resolution(self, height: int, width: int) -> float | None:
+        """Metres a pixel on the ground in the middle of a raster of this size, the root of its area there; None where unknown.
+
+        What a projection adds to lengths, as Mercator far from the equator, is taken off.
+        """
+        if not self.on_ground:
+            return None
+        row, column = height // 2, width // 2
+        area = float(self.pixel_areas(row, column, 1, 1).ravel()[0])
+        factor = self.distortion(float(column), float(row)) if self.crs.is_projected else 1.0
+        side = math.sqrt(area / factor) if math.isfinite(factor) and factor > 0 else math.sqrt(area)
+        return side if 0 < side < math.inf else None
+
     @property
     def name(self) -> str:
         """Of the CRS."""

@@ -1,20 +1,13 @@
-"""How large a pixel is on the ground."""
+"""How large a pixel of a scene is on the ground."""
 
-import math
+from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+
 from glcanet_jax.data.files import FileScene
-from glcanet_jax.data.georeference import Georeference
 from glcanet_jax.data.isprs import TileScene
 from glcanet_jax.data.scenes import GridScene, WindowScene
-
-
-def side_of_pixel(place: Georeference, height: int, width: int) -> float | None:
-    """Metres a pixel in the middle of a raster; None where nothing says."""
-    if not place.on_ground:
-        return None
-    side = math.sqrt(float(place.pixel_areas(height // 2, width // 2, 1, 1).ravel()[0]))
-    return side if math.isfinite(side) and side > 0 else None
 
 
 def ground_resolution(scene: Any) -> float | None:
@@ -28,4 +21,10 @@ def ground_resolution(scene: Any) -> float | None:
     if not isinstance(scene, FileScene):
         return None
     source = scene._image()
-    return side_of_pixel(source.georeference, source.height, source.width)
+    return source.georeference.ground_resolution(source.height, source.width)
+
+
+def median_resolution(scenes: Iterable[Any]) -> float | None:
+    """Metres a pixel: the median of the scenes whose files say; None where none's do."""
+    known = [side for scene in scenes if (side := ground_resolution(scene)) is not None]
+    return float(f"{np.median(known):.4g}") if known else None

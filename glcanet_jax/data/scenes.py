@@ -502,8 +502,8 @@ class ArrayScene:
         return np.ones(self.image[window(self, top, left, height, width)].shape[:2], bool)
 
 
-def fitting(fill: Sequence[float], dtype: Any) -> np.ndarray:
-    """Values of a scene's type ``[bands]``, as near as it has them."""
+def fitting(fill: Sequence[float] | np.ndarray, dtype: Any) -> np.ndarray:
+    """Values of a scene's type, as near as it has them: ``[bands]``, or a whole image."""
     values = np.asarray(fill, np.float64)
     if np.issubdtype(dtype, np.integer):
         values = np.clip(np.rint(values), np.iinfo(dtype).min, np.iinfo(dtype).max)

@@ -22,6 +22,7 @@ from glcanet_jax import geometry
 from glcanet_jax.data import views as data_views
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference import forward, layout
+from glcanet_jax.inference.exported import Exported
 from glcanet_jax.inference.forward import Forward, Strip
 from glcanet_jax.inference.programs import Program, Programs
 from glcanet_jax.models import for_inference
@@ -50,7 +51,7 @@ class Predictor:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | Exported,
         variables: Any,
         views: geometry.Views,
         normalisation: dict[str, Any],

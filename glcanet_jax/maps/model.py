@@ -15,11 +15,14 @@ from glcanet_jax import geometry, models, runs
 from glcanet_jax.data import gdal, raster
 from glcanet_jax.data.arrays import ArraySource
 from glcanet_jax.data.bands import parse_bands
+from glcanet_jax.data.resampled import at_resolution, differ
 from glcanet_jax.data.scenes import mean_values
 from glcanet_jax.errors import UserError
+from glcanet_jax.inference.exported import Exported
 from glcanet_jax.inference.predictor import Predictor
 from glcanet_jax.maps.aoi import load_aoi
 from glcanet_jax.maps.options import MapOptions
+from glcanet_jax.weights import named
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,11 @@ class Model:
 
     fitted: dict[int, Predictor] = field(default_factory=dict)  # by the side of their patches, as ``fit`` made them
     lock: Any = field(default_factory=threading.Lock)  # of these: several threads open scenes
+
+    @property
+    def ground_resolution(self) -> float | None:
+        """Metres a pixel of what it was trained on, where that is known."""
+        return self.config.data.ground_resolution
 
     @property
     def dtype(self) -> str:
@@ -76,12 +84,37 @@ def load_model(weights: Path, options: MapOptions, stage: str | None = None) -> 
         scale=options.scale,
         devices=options.devices,
     )
+    if options.fit_patches and isinstance(predictor.model, Exported):
+        raise UserError(
+            f"{named(weights)} is an exported network, which takes patches of {predictor.model.patch_size} px alone; leave "
+            "out --fit-patches"
+        )
     if stage is not None:  # traced, not compiled: a stage that there is not is told at once
         context = predictor.views.context_extent(*[predictor.views.patch_size] * 2)
         program = predictor.programs(np.uint8, context)["look"]
         jax.eval_shape(program.fn, *program.args)
+    config = _with_resolution(config, options, weights)
     palette = tuple(tuple(colour) for colour in classes["palette"])
     return Model(predictor, config, tuple(classes["names"]), palette, weights, digest(weights), stage)
+
+
+def _with_resolution(config: configs.Config, options: MapOptions, weights: Path) -> configs.Config:
+    """The configuration with the ground resolution that the options give."""
+    if options.ground_resolution is not None:
+        data = dataclasses.replace(config.data, ground_resolution=options.ground_resolution)
+        config = dataclasses.replace(config, data=data)
+    if options.resample:
+        check_resample(config, weights)
+    return config
+
+
+def check_resample(config: configs.Config, weights: Path) -> None:
+    """Raises UserError if nothing says at what ground resolution weights were trained."""
+    if config.data.ground_resolution is None:
+        raise UserError(
+            f"{named(weights)} does not say at what ground resolution it was trained, which --resample needs; give it as "
+            "--ground-resolution METRES, or leave out --resample"
+        )
 
 
 def digest(path: Path) -> str:
@@ -109,10 +142,22 @@ def open_scene(path: str | Path, model: Model, options: MapOptions) -> raster.Ra
     source = raster.RasterSource(path, bands, predictor.bands, mean_values(predictor.normalisation, predictor.bands))
     try:
         check_scale(str(path), source.dtype, predictor, options)
+        return at_resolution(source, model.ground_resolution) if options.resample else source
     except UserError:
         source.close()
         raise
-    return source
+
+
+def note_of_resolution(source: raster.RasterSource, model: Model) -> str | None:
+    """What to know of a scene whose pixels are much larger or smaller than those that the weights were trained on."""
+    own = source.georeference.ground_resolution(source.height, source.width)
+    if not differ(own, model.ground_resolution):
+        return None
+    trained = f"{model.ground_resolution:.3g} m"
+    return (
+        f"its pixels are {own:.3g} m on the ground, those that the weights were trained on {trained}: the map will be worse; "
+        f"--resample reads it at {trained}"
+    )
 
 
 def region_of(source: raster.RasterSource | ArraySource, options: MapOptions) -> Any | None:

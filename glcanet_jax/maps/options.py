@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from glcanet_jax.limits import Range, check_fields
+from glcanet_jax.limits import METRES, Range, check_fields
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,9 @@ class MapOptions:
     bands: str | None = None  # numbers from 1, as 4,1,2; without: the scene's own, an alpha band left out
     # full scale of the scenes' values, if it is not what the weights were trained on
     scale: Annotated[float | None, Range(0, open="low")] = None
+    resample: bool = False  # read scenes at the ground resolution that the weights were trained at; maps have it, too
+    # metres a pixel of what the weights were trained on, where their file does not say, or is wrong
+    ground_resolution: Annotated[float | None, METRES] = None
     confidence: bool = False  # probability of the chosen class, one uint8 band
     probabilities: bool = False  # of every class, a uint8 band each
     polygons: Literal["geojson", "gpkg"] | None = None  # of the classes, in a file of this format

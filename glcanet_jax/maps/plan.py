@@ -18,7 +18,7 @@ from glcanet_jax.inference.scratch import is_of
 from glcanet_jax.maps import map_report, outputs
 from glcanet_jax.maps.beside import crs_beside
 from glcanet_jax.maps.degrees import check_degrees
-from glcanet_jax.maps.model import Model, digest, open_scene, region_of
+from glcanet_jax.maps.model import Model, digest, note_of_resolution, open_scene, region_of
 from glcanet_jax.maps.options import MapOptions
 
 
@@ -47,6 +47,7 @@ class Plan:
     fingerprint: dict[str, Any]  # what the pixels of the maps depend on
     settings: dict[str, Any] = field(default_factory=dict)  # what files drawn from the maps depend on beside, by kind
     crs_text: str | None = None  # of the files that hold the CRS beside the maps
+    note: str | None = None  # of the scene's pixels, to be told before it is mapped
 
     @property
     def folder(self) -> Path:
@@ -194,6 +195,8 @@ def plan_scene(name: str, path: str, out: Path, model: Model, options: MapOption
         "tta": options.tta,
         "aoi": _aoi_identity(options),
     }
+    if (resampled := fingerprint["scene"].pop("resampled", None)) is not None:  # an option, and no other scene
+        fingerprint["resampled"] = resampled
     if model.stage is not None:
         fingerprint["stage"] = model.stage
     if (precision := jax.config.jax_default_matmul_precision) is not None:
@@ -202,4 +205,5 @@ def plan_scene(name: str, path: str, out: Path, model: Model, options: MapOption
         fingerprint |= {"device": jax.devices()[0].device_kind, "batch": options.batch}
     settings = {"polygons": {"min_area": options.min_area}} if options.polygons else {}
     fingerprint, settings = (json.loads(json.dumps(value)) for value in (fingerprint, settings))
-    return Plan(name, source, region, out, files, fingerprint, settings, crs_text), model
+    note = note_of_resolution(source, model)
+    return Plan(name, source, region, out, files, fingerprint, settings, crs_text, note), model

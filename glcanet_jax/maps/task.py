@@ -21,6 +21,7 @@ import numpy as np
 from glcanet_jax import geometry, report
 from glcanet_jax.data import disk, raster
 from glcanet_jax.data.overview import overview
+from glcanet_jax.data.resampled import ResampledSource
 from glcanet_jax.data.tiles import check_disk
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference import walk
@@ -34,6 +35,7 @@ from glcanet_jax.maps.plan import Plan, Todo, plan_scene
 from glcanet_jax.maps.writer import MapWriter, required_bytes
 from glcanet_jax.profiling import peak_memory
 from glcanet_jax.progress import Progress
+from glcanet_jax.weights import named
 
 
 @contextlib.contextmanager
@@ -103,6 +105,8 @@ class MapTask:
             self._todo = plan.todo(self._options.overwrite)
             if not self._todo.files:
                 return None
+            if plan.note is not None:
+                print(f"{self.name}: warning: {plan.note}", flush=True)
             plan.out.mkdir(parents=True, exist_ok=True)
             self._stack.enter_context(_alone(plan.folder, self.name))
             self._stack.callback(self._tidy)
@@ -117,11 +121,12 @@ class MapTask:
         there = sum(file.stat().st_size for file in folder.iterdir())  # of a run that was killed
         check_disk(plan.out, required_bytes(source.height, source.width, layers, len(model.names)) - there)
         if not layers:
+            if isinstance(source, ResampledSource) and "overlay" in self._todo.files:
+                self._stage(plan)
             return None
         scratch = self._stack.enter_context(Scratch(folder, plan.head(layers)))
         if source.needs_staging:
-            self._plan = plan = dataclasses.replace(plan, source=self._staged(plan))
-            self._stack.callback(plan.source.close)
+            plan = self._stage(plan)
         tags = {"MODEL": model.config.model.network, "WEIGHTS_SHA256": model.digest, "SOFTWARE": "GLCANet-JAX"}
         place = source.georeference
         if plan.crs_text is not None:  # it lies beside the map
@@ -139,6 +144,12 @@ class MapTask:
             plan.source, self._writer, layers, plan.region, scratch, self._advance_of(source), model.predictor,
             by_row=self._counted is not None,
         )  # fmt: skip
+
+    def _stage(self, plan: Plan) -> Plan:
+        """The plan with the scene's copy."""
+        self._plan = plan = dataclasses.replace(plan, source=self._staged(plan))
+        self._stack.callback(plan.source.close)
+        return plan
 
     def _is_small(self, layers: list[str]) -> bool:
         """Whether the maps are held in memory: a scene of one block, which is begun anew after a kill anyway."""
@@ -192,8 +203,10 @@ class MapTask:
 
     def _staged(self, plan: Plan) -> raster.RasterSource:
         """The scene as a tiled copy in its folder."""
-        told = "copying the scene into tiles first: it is stored so that windows are dear to read"
-        print(f"{plan.name}: {told}", flush=True)
+        why = "it is stored so that windows are dear to read"
+        if isinstance(plan.source, ResampledSource):
+            why = f"it is resampled to {plan.source.height} x {plan.source.width} pixels"
+        print(f"{plan.name}: copying the scene into tiles first: {why}", flush=True)
         return plan.source.stage(plan.folder, self._go_on)
 
     def _go_on(self, *_: int) -> None:
@@ -249,7 +262,7 @@ def _report(plan: Plan, counted: map_report.Areas, summary: walk.Summary, model:
     """Areas, settings and what the walk did."""
     georeference = plan.source.georeference
     pixels, areas = counted.pixels, counted.areas
-    notes = [note for note in (plan.source.note, georeference.warning) if note]
+    notes = [note for note in (plan.source.note, plan.note, georeference.warning) if note]
     if plan.crs_text is not None:
         notes.append(f"GeoTIFF cannot hold the CRS: it is in {plan.files['classes_crs']}, which belongs to the map")
     if not pixels[:-1].any():
@@ -279,7 +292,7 @@ def _report(plan: Plan, counted: map_report.Areas, summary: walk.Summary, model:
         "batch": model.predictor.batch,
         "model": {
             "network": model.config.model.network,
-            "weights": str(model.weights),
+            "weights": named(model.weights),
             "dtype": model.dtype,
         },
         "fingerprint": plan.fingerprint,

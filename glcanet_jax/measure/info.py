@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import jax
 import jax.numpy as jnp
 from jax.interpreters import partial_eval as pe
+from tyro.conf import Positional
 
 from glcanet_jax import config as configs
 from glcanet_jax import geometry, models
@@ -22,6 +23,8 @@ from glcanet_jax.limits import Range, check_fields
 class Info:
     """What is asked of the command ``info``."""
 
+    # a weights file, a run's folder, demo, a name on the hub, or an export's .zip: what it is; without: a network is counted
+    weights: Positional[tuple[str, ...]] = ()
     model: configs.ModelConfig = field(default_factory=configs.model_config)
     views: geometry.Views = field(default_factory=geometry.Views)
     scene: str = "2448x2448"  # HEIGHTxWIDTH, pixels

@@ -190,10 +190,12 @@ class Inference(NamedTuple):
     second_pass: SecondPass | None
 
 
-def for_inference(model: nn.Module, bands: int, collapse: bool = True) -> Inference:
+def for_inference(model: Any, bands: int, collapse: bool = True) -> Inference:
     """Batch norms folded into convolutions, kernels in the compute type (:mod:`glcanet_jax.models.folding`), affine heads
     collapsed (:mod:`glcanet_jax.models.layers.collapse`) unless ``collapse`` is off, as where that is measured.
     """
+    if hasattr(model, "for_inference"):  # one that was exported brings its own
+        return model.for_inference()
     # one that is never called as a whole is left as it is
     folds = folding.find_folds(model, *_inputs(bands)) if callable(model) else ()
     dtype = compute_type(model)
@@ -210,7 +212,7 @@ def for_inference(model: nn.Module, bands: int, collapse: bool = True) -> Infere
     return Inference(prepare, folded(functions(model)), folded(second_pass(model)))
 
 
-def compute_type(model: nn.Module) -> Any:
+def compute_type(model: Any) -> Any:
     """The type that a network computes in."""
     network = model.make(parent=None) if isinstance(model, SingleView) else model
     return jnp.dtype(getattr(network, "dtype", None) or "float32")

@@ -4,12 +4,19 @@ from glcanet_jax.weights.backbones import (
     TorchvisionWeights,
     backbone_variables,
     fcn_classifier,
-    fetch_hub,
     load_torchvision,
 )
-from glcanet_jax.weights.files import Normalisation, WeightsFile, check_variables, load_weights, save_weights
+from glcanet_jax.weights.files import (
+    Normalisation,
+    WeightsFile,
+    check_bands,
+    check_legend,
+    check_variables,
+    load_weights,
+    save_weights,
+)
 from glcanet_jax.weights.glnet import from_glnet
-from glcanet_jax.weights.naming import DEMO, HUB, resolve
+from glcanet_jax.weights.naming import DEMO, HUB, named, resolve
 
 __all__ = [
     "DEMO",
@@ -18,12 +25,14 @@ __all__ = [
     "TorchvisionWeights",
     "WeightsFile",
     "backbone_variables",
+    "check_bands",
+    "check_legend",
     "check_variables",
     "fcn_classifier",
-    "fetch_hub",
     "from_glnet",
     "load_torchvision",
     "load_weights",
+    "named",
     "resolve",
     "save_weights",
 ]

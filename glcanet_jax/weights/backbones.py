@@ -255,31 +255,3 @@ def fcn_classifier(weights: TorchvisionWeights) -> dict[str, dict[str, np.ndarra
             "bias": weights.arrays[f"{found[0]}.bias"],
         }
     return out
-
-
-def fetch_hub(name: str) -> Path:
-    """``hf:organisation/repository[/file]``: a file of a public hub, through ``huggingface_hub``.
-
-    Raises:
-        UserError: it is not installed, or the hub cannot be reached and the file is not in its cache.
-    """
-    match = re.fullmatch(r"hf:([^/]+/[^/]+)(?:/(.+))?", name)
-    if not match:
-        raise UserError(
-            f"{name!r} is no hub name; it must be hf:organisation/repository or hf:organisation/repository/file"
-        )
-    try:
-        from huggingface_hub import hf_hub_download
-    except ImportError as error:
-        raise UserError(
-            f"{name} needs huggingface_hub; pip install huggingface_hub, or download the file and give its path"
-        ) from error
-    repository, file = match.group(1), match.group(2) or "model.safetensors"
-    try:
-        return Path(hf_hub_download(repository, file))
-    except (
-        Exception
-    ) as error:  # the hub's errors have no common base but OSError and ValueError; all mean the same here
-        raise UserError(
-            f"{file} of {repository} could not be fetched ({type(error).__name__}); offline, download it elsewhere and give its path"
-        ) from error

@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from glcanet_jax import border
 from glcanet_jax.data import disk
 from glcanet_jax.errors import UserError
-from glcanet_jax.limits import Length, Range, Text
+from glcanet_jax.limits import METRES, Length, Range, Text
 
 FORMAT = "glcanet_jax weights"
 
@@ -89,6 +89,8 @@ class WeightsFile:
     classes: dict[str, Any]
     normalisation: dict[str, Any]
     bands: int  # of the images that it is for
+    ground_resolution: float | None = None  # metres a pixel of those trained on; None: not known
+    network: Any = None  # itself, where the file holds more than its variables: an export
 
 
 def save_weights(
@@ -99,12 +101,13 @@ def save_weights(
     normalisation: dict[str, Any],
     dtype: Any = None,
     bands: int | None = None,
+    ground_resolution: float | None = None,
 ) -> None:
     """One ``.safetensors``: arrays under ``/``-joined names, the rest as JSON in its metadata; whole or not at all.
 
     ``dtype`` makes the file smaller: float16, or int8 with a scale for every output channel of a kernel (vectors and statistics
-    stay float32). ``bands`` are those of the images; None: those of
-    the kernel that is called ``stem_conv``.
+    stay float32). ``bands`` are those of the images; None: those of the kernel that is called ``stem_conv``.
+    ``ground_resolution`` is that of the images, metres a pixel; None: not known.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
@@ -130,6 +133,8 @@ def save_weights(
         "normalisation": json.dumps(normalisation),
         "bands": str(bands),
     }
+    if ground_resolution is not None:
+        metadata["ground_resolution"] = repr(float(ground_resolution))
     with disk.whole(path) as place:
         try:
             save_file(arrays, place, metadata)
@@ -182,14 +187,19 @@ def load_weights(path: str | Path) -> WeightsFile:
     )
     if not isinstance(config, dict):
         raise UserError(f"{path} (config) is no object of settings; {CURE}")
-    border.check(classes, Legend, f"{path} (classes)", cure=CURE)
-    border.check(normalisation, Normalisation, f"{path} (normalisation)", cure=CURE)
+    check_legend(path, classes, normalisation)
     _check_arrays(path, arrays)
     scales = {k: arrays.pop(k) for k in [k for k in arrays if k.endswith(SCALE)]}
     flat = {tuple(k.split("/")): _as_float32(v, scales.get(k + SCALE)) for k, v in arrays.items()}
     variables = {"params": {}, "batch_stats": {}} | unflatten_dict(flat)
-    bands = _bands(path, metadata["bands"]) if "bands" in metadata else _bands_of_stem(path, variables)
-    return WeightsFile(variables, config, classes, normalisation, bands)
+    bands = check_bands(path, metadata["bands"]) if "bands" in metadata else _bands_of_stem(path, variables)
+    return WeightsFile(variables, config, classes, normalisation, bands, _resolution(path, metadata))
+
+
+def check_legend(path: Path, classes: Any, normalisation: Any) -> None:
+    """Raises UserError if what a file says of its classes or its images is not what it must be."""
+    border.check(classes, Legend, f"{path} (classes)", cure=CURE)
+    border.check(normalisation, Normalisation, f"{path} (normalisation)", cure=CURE)
 
 
 def _check_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -245,13 +255,27 @@ def _listed(names: list[tuple[str, ...]]) -> str:
     return ", ".join("/".join(name) for name in names[:3]) + f" and {len(names) - 3} more" * (len(names) > 3)
 
 
-def _bands(path: Path, text: str) -> int:
+def check_bands(path: Path, text: str) -> int:
     """How many bands a file says that its images have."""
     if not (text.isascii() and text.isdigit() and len(text) < 6 and 1 <= int(text) <= MOST_BANDS):
         raise UserError(
             f"{path} says that images have {text[:60]!r} bands; it must be a number from 1 to {MOST_BANDS}: {CURE}"
         )
     return int(text)
+
+
+def _resolution(path: Path, metadata: Mapping[str, str]) -> float | None:
+    """Metres a pixel, where a file says so."""
+    text = metadata.get("ground_resolution")
+    if text is None:
+        return None
+    try:
+        side = float(text)
+    except ValueError:
+        side = -1.0
+    if side not in METRES:
+        raise UserError(f"{path} says that a pixel is {text[:60]!r} m; it must be a number {METRES}: {CURE}")
+    return side
 
 
 def _as_float32(array: np.ndarray, scale: np.ndarray | None) -> np.ndarray:

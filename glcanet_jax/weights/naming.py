@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+from glcanet_jax import hub
 from glcanet_jax.errors import UserError
 from glcanet_jax.options import perhaps
 
 DEMO = Path(__file__).parents[1] / "data" / "demo" / "demo.safetensors"  # bundled: see the README.md beside it
-HUB = "hf:"  # before organisation/repository[@revision]
+HUB = hub.PREFIX  # before organisation/repository[@revision]
 OF_A_RUN = ("best.safetensors", "last.safetensors")  # the best by validation if there is one, else the last
 
 
@@ -18,9 +19,7 @@ def resolve(name: str | Path) -> Path:
     Raises:
         UserError: there is none, or the hub's cannot be fetched.
     """
-    if str(name).startswith(HUB):
-        from glcanet_jax import hub
-
+    if hub.is_name(name):
         return hub.fetch(str(name))
     path = Path(name)
     if path == Path("demo") and not path.exists():
@@ -34,6 +33,11 @@ def resolve(name: str | Path) -> Path:
         near = perhaps(path.name, _beside(path))
         raise UserError(f"there is no weights file or run at {path}{near}; train one, or give another path")
     return path
+
+
+def named(path: Path) -> str:
+    """Where a weights file is from: the name on a hub, with the commit, that it was fetched by, else its path."""
+    return hub.origin(path) or str(path)
 
 
 def _beside(path: Path) -> list[str]:

@@ -18,6 +18,8 @@ from glcanet_jax import geometry, profiling, runs
 from glcanet_jax.config import Config, NormalisationConfig, model_config
 from glcanet_jax.data import open_dataset
 from glcanet_jax.data.gdal import open_raster
+from glcanet_jax.data.raster import RasterSource
+from glcanet_jax.data.resampled import at_resolution
 from glcanet_jax.data.scenes import ArrayScene
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference import walk
@@ -622,3 +624,42 @@ def test_drivers_that_there_are_not_are_told(tmp_path, weights, image):
     with pytest.raises(UserError, match="'GTif' is no driver of GDAL here .perhaps you meant 'GTiff'"):
         mapping.map_scenes([scene], weights, tmp_path / "out", MapOptions(drivers="GTif"))
     assert not (tmp_path / "out").exists()
+
+
+# ------------------------------------------------------------------------------------------------------ ground resolution
+def test_another_ground_resolution_is_told_and_resampled(tmp_path, weights, image, capsys):
+    """The map has the trained pixels over the scene's own ground; what it is of is said; an option is no changed scene."""
+    scene, out = write(tmp_path / "scene.tif", image), tmp_path / "out"
+    known = MapOptions(ground_resolution=1.0)
+    (plain,) = mapping.map_scenes([scene], weights, out, known)
+    assert "scene: warning: its pixels are 0.5 m on the ground, those that the weights were trained on 1 m" in (
+        capsys.readouterr().out
+    )
+    assert any("--resample reads it at 1 m" in note for note in plain["notes"]) and plain["height"] == 230
+    asked = dataclasses.replace(known, resample=True, csv=False)
+    with pytest.raises(UserError, match="holds maps of scene made otherwise .*; give another --out, or --overwrite"):
+        mapping.map_scenes([scene], weights, out, asked)
+    (report,) = mapping.map_scenes([scene], weights, tmp_path / "coarse", asked)
+    assert (report["height"], report["width"]) == (115, 155) and not any("warning" in n for n in report["notes"])
+    with open_raster(tmp_path / "coarse" / "scene_classes.tif") as file:
+        assert file.transform == Affine(1.0, 0, METRES.c, 0, -1.0, METRES.f) and file.crs.to_epsg() == 32640
+        classes = file.read(1)
+    source = at_resolution(RasterSource(scene), 1.0)
+    np.testing.assert_array_equal(classes, expected_classes(weights, source.read_image()))
+    area = sum(c["hectares"] for c in report["classes"])
+    assert area == pytest.approx(230 * 310 * 0.25 / 1e4, rel=1e-6)
+    mapping.map_scenes(
+        [scene], weights, tmp_path / "coarse", dataclasses.replace(asked, overlay=True)
+    )  # without a walk
+    assert (tmp_path / "coarse" / "scene_overlay.png").exists()
+    assert not list((tmp_path / "coarse").glob(".*"))
+
+
+def test_what_cannot_be_resampled_is_told(tmp_path, weights, image):
+    with pytest.raises(UserError, match="does not say at what ground resolution .*--ground-resolution METRES"):
+        mapping.map_scenes([write(tmp_path / "a.tif", image)], weights, tmp_path / "out", MapOptions(resample=True))
+    bare = write(tmp_path / "b.tif", image, crs=None)
+    with pytest.raises(
+        UserError, match="has no georeference that tells how large its pixels are; leave out --resample"
+    ):
+        mapping.map_scenes([bare], weights, tmp_path / "out", MapOptions(resample=True, ground_resolution=1.0))

@@ -203,8 +203,3 @@ def test_a_file_that_does_not_say_its_bands(tmp_path):
     assert weights.load_weights(tmp_path / "old.safetensors").bands == 4
     with pytest.raises(UserError, match="nothing says how many bands"):
         weights.save_weights(tmp_path / "w.safetensors", {"params": {"a": np.zeros(3)}}, {}, {}, {})
-
-
-def test_hub_names(monkeypatch):
-    with pytest.raises(UserError, match="no hub name"):
-        weights.fetch_hub("hf:nothing")

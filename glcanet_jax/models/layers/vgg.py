@@ -48,8 +48,9 @@ def max_unpool(
 ) -> Float[Array, "b h w c"]:
     """Values back at their places in a map of ``size``, zero elsewhere."""
     b, h, w, c = x.shape
-    cell = jnp.arange(4, dtype=places.dtype).reshape(1, 1, 2, 1, 2, 1)
-    y = jnp.where(places[:, :, None, :, None] == cell, x[:, :, None, :, None], jnp.zeros((), x.dtype))
+    cell = jnp.arange(4, dtype=jnp.int32).reshape(1, 1, 2, 1, 2, 1)
+    wide = places[:, :, None, :, None].astype(jnp.int32)  # onnxruntime compares no int8
+    y = jnp.where(wide == cell, x[:, :, None, :, None], jnp.zeros((), x.dtype))
     return y.reshape(b, 2 * h, 2 * w, c)[:, : size[0], : size[1]]  # from b h 2 w 2 c
 
 

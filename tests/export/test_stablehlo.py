@@ -17,8 +17,11 @@ from glcanet_jax import export, geometry, models, runs
 from glcanet_jax.config import Config, NormalisationConfig, model_config
 from glcanet_jax.data.scenes import ArrayScene, ClassTable, Dataset, Protocol
 from glcanet_jax.errors import UserError
+from glcanet_jax.export import common, stablehlo
+from glcanet_jax.inference import exported, walk
+from glcanet_jax.maps.model import load_model
+from glcanet_jax.maps.options import MapOptions
 from glcanet_jax.models import normalise
-from glcanet_jax.models.layers import attention
 from tests.drawn import drawn
 
 SMALL = dict(depth=10, width=8, fpn_channels=16, norm="frozen")
@@ -44,13 +47,13 @@ def written(weights_file, tmp_path_factory):
     """The exported file, from the folder of a run, and the errors that were reported."""
     path = tmp_path_factory.mktemp("export") / "made" / "network.zip"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export, "CHECKED", export.CHECKED[:1])  # other numbers have a test below
+        patch.setattr(stablehlo, "CHECKED", stablehlo.CHECKED[:1])  # other numbers have a test below
         return path, export.export(weights_file.parent, path)
 
 
 @pytest.fixture(scope="module")
 def network(weights_file):
-    model, variables, _, _ = export.rebuild(weights_file)
+    model, variables, _, _ = common.rebuild(weights_file)
     return variables, [jax.jit(f) for f in models.functions(model)[:3]]
 
 
@@ -84,14 +87,14 @@ def test_the_file_says_what_it_is(written):
 @pytest.mark.parametrize(("b", "n"), [(3, 1), (1, 4)])
 def test_it_answers_as_the_network_whatever_the_numbers(written, network, b, n):
     exported = export.load(written[0])
-    inputs = export.example(exported.manifest, b, n, seed=1)
+    inputs = stablehlo.example(exported.manifest, b, n, seed=1)
     variables, (encode_global, encode_local, fuse) = network
     context, features = encode_global(variables, inputs[0]), encode_local(variables, inputs[1])
     logits, out = fuse(variables, context, features, inputs[2])
     got = answers(exported, *inputs)
     assert got[2].shape == (b, n, 16, 16, 3) and np.ptp(got[2]) > 1e-2
     wanted = context, features, logits, {"local/logits": out["local/logits"]}
-    assert export.relative_error(got, wanted) <= 1e-5
+    assert common.relative_error(got, wanted) <= 1e-5
 
 
 @pytest.mark.parametrize(
@@ -108,7 +111,7 @@ def test_every_kind_of_network_can_be_lowered(options):
     model = models.build("glcanet", 3, **{**SMALL, **options}, fast_conv=False)
     shapes = jax.eval_shape(lambda key: models.init(model, key, 4), jax.random.key(0))
     variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-    programs = export._lower(model, export._flatten(variables), VIEWS, 4)
+    programs = stablehlo._lower(model, stablehlo._flatten(variables), VIEWS, 4)
     assert [str(d) for d in programs["fuse"].out_avals[0].shape] == ["b", "n", "16", "16", "3"]
 
 
@@ -140,7 +143,7 @@ print("alike")
 
 def test_it_runs_without_flax_or_the_networks(written, network, tmp_path):
     variables, (encode_global, encode_local, fuse) = network
-    image, patches, boxes = export.example(export.load(written[0]).manifest, 2, 3, seed=1)
+    image, patches, boxes = stablehlo.example(export.load(written[0]).manifest, 2, 3, seed=1)
     logits, out = fuse(variables, encode_global(variables, image), encode_local(variables, patches), boxes)
     pixels = np.random.default_rng(0).integers(0, 256, (5, 6, 3), np.uint8)
     normal = normalise(jnp.asarray(pixels), NormalisationConfig().mean, NormalisationConfig().std, 255.0)
@@ -150,7 +153,7 @@ def test_it_runs_without_flax_or_the_networks(written, network, tmp_path):
     )  # fmt: skip
     environment = {
         **os.environ,
-        "PYTHONPATH": str(Path(export.__file__).parents[1]),
+        "PYTHONPATH": str(Path(export.__file__).parents[2]),
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
     }
@@ -161,13 +164,52 @@ def test_it_runs_without_flax_or_the_networks(written, network, tmp_path):
 
 def test_inputs_that_do_not_fit_are_told(written):
     exported = export.load(written[0])
-    image, patches, boxes = export.example(exported.manifest, 1, 2)
+    image, patches, boxes = stablehlo.example(exported.manifest, 1, 2)
     with pytest.raises(UserError, match=r"image is float32 \[1, 32, 64, 3\]; it must be float32 \[b, 64, 64, 3\]"):
         exported.encode_global(image[:, :32])
     with pytest.raises(UserError, match=r"patches is uint8 .* normalise"):
         exported.encode_local(patches.astype(np.uint8))
     with pytest.raises(UserError, match=r"boxes is float32 \[2, 4\]"):
         exported.fuse({}, {}, boxes[0])
+
+
+# --------------------------------------------------------------------------------------------------------- maps with it
+@pytest.fixture(scope="module")
+def scene():
+    return ArrayScene("made", np.random.default_rng(3).integers(0, 256, (90, 130, 3), np.uint8))
+
+
+def logits_of(weights, scene, **options):
+    predictor, config, classes = runs.load_predictor(weights, batch=2, **options)
+    sink = walk.ArraySink(scene.height, scene.width)
+    walk.predict_scene(predictor, scene, sink, outputs=["logits"])
+    return sink.arrays["logits"], config, classes
+
+
+def test_it_maps_as_the_weights_do_through_the_same_walk(weights_file, written, scene):
+    """Several blocks and batches; its own classes, views and bands."""
+    wanted, config, classes = logits_of(weights_file, scene)
+    got, told, named = logits_of(written[0], scene)
+    assert named == classes and told.views == config.views and told.model.network == "glcanet"
+    assert np.ptp(wanted) > 1e-2 and common.relative_error(got, wanted) <= 1e-4
+    shifted, _, _ = logits_of(written[0], scene, scale=300.0)
+    assert common.relative_error(shifted, wanted) > 1e-3
+
+
+def test_what_an_export_cannot_is_told(written, weights_file, tmp_path):
+    with pytest.raises(UserError, match="takes patches of 64 px alone; leave out --fit-patches"):
+        load_model(written[0], MapOptions(fit_patches=True))
+    with pytest.raises(UserError, match="is an exported network already"):
+        export.export(written[0], tmp_path / "again.zip")
+    with pytest.raises(UserError, match="leave out --dtype bfloat16"):
+        load_model(written[0], MapOptions(dtype="bfloat16"))
+    for name, options, told in (
+        ("a.onnx", {"format": "stablehlo"}, "ends as a file of onnx, and stablehlo was asked for"),
+        ("a.zip", {"size": 96}, "--size is of ONNX alone"),
+        ("", {}, "is a folder; give the name of a file to write"),
+    ):
+        with pytest.raises(UserError, match=told):
+            export.export(weights_file, tmp_path / name, **options)
 
 
 # ---------------------------------------------------------------------------------------------------- files that are not
@@ -218,10 +260,10 @@ def test_files_that_cannot_be_used_are_told(written, tmp_path):
 
 def test_a_failed_comparison_leaves_what_was_there(weights_file, written, tmp_path, monkeypatch):
     with zipfile.ZipFile(written[0]) as archive:  # lowered once is enough
-        programs = {name: jax.export.deserialize(bytearray(archive.read(f"{name}.bin"))) for name in export.INPUTS}
-    monkeypatch.setattr(export, "_lower", lambda *_: programs)
-    monkeypatch.setattr(export, "TOLERANCE", {"float32": -1.0})
-    monkeypatch.setattr(export, "CHECKED", ((1, 1),))
+        programs = {name: jax.export.deserialize(bytearray(archive.read(f"{name}.bin"))) for name in exported.INPUTS}
+    monkeypatch.setattr(stablehlo, "_lower", lambda *_: programs)
+    monkeypatch.setattr(stablehlo, "TOLERANCE", {"float32": -1.0})
+    monkeypatch.setattr(stablehlo, "CHECKED", ((1, 1),))
     out = tmp_path / "network.zip"
     with pytest.raises(UserError, match="encode_global as exported differs .* nothing was written"):
         export.export(weights_file, out)
@@ -233,8 +275,8 @@ def test_a_failed_comparison_leaves_what_was_there(weights_file, written, tmp_pa
 
 
 def test_broken_networks_are_not_exported(written):
-    assert np.isnan(export.relative_error({"x": np.array([1.0]), "y": np.array([np.nan])}, {"x": 1.0, "y": 1.0}))
-    assert export.relative_error([np.zeros(2), np.ones(2)], [np.zeros(2), np.full(2, 2.0)]) == 0.5
+    assert np.isnan(common.relative_error({"x": np.array([1.0]), "y": np.array([np.nan])}, {"x": 1.0, "y": 1.0}))
+    assert common.relative_error([np.zeros(2), np.ones(2)], [np.zeros(2), np.full(2, 2.0)]) == 0.5
 
 
 def test_what_is_missing_is_told(weights_file, written, tmp_path, monkeypatch):
@@ -248,31 +290,3 @@ def test_what_is_missing_is_told(weights_file, written, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="pip install flatbuffers"):
         export.load(written[0])
     assert not list(tmp_path.iterdir())
-
-
-# ------------------------------------------------------------------------------------------------------------------ ONNX
-@pytest.mark.parametrize("scale", [1.0, 30.0])
-@pytest.mark.parametrize("rows", [None, 1, 5])
-def test_attention_for_onnx_is_attention(key, scale, rows):
-    """Sharp scores, too, whose largest are hidden; and queries that see nothing."""
-    from experiments.onnx_export import plain_attention
-
-    q, k, v = (jax.random.normal(x, (2, t, 2, 8)) for x, t in zip(jax.random.split(key, 3), (5, 7, 7), strict=True))
-    mask = None
-    if rows is not None:
-        mask = jax.random.bernoulli(key, 0.5, (2, rows, 7)).at[0, 0].set(False)
-    wanted = attention.attend(scale * q, scale * k, v, mask)
-    np.testing.assert_allclose(plain_attention(scale * q, scale * k, v, mask), wanted, atol=1e-5)
-    assert jnp.isfinite(wanted).all()
-
-
-def test_the_onnx_graph_answers_as_the_network(weights_file, tmp_path):
-    pytest.importorskip("jax2onnx", reason="it has an environment of its own, experiments/onnx-requirements.txt")
-    pytest.importorskip("onnxruntime")
-    script = Path(export.__file__).parents[1] / "experiments" / "onnx_export.py"
-    out = tmp_path / "network.onnx"
-    # a process of its own: jax2onnx's own code promotes ranks, which is an error here
-    command = [sys.executable, script, "--weights", weights_file, "--out", out, "--patches", "2"]
-    result = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert out.exists() and "logits [1, 2, 16, 16, 3]" in result.stdout

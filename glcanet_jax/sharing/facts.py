@@ -1,0 +1,204 @@
+"""What is known of a weights file: from itself, and from the run that it lies in."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from glcanet_jax import border, geometry, runs
+from glcanet_jax.data.identity import digest
+from glcanet_jax.errors import UserError
+from glcanet_jax.options import perhaps
+from glcanet_jax.weights import named
+
+COLOURS = {1: ("grey",), 3: ("red", "green", "blue"), 4: ("red", "green", "blue", "nir")}  # where nothing says which
+CHOSEN = {"rgb": COLOURS[3], "irrg": ("nir", "red", "green"), "irrgb": ("nir", "red", "green", "blue")}
+TITLES = {"glcanet": "GLCANet", "glnet": "GLNet", "fcn8s": "FCN-8s", "unet": "U-Net", "segnet": "SegNet"}
+TITLES |= {"pspnet": "PSPNet", "deeplabv3plus": "DeepLabv3+", "icnet": "ICNet", "branch": "GLCANet, one branch"}
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Of one protocol on one split."""
+
+    dataset: str
+    split: str
+    protocol: str
+    miou: float  # all three 0 to 1
+    mf1: float
+    oa: float
+    classes: tuple[tuple[str, float], ...] = ()  # name and IoU
+    majority: float | None = None  # mIoU of the commonest class everywhere
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Of a weights file, or an export."""
+
+    path: Path
+    name: str  # where it is from: its name on a hub, or its path
+    export: bool  # not weights, but a network that was exported
+    bytes: int
+    sha256: str
+    network: str
+    options: dict[str, Any]  # of the network
+    views: geometry.Views
+    parameters: int
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    bands: tuple[str, ...]
+    normalisation: dict[str, Any]
+    ground_resolution: float | None  # metres a pixel
+    dataset: str
+    licence: str | None
+    pretrained: str | None  # where its training began; None: from noise
+    steps: int | None
+    scenes: dict[str, int] = field(default_factory=dict)  # by split, of the run that it lies in
+    scores: tuple[Scores, ...] = ()
+    picture: Path | None = None
+
+    @property
+    def called(self) -> str:
+        """The network's name."""
+        return TITLES.get(self.network, self.network)
+
+    @property
+    def title(self) -> str:
+        """What the weights are called where nobody says otherwise."""
+        return f"{self.called}, {self.dataset}" if self.dataset else self.called
+
+
+def read(
+    weights: str | Path,
+    licence: str | None = None,
+    scores: tuple[Path, ...] = (),
+    picture: Path | None = None,
+) -> Facts:
+    """What is known of weights, a run's best or last, a name on a hub, or an export.
+
+    Args:
+        licence: instead of what the file says.
+        scores: files ``metrics.json`` of ``eval``; none: those below the run's folder, if the weights lie in one.
+        picture: to be shown; None: the first overlay below the run's folder.
+
+    Raises:
+        UserError: something cannot be read, or is not what it should be.
+    """
+    path = runs.find_weights(weights)
+    config, stored = runs.read_weights(path)
+    run = path.parent if (path.parent / "config.json").exists() else None
+    found = sorted(run.glob("*/metrics.json")) if run is not None and not scores else scores
+    if picture is None and run is not None:
+        picture = next(iter(sorted(run.glob("*/overlay_*.png"))), None)
+    elif picture is not None:
+        _check_picture(picture)
+    names = stored.classes["names"]
+    options = stored.config.get("model", {}) if stored.network is None else _options(stored.network)
+    began = None if stored.network is not None else _began(config)
+    return Facts(
+        path=path,
+        name=named(path),
+        export=stored.network is not None,
+        bytes=path.stat().st_size,
+        sha256=digest(path, whole=True),
+        network=config.model.network,
+        options={k: v for k, v in options.items() if k != "network"},
+        views=config.views,
+        parameters=_count(stored),
+        classes=tuple(names),
+        palette=tuple(tuple(colour) for colour in stored.classes["palette"]),
+        bands=band_names(config.data.bands, stored.bands),
+        normalisation=_by_band(stored.normalisation, stored.bands),
+        ground_resolution=stored.ground_resolution or config.data.ground_resolution,
+        dataset=stored.classes.get("dataset", "") or config.data.dataset,
+        licence=licence or config.data.licence,
+        pretrained=began,
+        steps=config.train.steps if stored.network is None else None,
+        scenes=_scenes(run),
+        scores=tuple(score for file in found for score in read_scores(Path(file), names)),
+        picture=picture,
+    )
+
+
+def _options(network: Any) -> dict[str, Any]:
+    return network.manifest.get("network", {}).get("options", {})
+
+
+def _began(config: Any) -> str | None:
+    """Where training began, if not from noise."""
+    return getattr(config, "init", None) or config.backbone
+
+
+def _count(stored: Any) -> int:
+    """Learnable parameters."""
+    if stored.network is None:
+        return sum(array.size for array in flatten_dict(stored.variables["params"]).values())
+    return sum(array.size for name, array in stored.variables.items() if name.startswith("params/"))
+
+
+def band_names(chosen: str | None, count: int) -> tuple[str, ...]:
+    """What bands are called: after the choice that was trained on, or as colours come where there was none."""
+    if chosen is not None:
+        colours, _, height = chosen.partition("+")
+        names = CHOSEN.get(colours, ()) or tuple(f"band{number.strip()}" for number in colours.split(","))
+        names += (height,) if height else ()
+        if len(names) == count:
+            return names
+    return COLOURS.get(count) or tuple(f"band{i + 1}" for i in range(count))
+
+
+def _by_band(normalisation: dict[str, Any], bands: int) -> dict[str, Any]:
+    """Mean and deviation of every band, and the scale."""
+    each = {k: np.resize(np.asarray(normalisation[k], float), bands).tolist() for k in ("mean", "std")}
+    return each | {"scale": float(normalisation["scale"])}
+
+
+def _scenes(run: Path | None) -> dict[str, int]:
+    """Scenes by split, of what a run was trained on, if it says so."""
+    if run is None or not (run / runs.DATA).exists():
+        return {}
+    return {split: len(scenes) for split, scenes in border.read_object(run / runs.DATA, scenes=dict)["scenes"].items()}
+
+
+def _check_picture(path: Path) -> None:
+    if path.suffix.lower() not in PICTURES:
+        raise UserError(f"--picture is {path}; it must be one of {', '.join(PICTURES)}")
+    if not path.is_file():
+        raise UserError(f"there is no picture at {path}; give one that `predict --overlay` or `eval` made")
+
+
+def read_scores(path: Path, classes: list[str]) -> list[Scores]:
+    """What a ``metrics.json`` says, by protocol.
+
+    Raises:
+        UserError: it is none, or of other classes.
+    """
+    told = border.read_object(path, "give a metrics.json that `eval` wrote", protocols=dict)
+    settings = told.get("config") if isinstance(told.get("config"), dict) else {}
+    out = []
+    for name, scores in told["protocols"].items():
+        try:
+            means = [float(scores[key]) for key in ("miou", "mf1", "oa")]
+            each = tuple((str(k), float(v["iou"])) for k, v in scores["classes"].items() if v["iou"] is not None)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"{path} has no scores of protocol {name}; give a metrics.json that `eval` wrote"
+            ) from error
+        strange = [k for k, _ in each if k not in classes]
+        if strange:
+            near = perhaps(strange[0], classes)
+            raise UserError(
+                f"{path} scores a class {strange[0]!r}{near}, which the weights do not know; give their own scores"
+            )
+        majority = told.get("majority", {}).get(name, {}).get("miou")
+        said = (
+            str(settings.get(key) or told.get(key) or fallback) for key, fallback in (("evaluated", ""), ("split", ""))
+        )
+        out.append(Scores(*said, name, *means, each, majority))
+    if not all(math.isfinite(v) for s in out for v in (s.miou, s.mf1, s.oa)):
+        raise UserError(f"{path} holds scores that are not finite; score a split with labels")
+    return out

@@ -1,0 +1,70 @@
+"""Weights published with their card and their STAC Item, and the two written to files."""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from glcanet_jax import hub
+from glcanet_jax.data import disk
+from glcanet_jax.errors import UserError
+from glcanet_jax.sharing import card, stac
+from glcanet_jax.sharing.facts import Facts
+
+CARD, STAC = "README.md", "stac-item.json"
+EXPORT = "network.zip"  # what a published export is called
+
+
+def write_card(facts: Facts, out: Path, name: str | None = None) -> None:
+    """The card as a file, whole or not at all; a picture stays where it is."""
+    _write(out, card.markdown(facts, name, None if facts.picture is None else card.beside(facts.picture, out)))
+
+
+def write_stac(facts: Facts, out: Path) -> None:
+    """The STAC Item as a file."""
+    _write(out, json.dumps(stac.item(facts), indent=1) + "\n")
+
+
+def _write(out: Path, text: str) -> None:
+    if out.is_dir():
+        raise UserError(f"{out} is a folder; give the name of a file to write")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with disk.whole(out) as place:
+        place.write_text(text, encoding="utf-8")
+
+
+def push(facts: Facts, repository: str, message: str | None = None, private: bool = False) -> str:
+    """Publish weights; returns the name by which they are fetched.
+
+    Raises:
+        UserError: the hub does not take them.
+    """
+    wanted = hub.parse(repository if hub.is_name(repository) else hub.PREFIX + repository)
+    name = f"{hub.PREFIX}{wanted.repository}" + f"/{EXPORT}" * facts.export
+    with tempfile.TemporaryDirectory() as folder:
+        files = _files(facts, name, Path(folder))
+        made = hub.parse(hub.push(repository, files, message or f"Weights: {facts.title}", private))
+    return str(made._replace(file=EXPORT if facts.export else None))
+
+
+def _files(facts: Facts, name: str, folder: Path) -> dict[str, Path]:
+    """What is published, by the names that it gets."""
+    weights = EXPORT if facts.export else hub.WEIGHTS
+    assets: dict[str, Any] = {
+        "card": {"href": CARD, "type": "text/markdown", "roles": ["metadata"], "title": "Model card"}
+    }
+    files = {weights: facts.path}
+    picture = None
+    if facts.picture is not None:
+        picture = f"picture{facts.picture.suffix.lower()}"
+        kind = {".jpg": "jpeg"}.get(facts.picture.suffix.lower(), facts.picture.suffix.lower().removeprefix("."))
+        assets["thumbnail"] = {"href": picture, "type": f"image/{kind}", "roles": ["thumbnail"]}
+        files[picture] = Path(shutil.copy(facts.picture, folder / picture))
+    described = stac.item(facts, assets)
+    described["assets"]["weights"]["href"] = weights
+    texts = {CARD: card.markdown(facts, name, picture), STAC: json.dumps(described, indent=1) + "\n"}
+    for title, text in texts.items():
+        files[title] = folder / title
+        files[title].write_text(text, encoding="utf-8")
+    return files

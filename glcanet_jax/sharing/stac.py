@@ -1,0 +1,155 @@
+"""Weights as a STAC Item with the Machine Learning Model extension, so that catalogues find and describe them.
+
+https://github.com/stac-extensions/mlm, version 1.5.2; names of bands are STAC 1.1's own.
+"""
+
+import math
+import re
+from typing import Any
+
+import jax
+
+from glcanet_jax.sharing.facts import Facts
+
+VERSION = "1.1.0"  # of STAC
+EXTENSIONS = (
+    "https://stac-extensions.github.io/mlm/v1.5.2/schema.json",
+    "https://stac-extensions.github.io/classification/v1.1.0/schema.json",
+    "https://stac-extensions.github.io/file/v2.1.0/schema.json",
+)
+TASK = "semantic-segmentation"
+NUMBER = r"(0|[1-9]\d*)(\.(0|[1-9]\d*)){2}"  # of a release, as the extension wants it
+
+
+def item(facts: Facts, assets: dict[str, dict[str, Any]] | None = None) -> dict[str, Any]:
+    """The Item.
+
+    Args:
+        assets: further ones, as the card and the picture beside the weights.
+    """
+    weights = {
+        "href": facts.path.name,
+        "title": "Weights of GLCANet-JAX",
+        "type": "application/zip" if facts.export else "application/vnd.safetensors",
+        "roles": ["mlm:model", "mlm:weights", "data"],
+        "mlm:artifact_type": "jax.export" if facts.export else "safetensors.flax.save_file",
+        "bands": _bands(facts),  # STAC has them in properties only where an asset has some, too
+        "file:size": facts.bytes,
+        "file:checksum": f"1220{facts.sha256}",  # a multihash: SHA-256, 32 bytes
+    }
+    return {
+        "stac_version": VERSION,
+        "stac_extensions": list(EXTENSIONS),
+        "type": "Feature",
+        "id": _identifier(facts.title),
+        "geometry": None,
+        "properties": _properties(facts),
+        "assets": {"weights": weights} | (assets or {}),
+        "links": [],
+    }
+
+
+def _properties(facts: Facts) -> dict[str, Any]:
+    told: dict[str, Any] = {
+        "datetime": None,  # weights are of no time; a range that holds all is what the extension advises
+        "start_datetime": "1900-01-01T00:00:00Z",
+        "end_datetime": "9999-12-31T23:59:59Z",
+        "title": facts.title,
+        "description": f"{facts.called} with {len(facts.classes)} classes for {len(facts.bands)} bands.",
+        "bands": _bands(facts),
+        "mlm:name": _named(facts.title),
+        "mlm:architecture": facts.called,
+        "mlm:tasks": [TASK],
+        "mlm:framework": "JAX",
+        "mlm:total_parameters": facts.parameters,
+        "mlm:pretrained": True,  # these are weights that were trained
+        "mlm:accelerator": None,
+        "mlm:accelerator_constrained": False,
+        "mlm:input": _inputs(facts),
+        "mlm:output": [_output(facts)],
+        "mlm:hyperparameters": _hyperparameters(facts),
+    }
+    if facts.dataset:
+        told["mlm:pretrained_source"] = facts.dataset
+    if re.fullmatch(NUMBER, jax.__version__):
+        told["mlm:framework_version"] = jax.__version__
+    if facts.ground_resolution is not None:
+        told["gsd"] = facts.ground_resolution
+    if facts.licence is not None:
+        told["license"] = facts.licence
+    return told
+
+
+def _bands(facts: Facts) -> list[dict[str, str]]:
+    return [{"name": band} for band in facts.bands]
+
+
+def _inputs(facts: Facts) -> list[dict[str, Any]]:
+    """Patches, and the global view where the network looks at one."""
+    views, scale = facts.views, facts.normalisation["scale"]
+    scaling = [
+        {"type": "z-score", "mean": mean * scale, "stddev": std * scale}
+        for mean, std in zip(facts.normalisation["mean"], facts.normalisation["std"], strict=True)
+    ]
+
+    def told(name: str, words: str, side: int, resize: str | None) -> dict[str, Any]:
+        shape = {"shape": [-1, side, side, len(facts.bands)], "dim_order": ["batch", "height", "width", "bands"]}
+        return {
+            "name": name,
+            "description": words,
+            "bands": list(facts.bands),
+            "input": shape | {"data_type": "float32"},
+            "value_scaling": scaling,
+            "resize_type": resize,
+        }
+
+    looks_at = facts.options.get("view")
+    out = []
+    if looks_at != "global":
+        out.append(told("patches", "Windows of the scene in full resolution.", views.patch_size, None))
+    if looks_at != "patch":
+        words = "The surroundings of the patches (the context), shrunk by a triangle filter."
+        out.append(told("global view", words, views.global_size, "interpolation-linear"))
+    return out
+
+
+def _output(facts: Facts) -> dict[str, Any]:
+    side, count = facts.views.patch_size, len(facts.classes)
+    return {
+        "name": "probabilities",
+        "description": "Of every class, a pixel; a map has the likeliest.",
+        "tasks": [TASK],
+        "result": {
+            "shape": [-1, side, side, count],
+            "dim_order": ["batch", "height", "width", "class"],
+            "data_type": "float32",
+        },
+        "classification:classes": [
+            {
+                "value": i,
+                "name": re.sub(r"[^0-9A-Za-z_-]+", "_", name).strip("_") or f"class_{i}",
+                "description": name,
+                "color_hint": "{:02X}{:02X}{:02X}".format(*colour),
+            }
+            for i, (name, colour) in enumerate(zip(facts.classes, facts.palette, strict=True))
+        ],
+    }
+
+
+def _hyperparameters(facts: Facts) -> dict[str, Any]:
+    """The sizes of the views, and the network's options; what JSON or the extension has no word for is left out."""
+    views = {name: getattr(facts.views, name) for name in ("patch_size", "overlap", "context_size", "global_size")}
+    known = views | {f"model.{name}": value for name, value in facts.options.items()}
+    finite = lambda v: not isinstance(v, float) or math.isfinite(v)  # noqa: E731
+    return {name: value for name, value in known.items() if value is not None and finite(value)}
+
+
+def _identifier(title: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "weights"
+
+
+def _named(title: str) -> str:
+    """A name as the extension wants it: letters first, no marks but dots, dashes and underscores."""
+    name = re.sub(r"[^a-zA-Z0-9_.\-\s]+", " ", title)
+    name = re.sub(r"\s+", " ", re.sub(r"^[^a-zA-Z]+|[^a-zA-Z0-9]+$", "", name))
+    return name if len(name) > 2 else f"GLCANet-JAX {name}".strip()

@@ -1,0 +1,216 @@
+"""Cards, STAC Items and what is published, from a weights file and from the run that it lies in."""
+
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from glcanet_jax import config as configs
+from glcanet_jax import geometry, hub, runs
+from glcanet_jax.config import Config, DataConfig, NormalisationConfig, model_config
+from glcanet_jax.data.scenes import ArrayScene, ClassTable, Dataset, Protocol
+from glcanet_jax.errors import UserError
+from glcanet_jax.hub.folder import Folder
+from glcanet_jax.sharing import card, facts, push, stac
+from tests.drawn import drawn
+
+CLASSES = ("crop", "dirt | track", "water")
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """A run's folder: weights, the data's record, scores and a picture."""
+    folder = tmp_path_factory.mktemp("runs") / "mine"
+    folder.mkdir()
+    data = DataConfig(dataset="folder", bands="4,1,2", ground_resolution=0.5, licence="CC-BY-4.0")
+    views = geometry.Views(context_size=128, global_size=64, patch_size=64, overlap=16)
+    normalisation = NormalisationConfig(scale=10000.0)
+    config = Config(data=data, views=views, model=model_config("unet", width=4), normalisation=normalisation)
+    scene = ArrayScene("made", np.zeros((64, 64, 3), np.uint16))
+    table = ClassTable(CLASSES, ((255, 0, 0), (0, 255, 0), (0, 16, 255)))
+    dataset = Dataset("fields", table, {"train": (scene,)}, (Protocol("all", (0, 1, 2)),))
+    runs.save(folder / "best.safetensors", config, dataset, drawn(runs.build_model(config, 3)))
+    runs.write_json(folder / "config.json", configs.to_dict(config))
+    runs.write_json(folder / "data.json", {"scenes": {"train": {"a": {}, "b": {}}, "val": {"c": {}}}})
+    (folder / "eval-test").mkdir()
+    of_class = {name: {"iou": iou} for name, iou in zip(CLASSES, (0.5, 0.25, None), strict=True)}
+    told = {"miou": 0.375, "mf1": 0.5, "oa": 0.75, "classes": of_class}
+    settings = {"evaluated": "fields", "split": "test"}
+    scored = {"protocols": {"all": told}, "majority": {"all": {"miou": 0.1, "oa": 0.3}}, "config": settings}
+    runs.write_json(folder / "eval-test" / "metrics.json", scored)
+    Image.new("RGB", (8, 8)).save(folder / "eval-test" / "overlay_a.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def known(run_folder):
+    return facts.read(run_folder)
+
+
+def test_what_is_known_of_a_run(known, run_folder):
+    assert known.network == "unet" and known.classes == CLASSES and known.bands == ("band4", "band1", "band2")
+    assert known.ground_resolution == 0.5 and known.licence == "CC-BY-4.0" and known.dataset == "fields"
+    assert known.scenes == {"train": 2, "val": 1} and known.picture == run_folder / "eval-test" / "overlay_a.png"
+    (scores,) = known.scores
+    assert (scores.dataset, scores.split, scores.protocol) == ("fields", "test", "all")
+    assert scores.classes == (("crop", 0.5), ("dirt | track", 0.25)) and scores.majority == 0.1
+    assert known.parameters > 1000 and len(known.sha256) == 64 and not known.export
+
+
+@pytest.mark.parametrize(
+    ("chosen", "count", "names"),
+    [
+        (None, 3, ("red", "green", "blue")),
+        (None, 1, ("grey",)),
+        (None, 6, ("band1", "band2", "band3", "band4", "band5", "band6")),
+        ("irrg", 3, ("nir", "red", "green")),
+        ("irrg+dsm", 4, ("nir", "red", "green", "dsm")),
+        ("8,4,3", 3, ("band8", "band4", "band3")),
+        ("8,4", 3, ("red", "green", "blue")),
+    ],
+)
+def test_bands_have_names(chosen, count, names):
+    assert facts.band_names(chosen, count) == names
+
+
+def test_a_card_says_it_all(known):
+    text = card.markdown(known, "hf:org/fields", "picture.png")
+    head, body = text.split("\n---\n")[0], text.split("\n---\n", 1)[1]
+    assert "license: cc-by-4.0" in head and "library_name: glcanet-jax" in head
+    for part in (
+        "# U-Net, fields", "![A scene, its labels and its map](picture.png)", "0.5 m a pixel", "divided by 10000",
+        "| 1 | dirt \\| track | #00ff00 |", "| 1 | band4 | 0.485 | 0.229 |", "mIoU **37.5**", "an mIoU of 10.0",
+        "| crop | 50.0 |", "Scenes: 2 train, 1 val", "Licence: CC-BY-4.0", "--weights hf:org/fields", "glcanet-jax[hub]",
+    ):  # fmt: skip
+        assert part in body, part
+    assert not re.search(r"\b(None|nan|\{\})\b", text)
+    bare = dataclasses.replace(known, licence=None, ground_resolution=None, scores=(), scenes={}, dataset="")
+    text = card.markdown(bare)
+    assert "license" not in text.split("\n---\n")[0] and "None" not in text and "Licence: not stated" in text
+    other = card.markdown(dataclasses.replace(known, licence='My "own": 1'))
+    assert 'license: other\nlicense_name: "My \\"own\\": 1"' in other
+
+
+def test_the_commands_of_a_card_are_commands(known):
+    from glcanet_jax import __main__ as program
+
+    commands = re.findall(r"^glcanet (\w+) ", card.markdown(known), re.M)
+    assert commands and set(commands) <= program.COMMANDS.keys()
+
+
+def test_info_is_the_same_in_few_lines(known):
+    told = card.text(known)
+    assert (
+        "weights, " in told and "crop, dirt | track, water" in told and "0.5 m a pixel" in told and "mIoU 37.5" in told
+    )
+    assert json.loads(card.as_json(known))["classes"] == list(CLASSES)
+
+
+def test_what_is_no_score_or_picture_is_told(run_folder, tmp_path):
+    (tmp_path / "metrics.json").write_text("{}")
+    with pytest.raises(UserError, match="protocols is missing, .*give a metrics.json that `eval` wrote"):
+        facts.read(run_folder, scores=(tmp_path / "metrics.json",))
+    wrong = {"protocols": {"all": {"miou": 0.1, "mf1": 0.1, "oa": 0.1, "classes": {"crops": {"iou": 0.1}}}}}
+    (tmp_path / "metrics.json").write_text(json.dumps(wrong))
+    with pytest.raises(UserError, match=r"scores a class 'crops' \(perhaps you meant 'crop'\)"):
+        facts.read(run_folder, scores=(tmp_path / "metrics.json",))
+    with pytest.raises(UserError, match="there is no picture at .*none.png"):
+        facts.read(run_folder, picture=tmp_path / "none.png")
+    with pytest.raises(UserError, match="--picture is .*; it must be one of .png"):
+        facts.read(run_folder, picture=tmp_path / "metrics.json")
+
+
+# ------------------------------------------------------------------------------------------------------------------- STAC
+ANYTHING = {  # what the extension's schema refers to elsewhere; the lists of types and classes have tests of their own
+    "https://stac-extensions.github.io/classification/v1.1.0/schema.json": {
+        "definitions": {"fields": {"properties": {"classification:classes": {"type": "array", "minItems": 1}}}}
+    },
+    "https://stac-extensions.github.io/processing/v1.1.0/schema.json": {
+        "definitions": {"fields": {"properties": {"processing:expression": {"type": "object"}}}}
+    },
+    "https://stac-extensions.github.io/raster/v1.1.0/schema.json": {
+        "definitions": {"bands": {"items": {"properties": {"data_type": {"enum": ["uint8", "uint16", "float32"]}}}}}
+    },
+}
+
+
+def validator(shared):
+    jsonschema = pytest.importorskip("jsonschema")
+    referencing = pytest.importorskip("referencing")
+    jsonschema_of = pytest.importorskip("referencing.jsonschema")
+    schema = json.loads((shared / "facts" / "stac-mlm-1.5.2.schema.json").read_text())
+    draft = jsonschema_of.DRAFT7
+    found = {name: referencing.Resource(value, draft) for name, value in ANYTHING.items()}
+    return jsonschema.Draft7Validator(schema, registry=referencing.Registry().with_resources(found.items()))
+
+
+def test_the_item_is_what_the_extension_asks_for(known, shared):
+    check = validator(shared)
+    for one in (
+        known,
+        dataclasses.replace(known, licence=None, ground_resolution=None, dataset="", bands=("grey",) * 3),
+    ):
+        item = json.loads(json.dumps(stac.item(one), allow_nan=False))
+        assert [error.message for error in check.iter_errors(item)] == []
+    broken = stac.item(known)
+    broken["properties"]["mlm:input"][0]["input"]["dim_order"][3] = "channels"
+    broken["properties"]["mlm:tasks"] = ["mapping"]
+    assert len(list(check.iter_errors(broken))) >= 2
+
+
+def test_the_item_says_what_the_weights_are(known):
+    item = stac.item(known)
+    told = item["properties"]
+    assert told["gsd"] == 0.5 and told["license"] == "CC-BY-4.0" and told["mlm:total_parameters"] == known.parameters
+    assert item["assets"]["weights"]["bands"] == told["bands"]  # STAC 1.1 takes these with those
+    (patches,) = told["mlm:input"]  # of one view
+    assert patches["bands"] == ["band4", "band1", "band2"] == [band["name"] for band in told["bands"]]
+    assert patches["value_scaling"][0] == {"type": "z-score", "mean": 4850.0, "stddev": 2290.0}
+    (answer,) = told["mlm:output"]
+    classes = answer["classification:classes"]
+    assert answer["result"]["shape"] == [-1, 64, 64, 3] and [c["value"] for c in classes] == [0, 1, 2]
+    assert classes[1] == {"value": 1, "name": "dirt_track", "description": "dirt | track", "color_hint": "00FF00"}
+    weights = item["assets"]["weights"]
+    assert weights["href"] == "best.safetensors" and weights["file:checksum"] == f"1220{known.sha256}"
+    two = dataclasses.replace(known, options={}, network="glcanet")
+    assert [i["name"] for i in stac.item(two)["properties"]["mlm:input"]] == ["patches", "global view"]
+
+
+@pytest.mark.parametrize(
+    ("title", "name"), [("GLCANet, fields", "GLCANet fields"), ("7", "GLCANet-JAX"), ("é x", "GLCANet-JAX x")]
+)
+def test_names_are_those_that_the_extension_takes(title, name):
+    assert stac._named(title) == name
+    assert re.fullmatch(r"[a-zA-Z][a-zA-Z0-9_.\-\s]+[a-zA-Z0-9]", name)
+
+
+# ------------------------------------------------------------------------------------------------------------- publishing
+def test_what_is_published_comes_back(known, tmp_path, monkeypatch):
+    monkeypatch.setitem(hub.HUBS, hub.PREFIX, lambda: Folder(tmp_path / "hub"))
+    name = push.push(known, "org/fields")
+    path = runs.find_weights(name)
+    assert path.read_bytes() == known.path.read_bytes() and hub.origin(path) == name
+    names = {p.name for p in path.parent.iterdir()}
+    assert names == {"model.safetensors", "README.md", "stac-item.json", "picture.png"}
+    text = (path.parent / "README.md").read_text()
+    assert "--weights hf:org/fields --out" in text and "(picture.png)" in text
+    item = json.loads((path.parent / "stac-item.json").read_text())
+    assert {asset["href"] for asset in item["assets"].values()} == names - {"stac-item.json"}
+    again = facts.read("hf:org/fields")
+    assert again.name == name and again.sha256 == known.sha256
+    for wrong in ("fields", "org/fields@v1", "hf:org/a/b"):
+        with pytest.raises(UserError, match="no name on the hub|names a file or a revision"):
+            push.push(known, wrong)
+
+
+def test_cards_and_items_are_files(known, tmp_path):
+    push.write_card(known, tmp_path / "made" / "CARD.md")
+    push.write_stac(known, tmp_path / "item.json")
+    (picture,) = re.findall(r"\]\((.*overlay_a.png)\)", (tmp_path / "made" / "CARD.md").read_text())
+    assert (tmp_path / "made" / picture).resolve() == known.picture.resolve()
+    assert json.loads((tmp_path / "item.json").read_text())["type"] == "Feature"
+    with pytest.raises(UserError, match="is a folder; give the name of a file to write"):
+        push.write_card(known, tmp_path)
