@@ -22,6 +22,8 @@ from glcanet_jax.training import loop
 from glcanet_jax.weights import DEMO, load_weights
 
 LIMIT = 16 * 2**20  # bytes of the file
+# building, land, road, vegetation, water as maps show them; the data set's own colours say little to who sees them first
+PALETTE = ((201, 67, 53), (229, 210, 166), (121, 121, 128), (92, 158, 75), (58, 119, 189))
 COMMAND = "python -m experiments.demo --data.dir DIR"
 
 
@@ -31,12 +33,12 @@ def publish(config: Config, run: Path, path: Path = DEMO) -> dict[str, Any]:
     trained = load_weights(runs.find_weights(run))
     published = configs.from_dict(trained.config)
     # places on this machine are nobody's business
-    data = dataclasses.replace(
-        published.data, dir=None, ground_resolution=0.3, licence="CC0-1.0"
-    )  # as its publisher says
+    # as the data set's publisher says
+    data = dataclasses.replace(published.data, dir=None, ground_resolution=0.3, licence="CC0-1.0")
     published = dataclasses.replace(published, data=data, out="runs/demo")
     path.parent.mkdir(parents=True, exist_ok=True)
-    runs.save(path, published, dataset, trained.variables, np.float16)
+    coloured = dataclasses.replace(dataset, classes=dataclasses.replace(dataset.classes, palette=PALETTE))
+    runs.save(path, published, coloured, trained.variables, np.float16)
     if path.stat().st_size > LIMIT:
         raise ValueError(f"{path} has {path.stat().st_size} bytes; it must stay under {LIMIT}")
     result = runs.evaluate_split(path, dataset, "test", run / "eval-demo", config.eval_batch)
@@ -59,7 +61,7 @@ def card(config: Config, result: dict[str, Any], size: int, minutes: float) -> s
             "",
             "* **For** a first look at what the software does, on imagery of about 0.3 m a pixel, which the file says, such as the bundled scene. It is "
             "no product: it has seen four scenes of one city.",
-            "* **Classes**: building, land, road, vegetation, water.",
+            "* **Classes**: building (red), land (sand), road (grey), vegetation (green), water (blue).",
             "* **Trained on** tiles 4, 5, 6 and 8 of *Semantic segmentation of aerial imagery* (Humans in the Loop with the Mohammed Bin "
             f"Rashid Space Centre, Dubai; CC0 1.0), from scratch, {config.train.steps} steps, {minutes:.0f} minutes on {made['cores']} cores "
             f"({made['device']}), {made['date']}, commit {sizes.commit()}: `{COMMAND}`. These weights are CC0 1.0, too.",
