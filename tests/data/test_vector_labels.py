@@ -5,13 +5,13 @@ import random
 import warnings
 
 import numpy as np
-import pyproj
 import pytest
 import rasterio
 import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio import Affine
+from rasterio.crs import CRS
 from rasterio.features import rasterize
 from rasterio.transform import from_gcps
 
@@ -57,8 +57,7 @@ def geojson(path, shapes, crs=UTM, **columns):
 
 def with_gdal(path, shapes, crs=UTM, geometry="Unknown", layer=None, **columns):
     """The same as a GeoPackage or a Shapefile."""
-    import pyogrio
-
+    pyogrio = pytest.importorskip("pyogrio")
     fields = dict(fields=list(columns), field_data=[np.array(v) for v in columns.values()])
     named = {} if layer is None else {"layer": layer}
     with warnings.catch_warnings(action="ignore"):  # that there is no CRS
@@ -171,9 +170,14 @@ def test_lines_and_points_have_a_width(tmp_path, name, key, width):
     assert set(np.unique(want)) == {0, 1, 2}
 
 
+def mover(source, target):
+    """Coordinates brought elsewhere by pyproj."""
+    return pytest.importorskip("pyproj").Transformer.from_crs(source, target, always_xy=True).transform
+
+
 def through(source, target, shapes):
     """By pyproj, corner by corner."""
-    move = pyproj.Transformer.from_crs(source, target, always_xy=True).transform
+    move = mover(source, target)
     return shapely.transform(shapes, lambda p: np.stack(move(*p.T), 1))
 
 
@@ -235,7 +239,7 @@ coordinates = st.one_of(st.integers(-20, 60), st.floats(-60, 90, width=32))
 
 
 @given(st.lists(st.tuples(coordinates, coordinates), min_size=3, max_size=40), st.booleans())
-@settings(max_examples=150)
+@settings(max_examples=80)
 def test_what_is_left_out_of_a_ring_changes_no_pixel(points, touched):
     ring = np.array([*points, points[0]], float)
     less = thinned(ring, (-1.0, -1.0, 33.0, 25.0))
@@ -405,7 +409,7 @@ def test_ground_control_points(tmp_path):
 @pytest.mark.parametrize("crs", ["EPSG:4326", "EPSG:32660"])
 def test_across_the_date_line(tmp_path, crs):
     """A scene from 179.98 to -179.98: parts on both sides, as RFC 7946 has them, are one again."""
-    x, y = pyproj.Transformer.from_crs("EPSG:4326", crs, always_xy=True).transform(179.98, 10)
+    x, y = mover("EPSG:4326", crs)(179.98, 10)
     pixel = 0.001 if crs == "EPSG:4326" else 110
     place = Affine(pixel, 0, x, 0, -pixel, y)
     image(tmp_path / "images/a.tif", crs, place, 20, 40)
@@ -420,7 +424,7 @@ def test_across_the_date_line(tmp_path, crs):
 @pytest.mark.parametrize(("crs", "latitude"), [("EPSG:4326", 52.0), ("EPSG:3857", 52.0), ("EPSG:32633", 52.0)])
 def test_metres_are_those_on_the_ground(tmp_path, crs, latitude):
     """A road of 60 m to the east, another to the north, by their widths in pyproj's geodesics."""
-    move = pyproj.Transformer.from_crs("EPSG:4326", crs, always_xy=True).transform
+    move, back = mover("EPSG:4326", crs), mover(crs, "EPSG:4326")
     (x0, y0), (x1, y1) = move(13.0, latitude), move(13.01, latitude - 0.01)
     place = Affine((x1 - x0) / 400, 0, x0, 0, (y1 - y0) / 300, y0)  # pixels that are no squares
     image(tmp_path / "images/a.tif", crs, place, 300, 400)
@@ -429,12 +433,18 @@ def test_metres_are_those_on_the_ground(tmp_path, crs, latitude):
     )
     geojson(tmp_path / "l.geojson", cross, crs)
     got = folder(tmp_path, {"layers": [{"file": "l.geojson", "class_name": "crop", "width_m": 60}]}).read_labels() == 0
-    back = pyproj.Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform
     at = lambda x, y: np.ravel(Georeference(None, place).to_crs(np.array([x]), np.array([y])))  # noqa: E731
-    length = lambda a, b: pyproj.Geod(ellps="WGS84").line_length(*np.array([back(*at(*a)), back(*at(*b))]).T)  # noqa: E731
+    earth = pytest.importorskip("pyproj").Geod(ellps="WGS84")
+    length = lambda a, b: earth.line_length(*np.array([back(*at(*a)), back(*at(*b))]).T)  # noqa: E731
     rows, columns = got[:, 20].sum(), got[20].sum()
     assert rows == pytest.approx(60 / length((200, 150), (200, 151)), abs=1)
     assert columns == pytest.approx(60 / length((200, 150), (201, 150)), abs=1)
+
+
+def test_metres_of_a_crs_that_is_nowhere_are_those_of_its_plane():
+    feet = CRS.from_wkt('LOCAL_CS["site",UNIT["foot",0.3048]]')
+    got = Georeference(feet, Affine(2, 0, 10, 0, -3, 20)).metres(5.0, 5.0)
+    np.testing.assert_allclose(got, [[0.6096, 0], [0, -0.9144]])
 
 
 # ------------------------------------------------------------------------------------------------------------ what is told
@@ -490,12 +500,12 @@ def test_damaged_files_are_told(tmp_path, name):
         z=[1, 2, 3, 4],
     )
     sound, told = json.loads((tmp_path / name).read_text()), 0
-    for content in (*RAW.values(), *(content for _, content in mutations(sound, random.Random(0), 120))):
+    for content in (*RAW.values(), *(content for _, content in mutations(sound, random.Random(0), 60))):
         (tmp_path / name).write_bytes(content)
         problems = check_dataset("folder", tmp_path)
         assert not any("\n" in problem or "Error" in problem for problem in problems)
         told += bool(problems)
-    assert told > 100
+    assert told > 50
 
 
 def test_what_cannot_be_placed_is_told(tmp_path):
