@@ -148,6 +148,7 @@ def _folder(root: Path, seen: Survey, name: str) -> Iterator[str]:
                 yield f"{image}: its mask is missing{vectors}"
         for stem in sorted(set(masks) - set(images)):
             yield f"{masks[stem]}: its image is missing"
+    yield from seen.no_class()
     yield from check_kinds(str(root), kinds)
     if places == [root] and os.path.lexists(root / "splits.json"):
         try:

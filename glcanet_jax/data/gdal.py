@@ -166,6 +166,13 @@ def environment(cache_bytes: int = CACHE_BYTES, network: bool = False) -> Iterat
 _open_lock = threading.Lock()  # filters of warnings are one for all threads
 
 
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """No warnings of libraries inside; one thread at a time, for filters of warnings are one for all."""
+    with _open_lock, warnings.catch_warnings(action="ignore"):
+        yield
+
+
 def open_raster(path: str | Path, mode: str = "r", **options: Any) -> Any:
     """``rasterio.open``, silent about rasters that lie nowhere; every read goes through here.
 

@@ -55,9 +55,12 @@ class Meanings:
             return np.full(len(features.fids), self.classes.names.index(same(self.entry.class_name)), np.uint8)
         said = features.columns[self.entry.attribute].tolist()
         found = [self.id_of(value) for value in said]
-        unknown = Counter(text_of(value) for value, i in zip(said, found, strict=True) if i is None)
+        unknown: dict[str, set[int]] = {}
+        for value, i, fid in zip(said, found, features.fids.tolist(), strict=True):
+            if i is None:
+                unknown.setdefault(text_of(value), set()).add(fid)
         if unknown:
-            raise self._unknown(unknown)
+            raise NoClassError(self, unknown)
         return np.array(found, np.uint8)
 
     def counts(self, layer: Layer) -> Counter[int | None]:
@@ -68,17 +71,19 @@ class Meanings:
             map(self.id_of, layer.read(columns_of(self.entry), places=False).columns[self.entry.attribute].tolist())
         )
 
-    def _unknown(self, values: Counter[str]) -> UserError:
-        """What to raise where a column says what is no class."""
-        listed = ", ".join(
-            f"{value!r} ({count} feature{'s' * (count != 1)})" for value, count in values.most_common(SHOWN)
-        )
-        first = values.most_common(1)[0][0]
-        return UserError(
-            f"{self.path}: column {self.entry.attribute} says {listed}{' ...' * (len(values) > SHOWN)}, which is no class"
-            f"{perhaps(first, self.classes.names)}; classes are {', '.join(self.classes.names[:SHOWN])}"
-            f'{" ..." * (len(self.classes.names) > SHOWN)}: say in labels.json what it means, as "classes": {{"{first}": '
-            f'"{self.classes.names[0]}"}}, or null for "not labelled"'
+
+class NoClassError(UserError):
+    """A column that says what is no class: features by what it says."""
+
+    def __init__(self, meanings: Meanings, values: Mapping[str, set[int]]):
+        self.meanings, self.values = meanings, values
+        names, path, column = meanings.classes.names, meanings.path, meanings.entry.attribute
+        ordered = sorted(values, key=lambda value: -len(values[value]))
+        listed = [f"{v!r} ({len(values[v])} feature{'s' * (len(values[v]) != 1)})" for v in ordered[:SHOWN]]
+        super().__init__(
+            f"{path}: column {column} says {', '.join(listed)}{' ...' * (len(values) > SHOWN)}, which is no class"
+            f"{perhaps(ordered[0], names)}; classes are {', '.join(names[:SHOWN])}{' ...' * (len(names) > SHOWN)}: say in "
+            f'labels.json what it means, as "classes": {{"{ordered[0]}": "{names[0]}"}}, or null for "not labelled"'
         )
 
 

@@ -112,7 +112,7 @@ class Placement:
     def unreachable(self, why: str) -> UserError:
         """What to raise where a file's places are none in the scene's CRS."""
         return UserError(
-            f"{self.path} cannot be brought to the scene's CRS, {self.georeference.name} ({why}); "
+            f"{self.path} cannot be brought to the scene's CRS, {self.georeference.name} ({why[:200]}); "
             "save it in that CRS, or cut it to the scene's surroundings"
         )
 

@@ -11,7 +11,7 @@ from glcanet_jax.data.files import FileScene, problems_of_pair
 from glcanet_jax.data.findings import Images, Labels, Layer, Vectors, kind_of
 from glcanet_jax.data.gdal import strips
 from glcanet_jax.data.masks import MaskSource
-from glcanet_jax.data.meanings import Meanings
+from glcanet_jax.data.meanings import Meanings, NoClassError
 from glcanet_jax.data.raster import RasterSource
 from glcanet_jax.data.scenes import ClassTable, describe_colours
 from glcanet_jax.data.tables import LayerEntry
@@ -25,6 +25,7 @@ class Survey:
     def __init__(self, choice: tuple[int, ...] | None = None):
         """``choice``: bands of every image, from 1."""
         self.choice, self.images, self.labels, self.vectors = choice, Images(), None, None
+        self._no_class: dict[Meanings, dict[str, set[int]]] = {}  # what columns of vector files say that is no class
 
     def image(self, path: Path, kinds: dict[str, list[str]]) -> tuple[tuple[int, int] | None, list[str]]:
         """Height and width of an image that can be decoded whole, and what is wrong with it; ``kinds`` gets its kind."""
@@ -86,8 +87,16 @@ class Survey:
             for rows in strips(scene.height, scene.width):
                 at = rows.start, 0, rows.stop - rows.start, scene.width
                 self.labels.add(image.name, scene.read_labels(*at), source.georeference.pixel_areas(*at))
+        except NoClassError as error:  # all scenes' together, as the file is one
+            before = self._no_class.setdefault(error.meanings, {})
+            for value, fids in error.values.items():
+                before[value] = before.get(value, set()) | fids
         except UserError as error:
             yield str(error)
+
+    def no_class(self) -> Iterator[str]:
+        """What columns of vector files say that is no class, a line a file."""
+        return (str(NoClassError(*found)) for found in self._no_class.items())
 
     def _layer(self, number: int, path: Path, entry: LayerEntry, source: VectorSource) -> int:
         """Takes the features of a layer that lie on a scene; returns how many."""

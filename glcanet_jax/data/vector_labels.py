@@ -114,8 +114,8 @@ class VectorSource:
         place = Placement(layer.path, crs, self.georeference, self.height, self.width, reach, self._upwards(layer))
         if place.has_place and self.georeference.crs is not None and crs is None:
             raise UserError(
-                f'{layer.path} says no CRS, and {self.path} has one; name it in labels.json, as "crs": "EPSG:25832", or save '
-                "the file with its CRS"
+                f'{layer.path} says no CRS, and the images have one; name it in labels.json, as "crs": "EPSG:25832", or save the '
+                "file with its CRS"
             )
         place.check_degrees(layer.bounds)
         return place
@@ -193,10 +193,9 @@ class VectorSource:
 
         if unit is not None:
             shapes, owners = widened(shapes, owners, *unit)
-        elif (thin := shapely.get_type_id(shapes) != POLYGON).any():
+        elif (shapely.get_type_id(shapes) != POLYGON).any():
             raise UserError(
-                f"{path} has {np.unique(owners[thin]).size} lines or points on {self.path.name}, and labels.json gives "
-                f'{entry.file} no width; give it "width_m" or "width_px"'
+                f'{path} has lines or points, and labels.json gives {entry.file} no width; give it "width_m" or "width_px"'
             )
         x0, y0, x1, y1 = shapely.bounds(shapes).T
         there = (x1 >= 0) & (y1 >= 0) & (x0 <= self.width) & (y0 <= self.height)

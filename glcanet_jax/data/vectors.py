@@ -9,13 +9,27 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from glcanet_jax.data.gdal import environment, import_pyogrio
+from glcanet_jax.data.gdal import environment, import_pyogrio, silent
 from glcanet_jax.data.geojson import FARTHEST, read_geojson
 from glcanet_jax.data.guard import check_file, crs_text
 from glcanet_jax.errors import UserError
 from glcanet_jax.options import perhaps
 
 FORMATS = {".gpkg": (b"SQLite format 3\0", "GeoPackage"), ".shp": (b"\0\0\x27\x0a", "Shapefile")}  # how a file begins
+OTHERS = (
+    ".kml",
+    ".kmz",
+    ".gml",
+    ".fgb",
+    ".parquet",
+    ".gdb",
+    ".tab",
+    ".mif",
+    ".dxf",
+    ".sqlite",
+    ".csv",
+    ".zip",
+)  # not read
 PLACES, COLUMNS = (".shx", ".prj"), (".dbf", ".cpg")  # of a Shapefile: what its places and its columns depend on
 POINT, POLYGON = 0, 3  # shapely's numbers of kinds: lines between, collections beyond
 Box = tuple[float, float, float, float]  # least x and y, greatest x and y
@@ -76,7 +90,8 @@ class Layer:
             if name not in self.columns:
                 there = ", ".join(self.columns[:12]) + " ..." * (len(self.columns) > 12)
                 near = perhaps(name, self.columns)
-                raise UserError(f"{self.path} has no column {name!r}{near}; it has {there or 'none'}: name one of them")
+                it = f"it has {there}: name one of them" if there else "it has none: save it again with its columns"
+                raise UserError(f"{self.path} has no column {name!r}{near}; {it}")
         found = [self.source(columns, box, places) for box in (boxes if boxes is not None else [None])]
         if len(found) == 1:
             return found[0]
@@ -95,6 +110,8 @@ def open_layer(path: Path, layer: str | None, use: Use) -> Layer:
     """
     if path.suffix.lower() in FORMATS:
         return _open_with_gdal(path, layer, use)
+    if path.suffix.lower() in OTHERS:
+        raise UserError(f"{path} is no GeoJSON, GeoPackage or Shapefile; save {use.what} as one of these")
     if layer is not None:
         raise UserError(f"{path} is GeoJSON, which has no layers; leave out {use.layer} {layer}")
     return _open_geojson(path, use)
@@ -130,7 +147,7 @@ def _told(path: Path) -> Iterator[None]:
     from pyogrio import errors
 
     try:
-        with environment():
+        with environment(), silent():  # what it warns of is told where it matters
             yield
     except (
         errors.DataLayerError, errors.DataSourceError, errors.FeatureError, errors.GeometryError,
@@ -191,6 +208,8 @@ def _layer(path: Path, wanted: str | None, layers: Any, use: Use) -> str:
             raise UserError(
                 f"{path} has no layer {wanted!r}; it has {', '.join(names) or 'none'}: name one with {use.layer}"
             )
+        if layers[names.index(wanted)][1] is None:
+            raise UserError(f"{path}: layer {wanted!r} is a table without geometries; name another with {use.layer}")
         return wanted
     fits = [str(n) for n, kind in layers if kind and (not use.areas or "Polygon" in kind or kind == "Unknown")]
     if len(fits) != 1:

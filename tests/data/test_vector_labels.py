@@ -471,6 +471,7 @@ LAYER = {"file": "l.geojson", "class_name": "crop"}
         ({"layers": [LAYER | {"order_by": "z"}]}, "no column 'z'"),
         ({"layers": [LAYER | {"layer": "x"}]}, 'which has no layers; leave out "layer" in labels.json'),
         ({"layers": [LAYER | {"file": "m.geojson"}]}, "m.geojson does not exist"),
+        ({"layers": [LAYER | {"file": "l.kml"}]}, "l.kml does not exist"),
         ({"layers": [LAYER | {"crs": "EPSG:1"}]}, "l.geojson in labels.json has a CRS that is not known"),
         ({"layers": [LAYER | {"crs": "EPSG:4326"}]}, "no longitude and latitude"),
         ({"layers": [LAYER], "annotated": {"file": "m.geojson"}}, "m.geojson does not exist"),
@@ -512,7 +513,7 @@ def test_what_cannot_be_placed_is_told(tmp_path):
     image(tmp_path / "images/a.tif", height=20, width=30)
     with_gdal(tmp_path / "l.shp", boxes((0, 0, 5, 5)), crs=None, geometry="Polygon", n=[1])
     rules = {"layers": [{"file": "l.shp", "class_name": "crop"}]}
-    with pytest.raises(UserError, match='says no CRS, and .*a.tif has one; name it in labels.json, as "crs"'):
+    with pytest.raises(UserError, match='says no CRS, and the images have one; name it in labels.json, as "crs"'):
         folder(tmp_path, rules)
     named = {"layers": [rules["layers"][0] | {"crs": UTM}]}
     assert (folder(tmp_path, named).read_labels() == 0).sum() == 25
@@ -524,7 +525,7 @@ def test_what_cannot_be_placed_is_told(tmp_path):
 def test_lines_without_a_width_are_told(tmp_path):
     line = on_ground(shapely.LineString([(0, 0), (20, 20)]))
     rules = {"layers": [{"file": "l.geojson", "class_name": "crop"}]}
-    with pytest.raises(UserError, match='has 1 lines or points on a.tif.* give it "width_m" or "width_px"'):
+    with pytest.raises(UserError, match='has lines or points, and .* give it "width_m" or "width_px"'):
         drawn(tmp_path, rules, [line, *boxes((0, 0, 5, 5))])
     assert "no width" in check_dataset("folder", tmp_path)[0]
 
@@ -535,6 +536,34 @@ def test_masks_and_vectors_of_a_scene_are_too_much(tmp_path):
     with pytest.raises(UserError, match="a.tif and .*labels.json both say"):
         open_dataset("folder", tmp_path)
     assert "both say" in check_dataset("folder", tmp_path)[0]
+
+
+def test_what_is_no_class_is_told_once_for_all_scenes(tmp_path):
+    """Features that several scenes see are counted once."""
+    for i in range(3):
+        image(
+            tmp_path / f"images/{i}.tif",
+            transform=Affine(0.5, 0, 400000 + 5 * i, 0, -0.5, 2800000),
+            height=20,
+            width=30,
+        )
+    geojson(tmp_path / "l.geojson", boxes(*OVER), kind=["see", "see", "Wald"])
+    with pytest.raises(UserError):
+        folder(tmp_path, {"layers": [{"file": "l.geojson", "attribute": "kind"}]})
+    (told,) = check_dataset("folder", tmp_path)
+    assert "column kind says 'see' (2 features), 'Wald' (1 feature), which is no class" in told
+
+
+def test_tables_are_no_layers(tmp_path):
+    pyogrio = pytest.importorskip("pyogrio")
+    pyogrio.raw.write(tmp_path / "l.gpkg", None, field_data=[np.arange(2)], fields=["n"], geometry_type=None, layer="t")
+    image(tmp_path / "images/a.tif", height=20, width=30)
+    for layer, told in (({}, "no layer with geometries"), ({"layer": "t"}, "'t' is a table without geometries")):
+        with pytest.raises(UserError, match=told):
+            folder(tmp_path, {"layers": [{"file": "l.gpkg", "class_name": "crop", **layer}]})
+    (tmp_path / "l.kml").write_text("<kml/>")
+    with pytest.raises(UserError, match="l.kml is no GeoJSON, GeoPackage or Shapefile; save the labels as one"):
+        folder(tmp_path, {"layers": [{"file": "l.kml", "class_name": "crop"}]})
 
 
 def test_check_counts_features_and_ground(tmp_path):
