@@ -14,7 +14,7 @@ from experiments.converge.field import CLASSES, Field
 from experiments.converge.scoring import make_confusion, told
 from glcanet_jax import models, runs
 from glcanet_jax.training import optim, phases
-from glcanet_jax.training.on_device import Dispatch, make_chunk
+from glcanet_jax.training.on_device import Dispatch, at_once, make_chunk
 from glcanet_jax.training.step import TrainState, create_state, make_train_step
 
 FILE_BYTES = 14e6  # of saved arrays in a file
@@ -46,7 +46,8 @@ class Entry:
         phase = phases.Phase(phases.JOINT, 0, config.train.steps)
         self.tx = optim.optimiser(config.optimiser, (phase,), config.freeze)
         step = make_train_step(self.model, self.tx, config, 255.0, phase)
-        self._chunk = make_chunk(step, sizes.plan(), sizes.chunk)
+        self._steps = at_once(sizes.chunk)  # a dispatch
+        self._chunk = make_chunk(step, sizes.plan(), self._steps)
         self._confusion = jax.jit(make_confusion(models.functions(self.model).apply, config, sizes, CLASSES))
         self.ready = False
         self.thread = threading.Thread(target=self._compile, daemon=True)
@@ -62,7 +63,7 @@ class Entry:
         self.ready = True
 
     def _dispatch(self, seed: int) -> Dispatch:
-        return Dispatch(self._field.scenes, jax.random.key(seed), np.int32(self._field.sizes.chunk))
+        return Dispatch(self._field.scenes, jax.random.key(seed), np.int32(self._steps))
 
     def fresh(self, seed: int) -> TrainState:
         """What a run begins with."""
@@ -88,9 +89,12 @@ class Entry:
         while done < length.steps and not (curve and length.is_over(curve)):
             if time.time() > field.end:
                 return None
-            state, taken = self.chunk(state, dispatch)
+            losses = []
+            for _ in range(field.sizes.chunk // self._steps):
+                state, taken = self.chunk(state, dispatch)
+                losses.append(taken.each["loss"])
             done += field.sizes.chunk
-            loss = taken.each["loss"].block_until_ready()
+            loss = np.concatenate(losses)  # waits for them
             if length.still is not None and done % length.every == 0:
                 curve.append([done, self.score(state.average, next(iter(field.tests)))["miou"]])
                 print(f"{self.text}, seed {seed}: {curve[-1][1]:.1f} at step {done}", flush=True)

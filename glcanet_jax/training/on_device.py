@@ -310,10 +310,16 @@ class Taken(NamedTuple):
     last: dict[str, Array]  # metrics of the last one
 
 
+def at_once(most: int) -> int:
+    """Steps a dispatch, of ``most``. One on CPUs, which gain nothing from more: in a loop XLA's own gradients of kernels take many times as long there."""
+    return 1 if jax.default_backend() == "cpu" else most
+
+
 def make_chunk(train_step: Callable[..., Any], plan: Plan, most: int) -> Callable[[Any, Dispatch], tuple[Any, Taken]]:
     """``chunk(state, dispatch) -> (state, taken)``: up to ``most`` steps, each on a batch that it draws; jitted, the state donated.
 
-    However many steps a dispatch has, it is the same program, so that each step computes the same bits.
+    However many steps a dispatch has, it is the same program, so that each step computes the same bits. If ``most`` is 1 there is
+    no loop in it.
     """
 
     def step(state: Any, dispatch: Dispatch) -> tuple[Any, Any, dict[str, Array]]:
@@ -335,6 +341,8 @@ def make_chunk(train_step: Callable[..., Any], plan: Plan, most: int) -> Callabl
             seen = metrics, batch["scene"], batch["context"]
             return state, Taken(*jax.tree.map(lambda array, new: array.at[i].set(new), tuple(kept[:3]), seen), metrics)
 
-        return jax.lax.fori_loop(0, dispatch.count, one, (state, kept))
+        return (
+            one(jnp.int32(0), (state, kept)) if most == 1 else jax.lax.fori_loop(0, dispatch.count, one, (state, kept))
+        )
 
     return jax.jit(chunk, donate_argnums=0)

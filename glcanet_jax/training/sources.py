@@ -71,7 +71,7 @@ class FromDevice:
 
     def __init__(self, scenes: residents.All | residents.Pool, plan: on_device.Plan, monitor: Monitor):
         self._scenes, self._plan, self._monitor = scenes, plan, monitor
-        self._contexts, self._key = 0, jax.random.key(plan.config.seed)
+        self._contexts, self._key, self._most = 0, jax.random.key(plan.config.seed), on_device.at_once(MOST)
         self._pending: tuple[int, int, on_device.Taken] | None = None
         self.told, self.close = scenes.told, scenes.close
 
@@ -85,12 +85,12 @@ class FromDevice:
         self._scenes.set_state(state)
 
     def until(self, step: int) -> int:
-        return int(min(step + MOST, self._scenes.until(step)))
+        return int(min(step + self._most, self._scenes.until(step)))
 
     def steps(self, train_step: Any, compile_step: Compile) -> Steps:
         """As :meth:`FromLoader.steps`."""
         compiled, config = None, self._plan.config
-        chunk = on_device.make_chunk(train_step, self._plan, MOST)
+        chunk = on_device.make_chunk(train_step, self._plan, self._most)
 
         def take(state: Any, step: int, count: int, timer: Timer) -> tuple[Any, Any]:
             nonlocal compiled

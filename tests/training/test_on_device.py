@@ -185,6 +185,11 @@ def test_however_steps_are_divided_the_bits_are_the_same(placed):
         return np.asarray(state.total), seen, np.asarray(taken.last["loss"])
 
     whole, parts = run(6, 6), run(1, 4, 2, 5)
+    chunk = on_device.make_chunk(step, the_plan, 1)  # without a loop
+    alone = run(*[1] * 12)
+    np.testing.assert_allclose(alone[0], whole[0], rtol=1e-5)
+    for ours, theirs in zip(alone[1], whole[1], strict=True):
+        assert all((a == b).all() for a, b in zip(ours[1:], theirs[1:], strict=True))  # scenes and contexts
     assert whole[0] == parts[0] and whole[2] == parts[2] == whole[1][-1][0]
     for ours, theirs in zip(whole[1], parts[1], strict=True):
         assert all((a == b).all() for a, b in zip(ours, theirs, strict=True))

@@ -22,7 +22,7 @@ from glcanet_jax import cli, report, runs
 from glcanet_jax.config import DataConfig
 from glcanet_jax.errors import UserError
 from glcanet_jax.presets import TINY
-from glcanet_jax.training import loop
+from glcanet_jax.training import loop, on_device
 from glcanet_jax.training.checkpoints import Checkpoints
 from glcanet_jax.training.records import Log
 from glcanet_jax.training.step import create_state
@@ -187,6 +187,7 @@ def toys(monkeypatch):
 @pytest.mark.parametrize("data", [DataConfig("sample"), "a pool"], ids=["all scenes", "in turns"])
 def test_from_the_device_a_run_goes_on_to_the_same_bits(tmp_path, toys, monkeypatch, data):
     """Stopped between two dispatches; whatever their lengths were, and whatever scenes had their turn, the steps are the same."""
+    monkeypatch.setattr(on_device, "at_once", lambda most: most)  # as on accelerators
     if data == "a pool":
         write_folder(tmp_path / "data")
         data = DataConfig("folder", dir=str(tmp_path / "data"), pool="2MB", pool_passes=1.0)
@@ -352,8 +353,9 @@ def test_a_run_without_a_step_is_begun_again_with_other_options(tmp_path):
 
 # ------------------------------------------------------------------------------------------------------- not finite
 @pytest.mark.parametrize("where", ["never", "always"])
-def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, toys, capsys, where):
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, toys, capsys, monkeypatch, where):
     """With the step and the scenes; what is kept is from before, and nothing is handed out as a result."""
+    monkeypatch.setattr(on_device, "at_once", lambda most: most)  # as on accelerators
     every = 1 if where == "never" else 2  # so many steps a dispatch
     config = configured(
         tmp_path / "run", schedule="joint", global_steps=None, steps=8, checkpoint_every=every, log_every=8
