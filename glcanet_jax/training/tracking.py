@@ -38,8 +38,8 @@ class Tracker(Protocol):
     def files(self, paths: Sequence[Path]) -> None:
         """Pictures and pages of the finished run."""
 
-    def close(self) -> None:
-        """Called once, at the end."""
+    def close(self, whole: bool) -> None:
+        """Called once, at the end of training, or where it stopped before."""
 
 
 class Csv:
@@ -86,7 +86,7 @@ class Csv:
     def files(self, paths: Sequence[Path]) -> None:
         pass  # they lie in the run's folder already
 
-    def close(self) -> None:
+    def close(self, whole: bool) -> None:
         pass
 
 
@@ -114,9 +114,9 @@ class TensorBoard:
         for path in paths:
             picture = _pixels(path)
             if picture is not None:
-                self._writer.add_image(path.stem, picture, self._step, dataformats="HWC")
+                self._writer.add_image(_name(path), picture, self._step, dataformats="HWC")
 
-    def close(self) -> None:
+    def close(self, whole: bool) -> None:
         self._writer.close()
 
 
@@ -147,11 +147,11 @@ class Wandb:
         self._run.summary.update(dict(values))
 
     def files(self, paths: Sequence[Path]) -> None:
-        pictures = {path.stem: pixels for path in paths if (pixels := _pixels(path)) is not None}
+        pictures = {_name(path): pixels for path in paths if (pixels := _pixels(path)) is not None}
         self._run.log({f"pictures/{name}": self._wandb.Image(pixels) for name, pixels in pictures.items()})
 
-    def close(self) -> None:
-        self._run.finish()
+    def close(self, whole: bool) -> None:
+        self._run.finish(exit_code=0 if whole else 1)
 
 
 class Mlflow:
@@ -192,12 +192,10 @@ class Mlflow:
 
     def files(self, paths: Sequence[Path]) -> None:
         for path in paths:
-            self._client.log_artifact(
-                self._id, str(path), path.parent.name if path.parent.name.startswith("eval-") else None
-            )
+            self._client.log_artifact(self._id, str(path), _name(path).rpartition("/")[0] or None)
 
-    def close(self) -> None:
-        self._client.set_terminated(self._id)
+    def close(self, whole: bool) -> None:
+        self._client.set_terminated(self._id, "FINISHED" if whole else "KILLED")
 
 
 # by the name that --track takes: the adapter, the module that it needs, and what brings it
@@ -261,9 +259,9 @@ class Tracking:
     def __enter__(self) -> "Tracking":
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         for worker in self._workers:
-            worker.close()
+            worker.close(kind is None)
         self._workers = []
 
 
@@ -278,10 +276,10 @@ class _Worker:
     def _work(self, make: Callable[..., Tracker], *given: Any) -> None:
         try:
             tracker = make(*given)
-            while (asked := self._queue.get()) is not None:
-                what, *values = asked
+            what = ""
+            while what != "close":
+                what, *values = self._queue.get()
                 getattr(tracker, what)(*values)
-            tracker.close()
         except Exception as error:  # whatever is wrong with it is no matter of the training
             told = " ".join(str(error).split())[:200] or type(error).__name__
             print(f"warning: {self._name} has failed and is told no more; training goes on ({told})", flush=True)
@@ -290,8 +288,8 @@ class _Worker:
         if self._thread.is_alive():
             self._queue.put((what, *values))
 
-    def close(self) -> None:
-        self._queue.put(None)
+    def close(self, whole: bool) -> None:
+        self.call("close", whole)
         self._thread.join(PATIENCE)
         if self._thread.is_alive():
             print(f"warning: {self._name} did not take all that it was told within {PATIENCE:.0f} s; it is left behind")
@@ -313,6 +311,11 @@ def _kept_id(run: Path, name: str) -> str:
     new = os.urandom(8).hex()
     report.write_text(path, new + "\n")
     return new
+
+
+def _name(path: Path) -> str:
+    """What a picture is called: those of a split, by the split's folder."""
+    return f"{path.parent.name}/{path.stem}" if path.parent.name.startswith("eval-") else path.stem
 
 
 def _pixels(path: Path) -> Any:

@@ -2,6 +2,7 @@
 
 import csv
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -81,7 +82,7 @@ class Failing:
 
     files = scores
 
-    def close(self):
+    def close(self, whole):
         raise AssertionError("it was told all the same")
 
 
@@ -136,49 +137,58 @@ def test_every_tracker_that_can_be_named_is_known():
 
 
 @pytest.fixture
-def picture(tmp_path):
-    Image.fromarray(np.full((20, 30, 3), 7, np.uint8)).save(tmp_path / "curve.png")
-    return tmp_path / "curve.png"
+def pictures(tmp_path):
+    grey = Image.fromarray(np.full((20, 30, 3), 7, np.uint8))
+    for place in ("curve.png", "eval-a/confusion.png", "eval-b/confusion.png"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        grey.save(tmp_path / place)
+    return [tmp_path / place for place in ("curve.png", "eval-a/confusion.png", "eval-b/confusion.png")]
 
 
 @pytest.mark.filterwarnings("default")
-def test_tensorboard_holds_it(tmp_path, picture):
+def test_tensorboard_holds_it(tmp_path, pictures):
     pytest.importorskip("tensorboardX")
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    told(tmp_path / "run", ["tensorboard"], map(line, range(1, 4)), files=[picture])
+    told(tmp_path / "run", ["tensorboard"], map(line, range(1, 4)), files=pictures)
     events = accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     events.Reload()
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(s, pytest.approx(1 / s)) for s in (1, 2, 3)]
     assert events.Scalars("scores/test/miou")[0].value == 0.5
-    assert {"curve"} <= set(events.Tags()["images"])
+    assert set(events.Tags()["images"]) == {"curve", "eval-a/confusion", "eval-b/confusion"}
 
 
 @pytest.mark.filterwarnings("default")  # its own
-def test_mlflow_holds_it_on_this_machine(tmp_path, picture, monkeypatch):
+def test_mlflow_holds_it_on_this_machine(tmp_path, pictures, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
     run = tmp_path / "run"
     told(run, ["mlflow"], map(line, range(1, 4)))
-    told(run, ["mlflow"], [line(4)], start=3, files=[picture])  # it goes on
+    told(run, ["mlflow"], [line(4)], start=3, files=pictures)  # it goes on
     client = mlflow.MlflowClient(f"sqlite:///{run / 'mlflow.db'}")
     (found,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
     history = client.get_metric_history(found.info.run_id, "train/loss")
     assert sorted((m.step, m.value) for m in history) == [(s, pytest.approx(1 / s)) for s in (1, 2, 3, 4)]
     assert found.data.params["views.patch_size"] == "500" and found.info.status == "FINISHED"
-    assert [f.path for f in client.list_artifacts(found.info.run_id)] == ["curve.png"]
-    assert {p.name for p in tmp_path.iterdir()} == {"run", "curve.png"}  # nothing beside the run
+    assert {f.path for f in client.list_artifacts(found.info.run_id)} == {"curve.png", "eval-a", "eval-b"}
+    assert {p.name for p in tmp_path.iterdir()} == {"run", "curve.png", "eval-a", "eval-b"}  # nothing beside the run
+    with pytest.raises(RuntimeError), Tracking(["mlflow"]) as trackers:
+        trackers.begin(run, CONFIG, 4)
+        raise RuntimeError
+    assert client.get_run(found.info.run_id).info.status == "KILLED"
 
 
 @pytest.mark.filterwarnings("default")
-def test_wandb_holds_it_and_sends_nothing(tmp_path, picture, monkeypatch, capsys):
+def test_wandb_holds_it_and_sends_nothing(tmp_path, pictures, monkeypatch, capsys):
     pytest.importorskip("wandb")
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.chdir(tmp_path)
-    told(tmp_path / "run", ["wandb"], map(line, range(1, 4)), files=[picture])
+    told(tmp_path / "run", ["wandb"], map(line, range(1, 4)), files=pictures)
     out = capsys.readouterr().out
     assert "nothing is sent" in out and "warning" not in out
     (kept,) = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
-    data = kept.read_bytes()
+    limit = time.monotonic() + 30  # another process of theirs writes it
+    while b"test/miou" not in (data := kept.read_bytes()) and time.monotonic() < limit:
+        time.sleep(0.2)
     assert b"train/loss" in data and b"test/miou" in data
-    assert {p.name for p in tmp_path.iterdir()} == {"run", "curve.png"}
+    assert {p.name for p in tmp_path.iterdir()} == {"run", "curve.png", "eval-a", "eval-b"}
