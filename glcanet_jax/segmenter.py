@@ -26,7 +26,15 @@ from glcanet_jax.inference.forward import PROBABILITY_STEPS
 from glcanet_jax.maps import map_report, mapping
 from glcanet_jax.maps.inputs import names_of
 from glcanet_jax.maps.memory import choose_batch, memory_told, prepare
-from glcanet_jax.maps.model import Model, check_resample, check_scale, load_model, open_scene, region_of
+from glcanet_jax.maps.model import (
+    Model,
+    check_resample,
+    check_scale,
+    load_model,
+    note_of_resolution,
+    open_scene,
+    region_of,
+)
 from glcanet_jax.maps.options import MapOptions
 from glcanet_jax.maps.outputs import outputs_of
 from glcanet_jax.profiling import parse_bytes
@@ -48,13 +56,15 @@ def load(
     fit_patches: bool = False,
     scale: float | None = None,
     stage: str | None = None,
+    ground_resolution: float | None = None,
 ) -> "Segmenter":
     """A trained network, ready to map scenes.
 
     Compiled programs are kept in ``~/.cache/glcanet_jax/xla``, unless ``JAX_COMPILATION_CACHE_DIR`` says otherwise.
 
     Args:
-        weights: ``"demo"`` (bundled), a ``.safetensors`` file, or a run's folder (its best weights, else its last).
+        weights: ``"demo"`` (bundled), a ``.safetensors`` file, a run's folder (its best weights, else its last),
+            ``"hf:organisation/repository[@revision]"`` of a hub, or an exported ``.zip``.
         batch: patches computed at once; None: what the memory allows, on CPUs one.
         memory_budget: as ``"4GB"``, or bytes: the batch is chosen to stay under it.
         dtype: of the computation; None: float32 on CPUs, elsewhere bfloat16.
@@ -64,6 +74,7 @@ def load(
         fit_patches: patches as large as each scene's size asks for, near those trained on, so that fewer pixels are looked at.
         scale: full scale of the scenes' values, as 10000, if it is not what the weights were trained on.
         stage: a named stage of the network whose logits answer instead of its own, as ``"local/logits"``.
+        ground_resolution: metres a pixel of what the weights were trained on, if their file does not say.
 
     Raises:
         UserError: the weights cannot be read, or an option does not fit them.
@@ -73,10 +84,12 @@ def load(
     memory_budget = None if memory_budget is None else str(memory_budget)
     options = MapOptions(
         scale=scale, tta=tta, overlap=overlap, context_size=context_size, batch=batch, memory_budget=memory_budget,
-        dtype=dtype, fit_patches=fit_patches,
+        dtype=dtype, fit_patches=fit_patches, ground_resolution=ground_resolution,
     )  # fmt: skip
     if not isinstance(weights, str | os.PathLike):
-        raise UserError(f"weights is {weights!r}; it must be 'demo', a weights file, or a run's folder")
+        raise UserError(
+            f"weights is {weights!r}; it must be 'demo', a weights file, a run's folder, or a name on the hub"
+        )
     path = runs.find_weights(Path(weights))
     with arguments_named():
         if memory_budget is not None:
@@ -329,6 +342,8 @@ class Segmenter:
         if isinstance(scene, str):
             source = open_scene(scene, self._model, options)
             stack.callback(source.close)
+            if (note := note_of_resolution(source, self._model)) is not None:
+                print(f"{source.name}: warning: {note.replace('--resample', 'resample=True')}", flush=True)
             return source
         if options.resample:
             raise UserError(

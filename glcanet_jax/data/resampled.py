@@ -12,6 +12,7 @@ from glcanet_jax.data.views import most_taps, triangle
 from glcanet_jax.errors import UserError
 
 PIECE = 2**22  # pixels of the scene that are held at once
+LONGEST = 2**22  # pixels a side of a scene that is made
 ALIKE = 0.02  # pixels that differ by no more than this share are left as they are
 
 
@@ -25,7 +26,7 @@ def at_resolution(source: RasterSource, metres: float) -> RasterSource:
     if own is None:
         raise UserError(f"{source.path} has no georeference that tells how large its pixels are; leave out --resample")
     height, width = (max(1, round(side * own / metres)) for side in (source.height, source.width))
-    if max(height, width) >= 2**31:
+    if max(height, width) > LONGEST:
         raise UserError(
             f"{source.path} would have {height} x {width} pixels of {metres:g} m instead of {own:.3g} m; leave out --resample"
         )

@@ -73,7 +73,7 @@ def _manifest(config: Any, stored: Any, bands: int, programs: dict[str, jax_expo
         "platforms": list(PLATFORMS),
         "symbolic": {"b": "contexts", "n": "patches of each context"},
         "network": {"name": config.model.network, "options": configs.model_options(config.model)},
-        "data": {name: getattr(config.data, name) for name in ("dataset", "bands", "ground_resolution")},
+        "data": {name: getattr(config.data, name) for name in ("dataset", "bands", "ground_resolution", "licence")},
         "classes": stored.classes,
         "normalisation": stored.normalisation,
         "geometry": {

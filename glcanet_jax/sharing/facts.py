@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from glcanet_jax import border, geometry, runs
+from glcanet_jax import border, geometry, hub, runs
 from glcanet_jax.data.identity import digest
 from glcanet_jax.errors import UserError
 from glcanet_jax.options import perhaps
@@ -91,7 +91,7 @@ def read(
     path = runs.find_weights(weights)
     config, stored = runs.read_weights(path)
     run = path.parent if (path.parent / "config.json").exists() else None
-    found = sorted(run.glob("*/metrics.json")) if run is not None and not scores else scores
+    found = _own_scores(run, path.name) if run is not None and not scores else scores
     if picture is None and run is not None:
         picture = next(iter(sorted(run.glob("*/overlay_*.png"))), None)
     elif picture is not None:
@@ -124,13 +124,28 @@ def read(
     )
 
 
+def _own_scores(run: Path, weights: str) -> list[Path]:
+    """The scores below a run's folder that are of a file of its weights."""
+    files = sorted(run.glob("*/metrics.json"))
+    told = {file: border.read_object(file).get("config") for file in files}
+    return [
+        f for f in files if isinstance(told[f], dict) and Path(str(told[f].get("weights", weights))).name == weights
+    ]
+
+
 def _options(network: Any) -> dict[str, Any]:
     return network.manifest.get("network", {}).get("options", {})
 
 
 def _began(config: Any) -> str | None:
     """Where training began, if not from noise."""
-    return getattr(config, "init", None) or config.backbone
+    began = getattr(config, "init", None) or config.backbone
+    return None if began is None else base_name(str(began))
+
+
+def base_name(weights: str) -> str:
+    """A name of weights without a place of this machine."""
+    return weights if hub.is_name(weights) else Path(weights).name
 
 
 def _count(stored: Any) -> int:

@@ -1,16 +1,20 @@
 """Weights published with their card and their STAC Item, and the two written to files."""
 
+import dataclasses
 import json
+import re
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from glcanet_jax import hub
+from glcanet_jax import hub, runs
 from glcanet_jax.data import disk
+from glcanet_jax.data.identity import digest
 from glcanet_jax.errors import UserError
 from glcanet_jax.sharing import card, stac
 from glcanet_jax.sharing.facts import Facts
+from glcanet_jax.weights import copy_weights
 
 CARD, STAC = "README.md", "stac-item.json"
 EXPORT = "network.zip"  # what a published export is called
@@ -48,9 +52,29 @@ def push(facts: Facts, repository: str, message: str | None = None, private: boo
     return str(made._replace(file=EXPORT if facts.export else None))
 
 
+def _plain(value: Any) -> Any:
+    """A configuration with the last part of every path alone that begins at the root, a home or a drive."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    placed = isinstance(value, str) and re.match(r"[/~\\]|[A-Za-z]:[/\\]", value)
+    return re.split(r"[/\\]", value.rstrip("/\\"))[-1] if placed else value
+
+
+def without_places(facts: Facts, folder: Path) -> Facts:
+    """The facts of a copy of the weights that names no place of this machine: where data, runs and backbones lay."""
+    if facts.export:  # it names none
+        return facts
+    _, stored = runs.read_weights(facts.path)
+    clean = folder / hub.WEIGHTS
+    copy_weights(facts.path, clean, _plain(stored.config) | {"distributed": "auto"})
+    return dataclasses.replace(facts, path=clean, bytes=clean.stat().st_size, sha256=digest(clean, whole=True))
+
+
 def _files(facts: Facts, name: str, folder: Path) -> dict[str, Path]:
     """What is published, by the names that it gets."""
-    weights = EXPORT if facts.export else hub.WEIGHTS
+    weights, facts = EXPORT if facts.export else hub.WEIGHTS, without_places(facts, folder)
     assets: dict[str, Any] = {
         "card": {"href": CARD, "type": "text/markdown", "roles": ["metadata"], "title": "Model card"}
     }

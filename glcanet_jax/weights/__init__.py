@@ -12,6 +12,7 @@ from glcanet_jax.weights.files import (
     check_bands,
     check_legend,
     check_variables,
+    copy_weights,
     load_weights,
     save_weights,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "check_bands",
     "check_legend",
     "check_variables",
+    "copy_weights",
     "fcn_classifier",
     "from_glnet",
     "load_torchvision",

@@ -1,6 +1,7 @@
 """One file that rebuilds a model: its variables, configuration, classes and normalisation."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,6 +143,17 @@ def save_weights(
             raise OSError(str(error)) from error
         _in_order(place)
         place.chmod(0o644)  # safetensors makes files that only their owner can read
+
+
+def copy_weights(path: Path, out: Path, config: dict[str, Any]) -> None:
+    """A weights file with another configuration in it, its arrays as they lie; whole or not at all."""
+    with path.open("rb") as file, disk.whole(out) as place, place.open("wb") as copy:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        header["__metadata__"] = dict(sorted((header["__metadata__"] | {"config": json.dumps(config)}).items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        text = text.ljust(-(-len(text) // 8) * 8)  # arrays begin at a multiple of 8 bytes
+        copy.write(len(text).to_bytes(8, "little") + text)
+        shutil.copyfileobj(file, copy)
 
 
 def _in_order(path: Path) -> None:

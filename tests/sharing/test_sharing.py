@@ -4,12 +4,13 @@ import dataclasses
 import json
 import re
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from glcanet_jax import config as configs
-from glcanet_jax import geometry, hub, runs
+from glcanet_jax import geometry, hub, runs, weights
 from glcanet_jax.config import Config, DataConfig, NormalisationConfig, model_config
 from glcanet_jax.data.scenes import ArrayScene, ClassTable, Dataset, Protocol
 from glcanet_jax.errors import UserError
@@ -25,10 +26,19 @@ def run_folder(tmp_path_factory):
     """A run's folder: weights, the data's record, scores and a picture."""
     folder = tmp_path_factory.mktemp("runs") / "mine"
     folder.mkdir()
-    data = DataConfig(dataset="folder", bands="4,1,2", ground_resolution=0.5, licence="CC-BY-4.0")
+    data = DataConfig("folder", "/home/me/fields", bands="4,1,2", ground_resolution=0.5, licence="CC-BY-4.0")
     views = geometry.Views(context_size=128, global_size=64, patch_size=64, overlap=16)
     normalisation = NormalisationConfig(scale=10000.0)
-    config = Config(data=data, views=views, model=model_config("unet", width=4), normalisation=normalisation)
+    network, began = model_config("unet", width=4), "/home/me/resnet50.pth"
+    config = Config(
+        data,
+        views,
+        model=network,
+        normalisation=normalisation,
+        backbone=began,
+        freeze=("local/resnet/*",),
+        out="/home/me/runs",
+    )
     scene = ArrayScene("made", np.zeros((64, 64, 3), np.uint16))
     table = ClassTable(CLASSES, ((255, 0, 0), (0, 255, 0), (0, 16, 255)))
     dataset = Dataset("fields", table, {"train": (scene,)}, (Protocol("all", (0, 1, 2)),))
@@ -38,9 +48,12 @@ def run_folder(tmp_path_factory):
     (folder / "eval-test").mkdir()
     of_class = {name: {"iou": iou} for name, iou in zip(CLASSES, (0.5, 0.25, None), strict=True)}
     told = {"miou": 0.375, "mf1": 0.5, "oa": 0.75, "classes": of_class}
-    settings = {"evaluated": "fields", "split": "test"}
+    settings = {"evaluated": "fields", "split": "test", "weights": "/home/me/runs/best.safetensors"}
     scored = {"protocols": {"all": told}, "majority": {"all": {"miou": 0.1, "oa": 0.3}}, "config": settings}
     runs.write_json(folder / "eval-test" / "metrics.json", scored)
+    (folder / "eval-last").mkdir()
+    of_last = scored | {"config": settings | {"weights": "last.safetensors"}}
+    runs.write_json(folder / "eval-last" / "metrics.json", of_last)  # another file's
     Image.new("RGB", (8, 8)).save(folder / "eval-test" / "overlay_a.png")
     return folder
 
@@ -173,8 +186,8 @@ def test_the_item_says_what_the_weights_are(known):
     classes = answer["classification:classes"]
     assert answer["result"]["shape"] == [-1, 64, 64, 3] and [c["value"] for c in classes] == [0, 1, 2]
     assert classes[1] == {"value": 1, "name": "dirt_track", "description": "dirt | track", "color_hint": "00FF00"}
-    weights = item["assets"]["weights"]
-    assert weights["href"] == "best.safetensors" and weights["file:checksum"] == f"1220{known.sha256}"
+    described = item["assets"]["weights"]
+    assert described["href"] == "best.safetensors" and described["file:checksum"] == f"1220{known.sha256}"
     two = dataclasses.replace(known, options={}, network="glcanet")
     assert [i["name"] for i in stac.item(two)["properties"]["mlm:input"]] == ["patches", "global view"]
 
@@ -192,7 +205,18 @@ def test_what_is_published_comes_back(known, tmp_path, monkeypatch):
     monkeypatch.setitem(hub.HUBS, hub.PREFIX, lambda: Folder(tmp_path / "hub"))
     name = push.push(known, "org/fields")
     path = runs.find_weights(name)
-    assert path.read_bytes() == known.path.read_bytes() and hub.origin(path) == name
+    assert hub.origin(path) == name
+    ours, theirs = (weights.load_weights(p) for p in (known.path, path))
+    jax.tree.map(np.testing.assert_array_equal, theirs.variables, ours.variables)
+    assert (theirs.config["data"]["dir"], theirs.config["backbone"], theirs.config["out"]) == (
+        "fields",
+        "resnet50.pth",
+        "runs",
+    )
+    assert theirs.config["freeze"] == ["local/resnet/*"]
+    assert b"/home/me" in known.path.read_bytes() and not any(
+        b"/home/me" in f.read_bytes() for f in path.parent.iterdir()
+    )
     names = {p.name for p in path.parent.iterdir()}
     assert names == {"model.safetensors", "README.md", "stac-item.json", "picture.png"}
     text = (path.parent / "README.md").read_text()
@@ -200,7 +224,8 @@ def test_what_is_published_comes_back(known, tmp_path, monkeypatch):
     item = json.loads((path.parent / "stac-item.json").read_text())
     assert {asset["href"] for asset in item["assets"].values()} == names - {"stac-item.json"}
     again = facts.read("hf:org/fields")
-    assert again.name == name and again.sha256 == known.sha256
+    assert again.name == name and again.classes == known.classes
+    assert item["assets"]["weights"]["file:checksum"] == f"1220{again.sha256}"
     for wrong in ("fields", "org/fields@v1", "hf:org/a/b"):
         with pytest.raises(UserError, match="no name on the hub|names a file or a revision"):
             push.push(known, wrong)
