@@ -201,8 +201,9 @@ def weights_file(predictor, tmp_path_factory):
     return path
 
 
-def test_a_split_is_scored_into_files(weights_file, tmp_path):
-    scene = scene_of(100, 120)
+def test_a_split_is_scored_into_files(weights_file, tmp_path, monkeypatch):
+    scene, loaded = scene_of(100, 120), runs.load_predictor(weights_file, 3)
+    monkeypatch.setattr(runs, "load_predictor", lambda *_, **__: loaded)  # compiled once
     result = runs.evaluate_split(weights_file, dataset_of(scene), "test", tmp_path / "out", 3)
     written = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert set(written) == {"protocols", "confusion", "scenes", "config", "majority", "seconds", "drawn"}

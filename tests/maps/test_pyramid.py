@@ -1,5 +1,7 @@
 """Overviews of maps against a loop over their squares, and maps held in memory against those on disk."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 
 from glcanet_jax.data.gdal import open_raster
 from glcanet_jax.data.georeference import Georeference
+from glcanet_jax.errors import UserError
 from glcanet_jax.maps import map_report, pyramid
 from glcanet_jax.maps.writer import MapWriter
 
@@ -69,6 +72,39 @@ def test_a_map_held_in_memory_is_the_map(tmp_path, compression):
                 elif layer == "classes":
                     whole = pyramid.in_memory(ids[None], pyramid.halve_ids)[level]
                     np.testing.assert_array_equal(a.read(), whole)
+
+
+@pytest.mark.parametrize("fault", ["a full disk", "no tile", "no description"])
+def test_a_held_map_that_is_not_whole_is_not_given_out(tmp_path, monkeypatch, fault):
+    """The disk refuses the file, or what GDAL made in memory lacks a part."""
+    import rasterio.shutil
+
+    copy, ids = rasterio.shutil.copy, np.zeros((600, 700), np.uint8)
+    ids[512:] = 255  # a row of tiles without data, which a sparse file leaves out
+
+    def spoilt(source, target, **options):
+        sparse = {"SPARSE_OK": "TRUE"} if fault == "no tile" and options["driver"] == "COG" else {}
+        copy(source, target, **options, **sparse)
+        if fault == "no description" and options["driver"] == "COG":
+            with open_raster(target, "r+", IGNORE_COG_LAYOUT_BREAK="YES") as file:
+                file.nodata = 7
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(rasterio.shutil, "copy", spoilt)
+    if fault == "a full disk":
+        monkeypatch.setattr(Path, "write_bytes", full)
+    writer = MapWriter(tmp_path, *ids.shape, Georeference(), NAMES, PALETTE, ["classes"], {}, held=True)
+    writer.write(0, 0, {"classes": ids})
+    words = {
+        "a full disk": "No space left",
+        "no tile": "it lacks a tile at row 512, column 0",
+        "no description": "lacks",
+    }
+    with pytest.raises(UserError, match=f"classes.cog.tif could not be written whole .*{words[fault]}"):
+        writer.finish()
+    assert not list(tmp_path.iterdir())
 
 
 @settings(max_examples=20)
