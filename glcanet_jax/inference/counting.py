@@ -9,6 +9,8 @@ from glcanet_jax.inference.predictor import Predictor
 from glcanet_jax.inference.reading import BlockStart, Row
 from glcanet_jax.inference.request import ROWS, Request
 
+NO_CLASS = IGNORE - 1  # an id that no network has
+
 
 class Counting:
     """Counts what a :class:`~glcanet_jax.inference.request.Request` asks for: ``against`` truths, and ``by_row``.
@@ -40,6 +42,8 @@ class Counting:
 
     def _there(self, ids: np.ndarray, wanted: np.ndarray | None) -> Any:
         """Ids on the device as answers lie there, 255 where nothing is to be counted."""
+        if ids.dtype != np.uint8:  # what no byte holds is no class
+            ids = np.where((ids < 0) | (ids > IGNORE), NO_CLASS, ids).astype(np.uint8)
         out = np.full(self._room, IGNORE, np.uint8)
         out[: ids.shape[0], : ids.shape[1]] = ids if wanted is None else np.where(wanted, ids, np.uint8(IGNORE))
         return self._predictor.put(out)

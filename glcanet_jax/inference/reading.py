@@ -17,9 +17,7 @@ class BlockStart(NamedTuple):
     """A block, and its context or the global view of it; neither where nothing is wanted of the block."""
 
     block: geometry.Block
-    finished: tuple[
-        int, int, int, int
-    ]  # first row and column, height and width of the pixels that it finishes in the scene
+    finished: tuple[int, int, int, int]  # window of the pixels that it finishes in the scene
     view: np.ndarray | None = None  # [g, g, c]
     context: np.ndarray | None = None  # [h, w, c], to be shrunk and cut on the device
     wanted: np.ndarray | None = None  # [h, w] of the pixels that the block finishes; None: all

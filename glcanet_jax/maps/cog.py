@@ -26,6 +26,7 @@ LEVELS = {
 FINISH_BYTES = 32 * 2**20  # that cache while maps are finished, where GDAL holds other buffers too
 
 BAND_END = "</VRTRasterBand>"
+TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}  # names of files may be any bytes
 
 
 class Description(NamedTuple):
@@ -142,14 +143,14 @@ def _held(values: np.ndarray, stack: contextlib.ExitStack) -> str:
 
 def _add_overviews(described: Path, paths: Sequence[str | Path]) -> None:
     """Have a virtual raster say that these are its overviews."""
-    band, *others = described.read_text(encoding="utf-8").split(BAND_END)
+    band, *others = described.read_text(**TEXT).split(BAND_END)
     names = [escape(os.path.abspath(path)) for path in paths]
     for number, after in enumerate(others, 1):
         levels = (
             f'<SourceFilename relativeToVRT="0">{n}</SourceFilename><SourceBand>{number}</SourceBand>' for n in names
         )
         band += "".join(f"<Overview>{level}</Overview>" for level in levels) + BAND_END + after
-    described.write_text(band, encoding="utf-8")
+    described.write_text(band, **TEXT)
 
 
 def _describe(layer: str, plain: str | Path, path: Path, about: Description) -> None:

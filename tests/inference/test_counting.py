@@ -73,10 +73,13 @@ def test_scores_are_the_hosts(there, monkeypatch):
 
 
 @pytest.mark.parametrize("on_device", [False, True])
-def test_a_label_that_is_no_class_is_told(there, on_device):
+@pytest.mark.parametrize("strange", [3, 9, 256])
+def test_a_label_that_is_no_class_is_told(there, on_device, strange):
+    """The first one behind the classes, one further on, and one that no byte holds."""
     scene = scene_of(100, 60, 0)
-    scene.labels[77, 5] = 9
-    with pytest.raises(UserError, match="the truth holds class id 9; there are 3 classes, ids 0 to 2"):
+    scene = Scene(scene.name, scene.image, scene.labels.astype(np.int16) if strange > 255 else scene.labels)
+    scene.labels[77, 5] = strange
+    with pytest.raises(UserError, match=f"the truth holds class id {strange}; there are 3 classes, ids 0 to 2"):
         evaluation.evaluate(there if on_device else predictor(False), (scene,), dataset_of(scene), {})
 
 
