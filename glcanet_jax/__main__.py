@@ -149,7 +149,7 @@ def train(argv: Sequence[str], page: tuple[str, str]) -> None:
 
     asked = settings.read(argv, page)
     from glcanet_jax import experiment
-    from glcanet_jax.training import loop, processes
+    from glcanet_jax.training import extending, loop, processes
     from glcanet_jax.training.tracking import Tracking
 
     processes.begin(asked.config.distributed)
@@ -158,6 +158,7 @@ def train(argv: Sequence[str], page: tuple[str, str]) -> None:
             if asked.hint:
                 print(asked.hint)
             config = settings.fit(asked, runs.open_data(asked.config.data)) if asked.args.preset else asked.config
+        config = extending.named(config)
         if asked.args.report:
             experiment.run(config, overlays=asked.args.overlays, tracking=tracking, advice=asked.advice)
         else:

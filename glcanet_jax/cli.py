@@ -155,6 +155,18 @@ def chosen(argv: Sequence[str], name: str = "model.network") -> str | None:
     return found
 
 
+def begun(config: Any, argv: Sequence[str], views: bool = True) -> Any:
+    """What a command line changes that begins with weights, or goes on with a run: the network and the views of the ones, if those
+    are wanted, or all of the other's configuration.
+    """
+    from glcanet_jax import starting
+
+    name = chosen(argv, "init.weights")
+    if chosen(argv, "more-steps") is not None:
+        return starting.of_run(name or chosen(argv, "out") or config.out)
+    return config if name is None else starting.like(config, name, chosen(argv), views)
+
+
 def choose_preset(
     presets: Mapping[str, tuple[str, Any]], default: str, module: str, argv: list[str], doc: str = ""
 ) -> Any:
@@ -169,6 +181,7 @@ def choose_preset(
     config, network = presets[name][1], chosen(argv)
     if network is not None:
         config = dataclasses.replace(config, model=configs.with_network(config.model, network))
+    config = begun(config, argv, views=False)  # a preset has its own
     listed = listing({key: words + " (default)" * (key == default) for key, (words, _) in presets.items()})
     program = f"python -m {module}"
     return name, parse(type(config), argv, program, doc, config, listed)

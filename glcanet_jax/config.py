@@ -55,6 +55,15 @@ def with_network(model: ModelConfig, network: str) -> ModelConfig:
     return model_config(network, **common)
 
 
+def settled(config: "Config") -> ModelConfig:
+    """The network's configuration, with the norm of the local enhancement that "auto" means for it."""
+    model = config.model
+    if getattr(model, "lem_norm", None) != "auto":
+        return model
+    few = config.loader.batch_size * config.loader.patches_per_context < 4  # whose statistics are noise
+    return dataclasses.replace(model, lem_norm="batch" if model.norm == "batch" and not few else "group")
+
+
 def model_options(model: ModelConfig) -> dict[str, Any]:
     """A network's options without its name."""
     options = dataclasses.asdict(model)
@@ -122,6 +131,8 @@ class OptimiserConfig:
     global_rate: Annotated[float, RATE] = 1e-4  # of the global branch, at the start
     local_rate: Annotated[float, RATE] = 2e-5  # of the local branch, and of a network of one view
     fusion_rate: Annotated[float, RATE] = 2e-5  # of what joins them
+    # of the layers that give classes, wherever they are; None: that of their branch
+    head_rate: Annotated[float | None, RATE] = None
     b1: Annotated[float, DECAY] = 0.9  # decay a step of the mean of the gradients
     b2: Annotated[float, DECAY] = 0.999  # and of their squares
     weight_decay: Annotated[float, WEIGHT] = 0.0  # coupled L2, as GLNet's Adam
@@ -180,6 +191,20 @@ class NormalisationConfig:
 
 
 @dataclass(frozen=True)
+class InitConfig:
+    """Weights to begin with instead of noise: what fits is taken, class layers by the names of classes."""
+
+    # demo, a weights file, a run's folder, hf:organisation/repository[@revision], or a PyTorch checkpoint, of which the backbone
+    # is taken; short: --init
+    weights: str | None = None
+    classes: str | None = None  # their classes that have another name here: OLD=NEW,OLD=NEW
+    normalisation: bool = True  # normalise images as they do, where nothing else is given
+
+    def __post_init__(self):
+        check_fields(self, "init.")
+
+
+@dataclass(frozen=True)
 class Config:
     """A run, whole."""
 
@@ -191,12 +216,14 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    init: InitConfig = field(default_factory=InitConfig)
+    # a new run that goes on from the last state of the run that is --init, or without one --out, for so many steps
+    more_steps: Annotated[int | None, COUNT] = None
     backbone: str | None = (
         None  # ImageNet weights of the ResNets: a torchvision-layout file or hf:organisation/repository
     )
-    freeze: tuple[
-        str, ...
-    ] = ()  # what is not trained: backbone, or patterns of parameters' paths, as local/resnet/stage1*
+    # what is not trained: backbone, all-but-heads, or patterns of parameters' paths, as local/resnet/stage1*; !PATTERN: but these
+    freeze: tuple[str, ...] = ()
     eval_batch: Annotated[int, Range(1, 2**12)] = 6  # patches at once in evaluation
     eval_tta: bool = False  # the mean over the eight views of a square in the last evaluation
     out: str = "runs/run"  # where everything is written

@@ -26,6 +26,7 @@ SHORT = {
     "data-dir": "data.dir",
     "bands": "data.bands",
     "network": "model.network",
+    "init": "init.weights",
     # as they were once called
     "model": "model.network",
     "patch": "views.patch-size",
@@ -33,7 +34,7 @@ SHORT = {
     "overlap": "views.overlap",
     "context": "views.context-size",
 }
-SHOWN = 4  # of them are told
+SHOWN = 5  # of them are told
 SHORT_GROUPS = {"options": "model"}
 
 

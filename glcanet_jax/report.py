@@ -249,5 +249,7 @@ def save_curve(path: Path, records: Sequence[dict[str, Any]]) -> None:
         axes[1].set_ylabel("validation mIoU (%)")
     for axis in axes:
         axis.grid(alpha=0.3)
+        for r in (r for r in records if r.get("kind") == "extended"):
+            axis.axvline(r["step"], color="0.4", ls="--", lw=1)
     axes[-1].set_xlabel("step")
     save_figure(figure, Path(path))

@@ -12,9 +12,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
-from glcanet_jax import border, hub, metrics, models, report, weights
+from glcanet_jax import border, metrics, models, report, starting, weights
 from glcanet_jax import config as configs
 from glcanet_jax.config import Config
 from glcanet_jax.data import OPTIONS, OWN, identity, open_dataset
@@ -41,6 +40,7 @@ def enable_compilation_cache() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
+ALL_BUT_HEADS = "all-but-heads"  # of --freeze
 REPRODUCIBLE = {"xla_gpu_exclude_nondeterministic_ops": True}  # of XLA for GPUs; others have no such operations
 
 
@@ -124,10 +124,7 @@ def open_data(data: configs.DataConfig) -> Any:
 
 def build_model(config: Config, num_classes: int) -> Any:
     """The network of a configuration."""
-    options = configs.model_options(config.model)
-    if options.get("lem_norm") == "auto" and config.loader.batch_size * config.loader.patches_per_context < 4:
-        options["lem_norm"] = "group"  # batch statistics of under four patches are noise
-    return models.build(config.model.network, num_classes, **options)
+    return models.build(config.model.network, num_classes, **configs.model_options(configs.settled(config)))
 
 
 def resolve(config: Config, dataset: Any) -> Config:
@@ -138,6 +135,10 @@ def resolve(config: Config, dataset: Any) -> Config:
     """
     if config.data.normalisation is not None:
         config = dataclasses.replace(config, normalisation=_from_file(Path(config.data.normalisation)))
+    elif config.init.weights is not None and config.more_steps is None:
+        source = starting.Source.read(config.init.weights)
+        starting.check_backbones(source, config)
+        config = dataclasses.replace(config, normalisation=starting.normalisation_of(source, config, dataset))
     _check_numbers(config, dataset)
     normalisation, model, data, views = config.normalisation, config.model, config.data, config.views
     train, loss = config.train, config.loss
@@ -159,22 +160,56 @@ def resolve(config: Config, dataset: Any) -> Config:
     if data.val_split is None and dataset.validation_split is not None:
         data = dataclasses.replace(data, val_split=dataset.validation_split)
     if config.backbone is not None:
-        loaded = load_backbone(config)
-        wanted = models.backbone(model.network)
-        if loaded.kind != wanted:
-            raise UserError(
-                f"{loaded.source} holds a {loaded.kind} backbone, {model.network} has {'none' if wanted is None else f'a {wanted}'}; "
-                "leave out --backbone, or give other weights"
-            )
-        if loaded.kind == "resnet" and (loaded.depth, loaded.stride) != (model.depth, model.stride):
-            print(f"backbone weights: {loaded.source}: ResNet-{loaded.depth} {loaded.stride}")
-            model = dataclasses.replace(model, depth=loaded.depth, stride=loaded.stride)
-    if "backbone" in config.freeze and getattr(model, "norm", None) == "batch":
-        print("a frozen backbone keeps the statistics of its norms: --model.norm frozen")
-        model = dataclasses.replace(model, norm="frozen")
-    return dataclasses.replace(
+        model = _with_backbone(config)
+    config = dataclasses.replace(
         config, normalisation=normalisation, model=model, data=data, views=views, train=train, loss=loss
     )
+    return _spelt(config, dataset)
+
+
+def _with_backbone(config: Config) -> configs.ModelConfig:
+    """The network with the depth and the stride of its backbone's weights.
+
+    Raises:
+        UserError: they are for another kind of backbone, or there are other weights to begin with, too.
+    """
+    if config.init.weights is not None and config.more_steps is None:
+        raise UserError(
+            f"--backbone {config.backbone} and --init {config.init.weights} are two beginnings; give one of them"
+        )
+    loaded, model, wanted = starting.load_backbone(config.backbone), config.model, models.backbone(config.model.network)
+    if loaded.kind != wanted:
+        raise UserError(
+            f"{loaded.source} holds a {loaded.kind} backbone, {model.network} has {'none' if wanted is None else f'a {wanted}'}; "
+            "leave out --backbone, or give other weights"
+        )
+    found = starting.with_backbone_of(model, loaded)
+    if found != model:
+        print(f"backbone weights: {loaded.source}: {loaded.called}")
+    if loaded.left:
+        print(f"left of {loaded.source}: {starting.listed(loaded.left)}")
+    return found
+
+
+def _spelt(config: Config, dataset: Any) -> Config:
+    """With patterns for ``--freeze all-but-heads``."""
+    if ALL_BUT_HEADS not in config.freeze:
+        return config
+    spelt = ("*", *(f"!{layer}" for layer in heads(config, dataset)))
+    freeze = [pattern for given in config.freeze for pattern in (spelt if given == ALL_BUT_HEADS else (given,))]
+    return dataclasses.replace(config, freeze=tuple(freeze))
+
+
+def heads(config: Config, dataset: Any) -> tuple[str, ...]:
+    """The layers of a configuration's network that give the classes of a dataset."""
+    count, bands = len(dataset.classes.names), _bands_of(dataset, config.data.train_split) or 3
+    found = models.axes(lambda k: build_model(config, k), count, bands)
+    return models.heads(found, models.shapes(build_model(config, count), bands)["params"])
+
+
+def heads_with_a_rate(config: Config, dataset: Any) -> tuple[str, ...]:
+    """The layers that ``--optimiser.head-rate`` is for; none where there is no such rate."""
+    return () if config.optimiser.head_rate is None else heads(config, dataset)
 
 
 def _from_file(path: Path) -> configs.NormalisationConfig:
@@ -245,38 +280,24 @@ def _with_extra_band(
     return dataclasses.replace(normalisation, mean=mean, std=std)
 
 
-def load_backbone(config: Config) -> weights.TorchvisionWeights:
-    return weights.load_torchvision(hub.fetch(config.backbone) if hub.is_name(config.backbone) else config.backbone)
+def initial_variables(
+    config: Config, model: Any, bands: int, names: Sequence[str]
+) -> tuple[dict[str, Any], starting.Start | None]:
+    """Fresh variables, what the configuration names taken from elsewhere: backbones of a file, or all that fits of weights.
 
+    Args:
+        names: of the classes.
 
-def initial_variables(config: Config, model: Any, bands: int) -> dict[str, Any]:
-    """Fresh variables, the backbones' from a file if the configuration names one."""
-    variables = models.init(model, jax.random.key(config.train.seed), bands)
-    if config.backbone is None:
-        return variables
-    return with_backbones(load_backbone(config), variables, bands)
-
-
-def with_backbones(loaded: weights.TorchvisionWeights, variables: dict[str, Any], bands: int) -> dict[str, Any]:
-    """Variables whose every backbone of a file's kind is the file's.
-
-    Raises:
-        UserError: the file's does not fit.
+    Returns:
+        the variables, and what was taken of weights if there are any.
     """
-    params, stats = flatten_dict(variables["params"]), flatten_dict(variables.get("batch_stats", {}))
-    places = {path[: path.index(loaded.kind) + 1] for path in params if loaded.kind in path}
-    for place in places:
-        own = lambda flat: {k[len(place) :]: v for k, v in flat.items() if k[: len(place)] == place}  # noqa: B023, E731
-        template = {"params": unflatten_dict(own(params)), "batch_stats": unflatten_dict(own(stats))}
-        new = weights.backbone_variables(loaded, template, bands)
-        params |= {(*place, *k): v for k, v in flatten_dict(new["params"]).items()}
-        stats |= {(*place, *k): v for k, v in flatten_dict(new["batch_stats"]).items() if (*place, *k) in stats}
-        beside = flatten_dict(weights.fcn_classifier(loaded)) if loaded.kind == "vgg" else {}
-        for path, array in beside.items():  # FCN's classifier turned into convolutions, where it has their full width
-            at = (*place[:-1], *path)
-            if at in params and params[at].shape == array.shape:
-                params[at] = array
-    return {"params": unflatten_dict(params), "batch_stats": unflatten_dict(stats)}
+    variables = models.init(model, jax.random.key(config.train.seed), bands)
+    if config.backbone is not None:
+        return starting.with_backbones(starting.load_backbone(config.backbone), variables, bands), None
+    if config.init.weights is None or config.more_steps is not None:  # a state that goes on replaces all of it
+        return variables, None
+    axes = models.axes(lambda k: build_model(config, k), len(names), bands)
+    return starting.take(starting.Source.read(config.init.weights), variables, axes, config, names)
 
 
 def save(path: Path, config: Config, dataset: Any, variables: Any, dtype: Any = None) -> None:

@@ -58,7 +58,7 @@ class Asked(NamedTuple):
         asked = (
             self.args.preset
             or self.args.config
-            or self.given & {"backbone", "init.weights", "model.depth", "model.network"}
+            or self.given & {"backbone", "init.weights", "more_steps", "model.depth", "model.network"}
         )
         return "" if asked else HINT
 
@@ -78,6 +78,7 @@ def read(argv: Sequence[str], page: tuple[str, str]) -> Asked:
         base = over(base, values, file)
     if network is not None:
         base = dataclasses.replace(base, model=configs.with_network(base.model, network))
+    base = cli.begun(base, argv, views=name is None and file is None)
     default = Train(**{f.name: getattr(base, f.name) for f in dataclasses.fields(Config)})
     program, words = page
     listed = cli.listing({key: words for key, (words, *_) in presets.PRESETS.items()})

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 import tyro
 
-from glcanet_jax import models
+from glcanet_jax import models, starting
+from glcanet_jax.config import Config
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "glcanet_jax/data/demo/README.md"]
@@ -109,6 +110,9 @@ def understood(monkeypatch):
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop(argparse.ArgumentParser.parse_args))
     warnings.filterwarnings("ignore", "", RuntimeWarning, "runpy")  # a test before may have imported the module
     monkeypatch.setattr(tyro, "cli", stop(tyro.cli))
+    # which read weights and runs that are the reader's
+    monkeypatch.setattr(starting, "like", lambda config, *_, **__: config)
+    monkeypatch.setattr(starting, "of_run", lambda _: Config())
     monkeypatch.setattr(tyro.extras, "overridable_config_cli", stop(tyro.extras.overridable_config_cli))
 
     def check(module: str, *words: str) -> str | None:

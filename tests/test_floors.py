@@ -18,13 +18,22 @@ FLOORS = (
     ("data", "dialects", "models.layers"),
     ("models", "metrics", "page", "report", "hub"),
     ("config", "weights", "inference"),
+    ("starting",),
     ("cli", "presets", "runs"),
     ("training", "maps", "export", "compare", "run_report", "settings", "sharing"),
     ("experiment", "measure", "segmenter"),
     ("__main__",),
 )
 FACADE = "glcanet_jax"  # the package's own names, each fetched when it is asked for: it may point anywhere
-CORE = ("models", "geometry", "training.phases", "training.step", "training.losses", "training.optim")
+CORE = (
+    "models",
+    "geometry",
+    "training.phases",
+    "training.step",
+    "training.losses",
+    "training.optim",
+    "training.freezing",
+)
 CORE_IMPORTS = {"jax", "flax", "optax", "numpy", "einops", "jaxtyping"}
 HEAVY = (
     "rasterio shapely tyro matplotlib PIL grain tensorflow_datasets safetensors pyogrio tensorboardX pydantic".split()

@@ -217,13 +217,13 @@ def steps_within(config: Config, minutes: float | int) -> int:
     scenes = dataset.scenes(config.data.train_split)
     model = runs.build_model(config, len(dataset.classes.names))
     spans = phases.plan(config.train.schedule, 1000, config.train.global_steps, models.stages(model))
-    tx = optim.optimiser(config.optimiser, spans, config.freeze)
+    tx = optim.optimiser(config.optimiser, spans, config.freeze, runs.heads_with_a_rate(config, dataset))
     mesh = loop.make_mesh(config.loader.batch_size, config.train.devices, config.train.accumulation)
     loader = TrainLoader(scenes, config.views, config.loader, len(dataset.classes.names))
     batches = [sources.place_batch(b, mesh) for b in itertools.islice(iter(loader), PROBE + 1)]
     per_step = 0.0
     for phase in spans:
-        variables = runs.initial_variables(config, model, scenes[0].bands)
+        variables, _ = runs.initial_variables(config, model, scenes[0].bands, dataset.classes.names)
         state = training.create_state(variables, tx, jax.random.key(0), config.train.ema > 0)
         step = training.make_train_step(model, tx, config, config.normalisation.scale, phase)
         state, _ = step(state, batches[0])

@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments.converge.field import CLASSES, Field
 from experiments.converge.scoring import make_confusion, told
-from glcanet_jax import models, runs
+from glcanet_jax import models, starting
 from glcanet_jax.training import optim, phases
 from glcanet_jax.training.on_device import Dispatch, at_once, make_chunk
 from glcanet_jax.training.step import TrainState, create_state, make_train_step
@@ -69,7 +69,7 @@ class Entry:
         """What a run begins with."""
         variables = models.init(self.model, jax.random.key(seed), 3)
         if self._field.backbone is not None:
-            variables = runs.with_backbones(self._field.backbone, variables, 3)
+            variables = starting.with_backbones(self._field.backbone, variables, 3)
         return create_state(variables, self.tx, jax.random.key(1000 + seed), average=True)
 
     def score(self, variables: Any, group: str) -> dict[str, Any]:

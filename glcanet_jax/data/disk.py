@@ -53,6 +53,35 @@ def is_at(path: Path, file: Any) -> bool:
         return False
 
 
+@contextlib.contextmanager
+def held(folder: Path, cure: str) -> Iterator[None]:
+    """A folder that no other process holds meanwhile; the system lets it go when this one ends, however it does.
+
+    Where it cannot be held (Windows, some network disks) nothing is asked.
+
+    Raises:
+        UserError: another process holds it; ``cure`` says what to do.
+    """
+    try:
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        yield
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise UserError(f"a run is under way in {folder}; {cure}") from error
+    except OSError:  # a disk that knows no locks
+        pass
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
 def claim(folder: Path) -> None:
     """Make a folder that is ours alone ready to write in.
 

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float
 
 from glcanet_jax.errors import UserError
@@ -249,6 +250,41 @@ def init(model: nn.Module, key: jax.Array, bands: int, size: int = 64) -> dict[s
 def shapes(model: nn.Module, bands: int) -> dict[str, Any]:
     """Shapes and types of a network's variables; the trace is one that :func:`for_inference` needs, too."""
     return folding.trace(model, *_inputs(bands))[1]
+
+
+class Axes(NamedTuple):
+    """Along which axes of a network's parameters classes lie, and bands of the images; of the parameters that have such."""
+
+    classes: dict[tuple[str, ...], tuple[int, ...]]
+    bands: dict[tuple[str, ...], tuple[int, ...]]
+
+
+def axes(make: Callable[[int], nn.Module], num_classes: int, bands: int) -> Axes:
+    """Found by comparing the shapes of a network with those of one for more classes and bands; nothing is run.
+
+    Args:
+        make: the network for so many classes.
+    """
+    more = {"classes": 1009, "bands": 101}  # no two sums of them are alike
+    own = flatten_dict(shapes(make(num_classes), bands)["params"])
+    other = flatten_dict(shapes(make(num_classes + more["classes"]), bands + more["bands"])["params"])
+
+    def grown(path: tuple[str, ...], by: int) -> tuple[int, ...]:
+        pairs = zip(own[path].shape, other[path].shape, strict=True)
+        return tuple(axis for axis, (ours, theirs) in enumerate(pairs) if theirs - ours == by)
+
+    return Axes(*({path: found for path in own if (found := grown(path, by))} for by in more.values()))
+
+
+def heads(found: Axes, params: Mapping[str, Any]) -> tuple[str, ...]:
+    """The layers that give classes, as paths: of modules all of whose parameters do, else of the parameters."""
+    paths = flatten_dict(dict(params))
+
+    def named(path: tuple[str, ...]) -> str:
+        module = path[:-1]
+        return "/".join(module if all(p in found.classes for p in paths if p[: len(module)] == module) else path)
+
+    return tuple(sorted({named(path) for path in found.classes}))
 
 
 def normalise(image: Array, mean: tuple[float, ...], std: tuple[float, ...], scale: float) -> Float[Array, "*b h w c"]:

@@ -24,7 +24,8 @@ from glcanet_jax.inference.evaluation import countable, evaluate
 from glcanet_jax.inference.predictor import Predictor
 from glcanet_jax.profiling import program_memory, require_memory
 from glcanet_jax.progress import Progress
-from glcanet_jax.training import optim, phases, processes, sources
+from glcanet_jax.starting import Start
+from glcanet_jax.training import extending, freezing, optim, phases, processes, sources
 from glcanet_jax.training.checkpoints import Checkpoints
 from glcanet_jax.training.compiling import Durations, Pace
 from glcanet_jax.training.messages import native_kept, warnings_kept
@@ -54,6 +55,8 @@ class Work(NamedTuple):
     draws: Plan  # of contexts, from scenes on the device
     steps: int
     spans: tuple[Phase, ...]
+    begun: int = 0  # the step of another run that this one goes on from
+    heads: tuple[str, ...] = ()  # patterns of the layers that have a rate of their own
 
     @property
     def on_device(self) -> bool:
@@ -79,7 +82,8 @@ def train(config: Config, tracking: Tracking | None = None, advice: str = "") ->
         Stopped: Ctrl-C or SIGTERM asked for it; the run is saved.
     """
     processes.begin(config.distributed)
-    config = replace(config, distributed="auto")  # it is no part of the run, which goes on however its processes meet
+    # how its processes meet is no part of the run, which goes on however they do
+    config = extending.named(replace(config, distributed="auto"))
     with processes.quiet(), runs.computing(config.train.precision):
         if tracking is not None:
             return _train(config, tracking, advice)
@@ -94,30 +98,53 @@ def _train(config: Config, tracking: Tracking, advice: str) -> Path:
     config = work.config
 
     # ------------------------------------------------------------------ the network and its state
-    variables = runs.initial_variables(config, work.model, work.bands)
-    optim.frozen(variables["params"], config.freeze)  # what is no parameter is told
+    variables, taken = runs.initial_variables(config, work.model, work.bands, work.dataset.classes.names)
+    freezing.frozen(variables["params"], config.freeze)  # what is no parameter is told
     out = Path(config.out)
-    with processes.led("the folder") as leads:
-        if leads:
-            runs.open_run(config)  # so late, that a refused configuration leaves nothing behind
-            runs.know_data(out, config, work.dataset)
-    with processes.led("the tiles") as leads:  # scenes that are dear to read are decoded once, by one process
-        ready = fed(work) if leads else None
-    work = ready or fed(work)
-    print(f"training on {len(work.scenes)} scenes for {work.steps} steps; everything is written to {out}")
-    for name in ("checkpoints", "tensorboard", "track"):
-        disk.check_no_links(out / name)
-    disk.own(out / MESSAGES)
-    # what JAX has to say when another process ends is for the file
-    native = native_kept(out / MESSAGES) if processes.several() else contextlib.nullcontext()
-    with warnings_kept(out / MESSAGES), room_told(out), native:
-        return _train_in(out, work, variables, tracking, advice)
+    with contextlib.ExitStack() as stack:
+        with processes.led("the folder") as leads:
+            if leads:
+                open_folder(stack, work, taken)  # so late, that a refused configuration leaves nothing behind
+        with processes.led("the tiles") as leads:  # scenes that are dear to read are decoded once, by one process
+            ready = fed(work) if leads else None
+        work = ready or fed(work)
+        print(
+            f"training on {len(work.scenes)} scenes for {work.steps - work.begun} steps; everything is written to {out}"
+        )
+        for name in ("checkpoints", "tensorboard", "track"):
+            disk.check_no_links(out / name)
+        disk.own(out / MESSAGES)
+        # what JAX has to say when another process ends is for the file
+        native = native_kept(out / MESSAGES) if processes.several() else contextlib.nullcontext()
+        with warnings_kept(out / MESSAGES), room_told(out), native:
+            return _train_in(out, work, variables, tracking, advice)
+
+
+def open_folder(stack: contextlib.ExitStack, work: Work, taken: Start | None) -> None:
+    """The run's folder, held until the stack is left, with what it begins with and what it learns from.
+
+    Raises:
+        UserError: it holds something else, or another process holds it.
+    """
+    out, cure = Path(work.config.out), "wait for its end, stop it, or give another --out"
+    if work.config.more_steps is not None:
+        extending.copy(work.config)
+    there = out.is_dir()
+    if there:
+        stack.enter_context(disk.held(out, cure))
+    runs.open_run(work.config)
+    if not there:
+        stack.enter_context(disk.held(out, cure))
+    runs.know_data(out, work.config, work.dataset)
+    if taken is not None and not (out / "checkpoints").exists():
+        print(taken)
+        runs.write_json(out / extending.PARENT, taken.record())
 
 
 def _train_in(out: Path, work: Work, variables: dict[str, Any], tracking: Tracking, advice: str) -> Path:
     """The run itself, in its folder."""
     config = work.config
-    tx = optim.optimiser(config.optimiser, work.spans, config.freeze)
+    tx = optim.optimiser(config.optimiser, work.spans, config.freeze, work.heads, work.begun)
     state = create_state(variables, tx, jax.random.key(config.train.seed), config.train.ema > 0)
     state = processes.placed(state, NamedSharding(work.mesh, PartitionSpec()))
 
@@ -137,7 +164,7 @@ def _train_in(out: Path, work: Work, variables: dict[str, Any], tracking: Tracki
     # ------------------------------------------------------------------ the steps
     bar = Progress(work.steps, "training", "steps", start)
     with contextlib.closing(log), contextlib.closing(batches), bar as progress, listening() as stop:
-        predictor, rates = predictor_of(work, state), optim.rates(config.optimiser, work.spans)
+        predictor, rates = predictor_of(work, state), optim.rates(config.optimiser, work.spans, work.begun)
         best = saved.get("best")
         run = Run(
             out, work, tx, batches, checkpoints, log, progress, predictor, best, monitor, rates, stop, advice=advice
@@ -189,12 +216,18 @@ def prepare(config: Config) -> Work:
         _check_whole_grid(config, scenes)
     mesh = make_mesh(config.loader.batch_size, config.train.devices, config.train.accumulation)
     steps = config.train.steps or config.train.epochs * loader.steps_per_epoch
-    spans = phases.plan(config.train.schedule, steps, config.train.global_steps, models.stages(model))
+    spans, begun = phases.plan(config.train.schedule, steps, config.train.global_steps, models.stages(model)), 0
+    if config.more_steps is not None:
+        begun = extending.begun(config)
+        steps = begun + config.more_steps
+        spans = extending.spans(spans, steps)
     plan = Plan(config.views, config.loader, num_classes, mesh)
     contexts = [loader.contexts(scene) for scene in scenes]
     config = replace(config, data=sources.choose(runs.begun(config), scenes, contexts, plan))
     plan = plan._replace(divided=config.data.pool is not None and mesh.size > 1)
-    return Work(config, dataset, scenes, val_scenes, bands, loader, model, mesh, plan, steps, spans)
+    config = config if config.more_steps is None else extending.resumed(config)
+    heads = runs.heads_with_a_rate(config, dataset)
+    return Work(config, dataset, scenes, val_scenes, bands, loader, model, mesh, plan, steps, spans, begun, heads)
 
 
 def fed(work: Work) -> Work:

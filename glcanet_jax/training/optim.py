@@ -1,22 +1,25 @@
 """Adam with a rate per root of the parameter tree; what a phase does not train is left as it is."""
 
-import fnmatch
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import optax
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 
 from glcanet_jax.config import OptimiserConfig
-from glcanet_jax.errors import UserError
-from glcanet_jax.options import perhaps
+from glcanet_jax.training.freezing import frozen, matches
 from glcanet_jax.training.phases import ROOTS, Phase
 
-BACKBONES = ("resnet", "vgg")  # modules that hold them
+HEADS = "heads"  # behind a root in the label of those of its layers that give classes, if they have a rate of their own
 FROZEN = "frozen"  # the label of what is not trained
 # whose rate each root of the parameter tree takes
 RATE_OF = {"global": "global", "local": "local", "fusion": "fusion", "feedback": "global"}
+
+
+def root_of(label: str) -> str:
+    """The root of the parameters with a label."""
+    return label.partition("/")[0]
 
 
 def rate_schedule(config: OptimiserConfig, rate: float, steps: int) -> optax.Schedule:
@@ -33,56 +36,42 @@ def rate_schedule(config: OptimiserConfig, rate: float, steps: int) -> optax.Sch
     return optax.join_schedules([optax.linear_schedule(0.0, rate, config.warmup_steps), main], [config.warmup_steps])
 
 
-def rates(config: OptimiserConfig, spans: tuple[Phase, ...]) -> dict[str, optax.Schedule]:
-    """Schedules by root; each counts only the steps that train its root."""
-    return {
-        root: rate_schedule(
-            config, getattr(config, f"{RATE_OF[root]}_rate"), sum(p.stop - p.start for p in spans if root in p.roots)
-        )
-        for root in ROOTS
-    }
-
-
-def frozen(params: dict[str, Any], patterns: tuple[str, ...]) -> dict[str, Any]:
-    """Which parameters are not trained, as a tree of bools.
+def rates(config: OptimiserConfig, spans: Sequence[Phase], begun: int = 0) -> dict[str, optax.Schedule]:
+    """Schedules by root, and by ``ROOT/heads`` if heads have a rate of their own; each counts only the steps that train its root.
 
     Args:
-        patterns: ``backbone`` for every ResNet or VGG, or patterns of paths (``local/resnet/stage1*``), of a module for all in it.
-
-    Raises:
-        UserError: nothing, or everything, is meant.
+        begun: the step that the schedules begin at, behind which a run was extended.
     """
-    flat = flatten_dict(params)
 
-    def is_meant(path: tuple[str, ...], pattern: str) -> bool:
-        if pattern == "backbone":
-            return any(name in BACKBONES for name in path)
-        return any(fnmatch.fnmatchcase("/".join(path[:end]), pattern) for end in range(1, len(path) + 1))
+    def schedule(root: str, rate: float) -> optax.Schedule:
+        before, own = steps_of(spans, root, 0, begun), steps_of(spans, root, begun)
+        made = rate_schedule(config, rate, own)
+        return made if not before else lambda count: made(count - before)
 
-    for pattern in patterns:
-        if not any(is_meant(path, pattern) for path in flat):
-            raise UserError(_no_parameter(pattern, flat))
-    mask = {path: any(is_meant(path, pattern) for pattern in patterns) for path in flat}
-    if mask and all(mask.values()):
-        raise UserError(f"--freeze {' '.join(patterns)} leaves nothing to train; name less")
-    return unflatten_dict(mask)
+    found = {root: schedule(root, getattr(config, f"{RATE_OF[root]}_rate")) for root in ROOTS}
+    if config.head_rate is not None:
+        found |= {f"{root}/{HEADS}": schedule(root, config.head_rate) for root in ROOTS}
+    return found
 
 
-def _no_parameter(pattern: str, paths: Iterable[tuple[str, ...]]) -> str:
-    """What to tell of a pattern that means nothing: the names near it, or the modules that there are."""
-    paths = list(paths)
-    modules = sorted({"/".join(path[:end]) for path in paths for end in range(1, len(path) + 1)})
-    has_backbone = any(name in BACKBONES for path in paths for name in path)
-    near = perhaps(pattern, ["backbone", *modules] if has_backbone else modules)
-    roots = sorted({path[0] for path in paths})
-    shown = near or f"; the network has {', '.join(['backbone'] * has_backbone + roots)}"
-    return f"--freeze {pattern} means no parameter{shown}; give backbone, or a pattern as {roots[0]}/*"
+def steps_of(spans: Sequence[Phase], root: str, start: int, stop: int | None = None) -> int:
+    """How many of the steps from ``start`` to ``stop`` train a root."""
+    ends = lambda p: p.stop if stop is None else min(stop, p.stop)  # noqa: E731
+    return sum(max(0, ends(p) - max(start, p.start)) for p in spans if root in p.roots)
 
 
 def optimiser(
-    config: OptimiserConfig, spans: tuple[Phase, ...], freeze: tuple[str, ...] = ()
+    config: OptimiserConfig,
+    spans: Sequence[Phase],
+    freeze: tuple[str, ...] = (),
+    heads: tuple[str, ...] = (),
+    begun: int = 0,
 ) -> optax.GradientTransformation:
-    """``optax.multi_transform`` over the top-level branch names; what :func:`frozen` names stays as it is."""
+    """``optax.multi_transform`` over the top-level branch names; what :func:`freezing.frozen` names stays as it is.
+
+    Args:
+        heads: patterns of the layers that have a rate of their own; begun: as :func:`rates` has it.
+    """
 
     def root_optimiser(rate: optax.Schedule) -> optax.GradientTransformation:
         parts = []
@@ -92,16 +81,18 @@ def optimiser(
             parts.append(optax.add_decayed_weights(config.weight_decay))  # before Adam: coupled, as in GLNet
         return optax.chain(*parts, optax.adam(rate, config.b1, config.b2))
 
-    transforms = {root: root_optimiser(rate) for root, rate in rates(config, spans).items()}
-    if not freeze:
-        label = lambda params: {root: jax.tree.map(lambda _, root=root: root, p) for root, p in params.items()}  # noqa: E731
-        return optax.multi_transform(transforms, label)
+    def label(path: tuple[str, ...], stays: bool) -> str:
+        if stays:
+            return FROZEN
+        return f"{path[0]}/{HEADS}" if any(matches(path, pattern) for pattern in heads) else path[0]
 
     def labels(params: dict[str, Any]) -> dict[str, Any]:
         mask = flatten_dict(frozen(params, freeze))
-        return unflatten_dict({path: FROZEN if stays else path[0] for path, stays in mask.items()})
+        own = lambda keys, _: label(path := tuple(key.key for key in keys), mask[path])  # noqa: E731
+        return jax.tree_util.tree_map_with_path(own, params)
 
-    return optax.multi_transform(transforms | {FROZEN: optax.set_to_zero()}, labels)
+    transforms = {name: root_optimiser(rate) for name, rate in rates(config, spans, begun).items()}
+    return optax.multi_transform(transforms | ({FROZEN: optax.set_to_zero()} if freeze else {}), labels)
 
 
 def update(
@@ -111,4 +102,5 @@ def update(
     updates, new = tx.update(grads, state, params)
     frozen = [root for root in params if root not in roots]
     updates = updates | {root: jax.tree.map(jax.numpy.zeros_like, updates[root]) for root in frozen}
-    return updates, new._replace(inner_states=new.inner_states | {root: state.inner_states[root] for root in frozen})
+    kept = {label: inner for label, inner in state.inner_states.items() if root_of(label) in frozen}
+    return updates, new._replace(inner_states=new.inner_states | kept)

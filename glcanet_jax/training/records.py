@@ -18,6 +18,7 @@ from glcanet_jax import border, report
 from glcanet_jax.data import disk
 from glcanet_jax.errors import UserError
 from glcanet_jax.profiling import peak_memory
+from glcanet_jax.training.optim import root_of, steps_of
 from glcanet_jax.training.phases import Phase
 from glcanet_jax.training.tracking import Tracking
 
@@ -171,7 +172,6 @@ def record(
     """A line of the log: metrics, rates, times and memory after a step."""
     values = {k: float(v) for k, v in metrics.items()}  # waits for the device, so that the time below is real
     line = {"kind": "train", "step": step, "epoch": round(step / per_epoch, 4)} | values
-    for root, schedule in rates.items():
-        counted = sum(max(0, min(step, p.stop) - p.start) for p in spans if root in p.roots)
-        line[f"lr/{root}"] = float(schedule(max(counted - 1, 0)))
+    for label, schedule in rates.items():
+        line[f"lr/{label}"] = float(schedule(max(steps_of(spans, root_of(label), 0, step) - 1, 0)))
     return line | timer.read() | peak_memory()

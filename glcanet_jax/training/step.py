@@ -14,7 +14,7 @@ from jaxtyping import Array
 from glcanet_jax.config import Config, LossConfig
 from glcanet_jax.data.scenes import IGNORE
 from glcanet_jax.models import auxiliary, normalise
-from glcanet_jax.training import losses, optim
+from glcanet_jax.training import freezing, losses, optim
 from glcanet_jax.training.phases import Batch, Phase
 
 Metrics = dict[str, Array]
@@ -150,9 +150,10 @@ def make_train_step(
         drop = jax.random.fold_in(key, 1)  # not what the colours drew from
         if config.freeze:  # no gradient goes there, so that none is computed behind it either
             hold = lambda x, stays: jax.lax.stop_gradient(x) if stays else x  # noqa: E731
-            params = jax.tree.map(hold, params, optim.frozen(params, config.freeze))
+            params = jax.tree.map(hold, params, freezing.frozen(params, config.freeze))
         variables = {"params": params, "batch_stats": batch_stats}
-        (logits, out), batch_stats = phase.stage.forward(model, variables, batch | inputs, drop)
+        with freezing.frozen_norms(params, config.freeze):
+            (logits, out), batch_stats = phase.stage.forward(model, variables, batch | inputs, drop)
         terms = loss_terms(config.loss, logits, out, batch, auxiliary(model))
         return sum(terms.values()), (terms, batch_stats)
 

@@ -4,6 +4,7 @@ from glcanet_jax.weights.backbones import (
     TorchvisionWeights,
     backbone_variables,
     fcn_classifier,
+    for_bands,
     load_torchvision,
 )
 from glcanet_jax.weights.files import (
@@ -13,6 +14,7 @@ from glcanet_jax.weights.files import (
     check_legend,
     check_variables,
     copy_weights,
+    is_ours,
     load_weights,
     save_weights,
 )
@@ -31,7 +33,9 @@ __all__ = [
     "check_variables",
     "copy_weights",
     "fcn_classifier",
+    "for_bands",
     "from_glnet",
+    "is_ours",
     "load_torchvision",
     "load_weights",
     "named",

@@ -2,6 +2,7 @@
 
 import re
 import zipfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ DEPTH_OF = {(blocks, depth >= 50): depth for depth, blocks in BLOCKS.items()}
 # torchvision's ``features.N`` of VGG-16's convolutions: after each its norm, if any, and a ReLU; after each stage a pooling
 VGG_PLACES = {norm: [(2 + norm) * i + stage - 1 for i, (stage, _) in enumerate(vgg.LAYERS)] for norm in (False, True)}
 
+TORCH = (".pth", ".pt", ".ckpt", ".bin")  # suffixes of PyTorch's checkpoints
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
 
@@ -33,10 +35,15 @@ class TorchvisionWeights:
     source: str
     note: str  # how the stride variant was known
     kind: str = "resnet"  # or "vgg"
+    left: tuple[str, ...] = ()  # what else was in the file: its parts, and how many arrays each has
+
+    @property
+    def called(self) -> str:
+        return f"ResNet-{self.depth} {self.stride}" if self.kind == "resnet" else "VGG-16"
 
 
 def load_torchvision(path: str | Path, *, stride: str | None = None) -> TorchvisionWeights:
-    """A ResNet or a VGG-16 in torchvision's key layout, alone or within a whole checkpoint (``backbone.``, ``encoder.`` ...), from ``.safetensors``, ``.npz``, or ``.pth`` (no code of it is run).
+    """A ResNet or a VGG-16 in torchvision's key layout, alone or within a whole checkpoint (``backbone.``, ``encoder.`` ...), from ``.safetensors``, ``.npz``, or PyTorch's ``.pth``, ``.pt``, ``.ckpt`` and ``.bin`` (no code of it is run).
 
     The stride variant is that of the file's metadata (``stride`` or ``variant``), or the one given, or v1.5, torchvision's.
 
@@ -48,16 +55,16 @@ def load_torchvision(path: str | Path, *, stride: str | None = None) -> Torchvis
         raise UserError(
             f"there is no weights file at {path}; give a .safetensors, .npz or .pth file in torchvision's key layout"
         )
-    readers = {".safetensors": read_safetensors, ".npz": _read_npz, ".pth": _read_torch, ".pt": _read_torch}
+    readers = {".safetensors": read_safetensors, ".npz": _read_npz} | dict.fromkeys(TORCH, _read_torch)
     if path.suffix not in readers:
         raise UserError(
             f"{path} is a {path.suffix or 'file without suffix'}; weights are read from {', '.join(readers)}"
         )
     arrays, metadata = readers[path.suffix](path)
-    arrays = _clean(arrays, path)
+    arrays, left = _clean(arrays, path)
     if any(re.fullmatch(r"features\.\d+\.weight", k) for k in arrays):
         _check_vgg(arrays, path)
-        return TorchvisionWeights(arrays, 16, "", str(path), "", "vgg")
+        return TorchvisionWeights(arrays, 16, "", str(path), "", "vgg", left)
     depth = depth_of(arrays, path)
     declared = _declared_stride(metadata)
     if stride is not None and declared is not None and stride != declared:
@@ -65,7 +72,7 @@ def load_torchvision(path: str | Path, *, stride: str | None = None) -> Torchvis
             f"{path} says that it is ResNet {declared}, {stride} was asked for; drop the option or take other weights"
         )
     note = "from the file's metadata" if declared else "as given" if stride else "assumed, as torchvision's"
-    return TorchvisionWeights(arrays, depth, declared or stride or "v1.5", str(path), note)
+    return TorchvisionWeights(arrays, depth, declared or stride or "v1.5", str(path), note, left=left)
 
 
 def _declared_stride(metadata: dict[str, str]) -> str | None:
@@ -89,11 +96,11 @@ def _read_torch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     return read_torch(path), {}
 
 
-def _clean(arrays: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
-    """The backbone's under torchvision's names, float32: of a whole checkpoint without its prefix and what is beside it.
+def _clean(arrays: dict[str, np.ndarray], path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """The backbone's under torchvision's names, float32, of a whole checkpoint without its prefix; and what is beside it.
 
     Raises:
-        UserError: a checkpoint has several.
+        UserError: a checkpoint has several, or a stem that ours has not.
     """
     first = re.compile(r"(.*?)(?:layer1\.0\.conv1|features\.0)\.weight")
     prefixes = sorted({m.group(1) for name in arrays if (m := first.fullmatch(name))})
@@ -102,15 +109,28 @@ def _clean(arrays: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
             f"{path} holds {len(prefixes)} backbones ({', '.join(p or '(no prefix)' for p in prefixes[:4])}); save the one to start from"
         )
     prefix = prefixes[0] if prefixes else ""
+    if f"{prefix}stem.0.weight" in arrays:
+        raise UserError(
+            f"{path} holds a ResNet whose stem is three convolutions (v1c, v1d); give one whose stem is a single one of 7x7"
+        )
     parts = ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.", "features.", "classifier.", "pre_logits.")
-    out = {}
+    out, left = {}, Counter()
     for name, array in arrays.items():
         own = name.removeprefix(prefix)
-        if not name.startswith(prefix) or own.startswith("classifier.6.") or own.endswith("num_batches_tracked"):
+        if own.endswith("num_batches_tracked"):
             continue
-        if own.startswith(parts) or not prefixes:
+        mine = name.startswith(prefix) and not own.startswith("classifier.6.")
+        if mine and (own.startswith(parts) or not prefixes):
             out[own] = np.asarray(array).astype(np.float32)
-    return out
+        else:
+            left[_part(name, prefix)] += 1
+    return out, tuple(f"{part} ({count} arrays)" for part, count in left.items())
+
+
+def _part(name: str, prefix: str) -> str:
+    """What part of a checkpoint an array belongs to: the first name behind the wrappers that it shares with the backbone."""
+    wrapper = prefix.removesuffix(".").rpartition(".")[0]
+    return name.removeprefix(f"{wrapper}." if wrapper else "").partition(".")[0]
 
 
 def depth_of(arrays: dict[str, np.ndarray], path: Path) -> int:
@@ -161,22 +181,24 @@ def _vgg_name(path: tuple[str, ...], with_norms: bool) -> str:
     return f"features.{place}.{LEAVES[leaf]}"
 
 
-def _for_bands(stem: np.ndarray, bands: int) -> np.ndarray:
-    """The first kernel, ``[filters, 3, h, w]``, for other bands, as :func:`backbone_variables` says."""
-    if stem.shape[1] == bands:
-        return stem
+def for_bands(kernel: np.ndarray, bands: int, axis: int) -> np.ndarray:
+    """A first kernel for other bands, which lie along an axis, as :func:`backbone_variables` says."""
+    own = kernel.shape[axis]
+    if own == bands:
+        return kernel
     if bands == 1:
-        return stem.sum(1, keepdims=True)
-    return stem[:, np.arange(bands) % stem.shape[1]] * (stem.shape[1] / bands)
+        return kernel.sum(axis, keepdims=True)
+    return np.take(kernel, np.arange(bands) % own, axis) * np.float32(own / bands)
 
 
 def _check_kind(weights: TorchvisionWeights, modules: set[str]) -> None:
     """That a VGG goes into a VGG, with norms or without as it is itself, and a ResNet into a ResNet."""
     wanted = "vgg" if "conv1_2" in modules else "resnet"
-    called = {"resnet": f"ResNet-{weights.depth}", "vgg": "VGG-16"}[weights.kind]
     if weights.kind != wanted:
         other = {"resnet": "ResNet", "vgg": "VGG-16"}[wanted]
-        raise UserError(f"{weights.source} is a {called}, the network's backbone is a {other}; give weights of that")
+        raise UserError(
+            f"{weights.source} is a {weights.called}, the network's backbone is a {other}; give weights of that"
+        )
     if weights.kind == "resnet":
         return
     has, wants = _vgg_places(weights.arrays) == VGG_PLACES[True], any(m.startswith("norm") for m in modules)
@@ -217,7 +239,7 @@ def backbone_variables(weights: TorchvisionWeights, template: dict[str, Any], in
         wanted = {path: torchvision_name(path[1:]) for path in flat}
         stem = "conv1.weight"
     if stem in arrays:
-        arrays[stem] = _for_bands(arrays[stem], in_bands)
+        arrays[stem] = for_bands(arrays[stem], in_bands, 1)
     missing = sorted(set(wanted.values()) - set(arrays))
     # a frozen or batch norm has statistics; a group norm leaves the file's unused
     extra = sorted(k for k in set(arrays) - set(wanted.values()) if not k.endswith(("running_mean", "running_var")))

@@ -173,6 +173,19 @@ def _quantised(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.rint(array / scale).astype(np.int8), scale
 
 
+def is_ours(path: Path) -> bool:
+    """Whether a file says that it is weights of ours; one that cannot be read does not."""
+    from safetensors import SafetensorError, safe_open
+
+    if path.suffix != ".safetensors" or border.what_is_there(path) is not None:
+        return False
+    try:
+        with safe_open(path, "np") as file:
+            return (file.metadata() or {}).get("format") == FORMAT
+    except (SafetensorError, OSError):
+        return False
+
+
 def load_weights(path: str | Path) -> WeightsFile:
     """The inverse of :func:`save_weights`; arrays come back float32.
 

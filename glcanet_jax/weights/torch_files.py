@@ -14,7 +14,7 @@ import numpy as np
 
 from glcanet_jax.errors import UserError
 
-WRAPPERS = ("state_dict", "model", "model_state_dict")
+WRAPPERS = ("state_dict", "model", "model_state_dict")  # keys that whole checkpoints have them under
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of the format before 1.6
 _STORAGES = {
     "FloatStorage": "float32",
@@ -72,8 +72,33 @@ def _dtype(name: str) -> np.dtype:
     return np.dtype(name)
 
 
+class _Inert:
+    """Stands where a pickle names anything but tensors: it takes whatever it is given, and does nothing."""
+
+    name = ""
+
+    def __new__(cls, *_: Any, **__: Any) -> "_Inert":
+        return super().__new__(cls)
+
+    def __setstate__(self, state: Any) -> None: ...
+
+    def __setitem__(self, key: Any, value: Any) -> None: ...
+
+    def append(self, item: Any) -> None: ...
+
+    def extend(self, items: Any) -> None: ...
+
+    def add(self, item: Any) -> None: ...
+
+    def __call__(self, *_: Any, **__: Any) -> "_Inert":
+        return self
+
+    def __hash__(self) -> int:
+        return id(self)
+
+
 class _Unpickler(pickle.Unpickler):
-    """Knows tensors and nothing else: a pickle that names any other thing is refused unrun."""
+    """Knows tensors and nothing else: whatever else a pickle names is neither looked up nor run, and stands as :class:`_Inert`."""
 
     def __init__(self, file: Any, path: Path):
         super().__init__(file)
@@ -89,9 +114,7 @@ class _Unpickler(pickle.Unpickler):
             return lambda tensor, *_: tensor
         if module == "torch" and name in _STORAGES:
             return name
-        raise UserError(
-            f"{self._path} wants to run {module}.{name}; only plain tensors are read: save its state_dict alone, or as safetensors"
-        )
+        return type("Inert", (_Inert,), {"name": f"{module}.{name}"})
 
     def persistent_load(self, pid: Any) -> _Storage:
         kind, storage, key, _, count, *view = pid
@@ -106,13 +129,14 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
     """Tensors of a checkpoint by name, through ``state_dict`` or ``model`` wrappers; both of PyTorch's formats.
 
     Raises:
-        UserError: not such a file, or its pickle names anything but tensors; nothing in it is run.
+        UserError: not such a file, or something else stands where its tensors should be; nothing in it is run.
     """
     try:
         content = _read_zip(path) if zipfile.is_zipfile(path) else _read_old(path)
         for wrapper in WRAPPERS:
             if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
                 content = content[wrapper]
+        _check_plain(content, path)
         if not isinstance(content, dict):
             raise UserError(f"{path} holds a {type(content).__name__}, not a state_dict; save the model's state_dict")
         return {k: v.array() for k, v in content.items() if isinstance(v, _Tensor)}
@@ -120,6 +144,20 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
         raise UserError(
             f"{path} is no readable PyTorch checkpoint ({error}); fetch it again, or save its state_dict as safetensors"
         ) from error
+
+
+def _check_plain(content: Any, path: Path) -> None:
+    """Raises UserError if something that would have to be run stands where tensors are wanted; beside them it is left alone."""
+    values = content.values() if isinstance(content, dict) else (content,)
+    inert = next((value for value in values if _is_inert(value)), None)
+    if inert is not None:
+        raise UserError(
+            f"{path} wants to run {inert.name}; only plain tensors are read: save its state_dict alone, or as safetensors"
+        )
+
+
+def _is_inert(value: Any) -> bool:
+    return isinstance(value, _Inert) or (isinstance(value, type) and issubclass(value, _Inert))
 
 
 def _read_zip(path: Path) -> Any:
@@ -140,11 +178,15 @@ def _read_old(path: Path) -> Any:
     """The format before: a magic number, a protocol, sizes of types, the pickle, the storages' names, then their numbers."""
     with path.open("rb") as file:
         magic, protocol, system = (_Unpickler(file, path).load() for _ in range(3))
+        for part in (magic, protocol, system):
+            _check_plain(part, path)
         if magic != MAGIC or protocol != PROTOCOL or not system["little_endian"]:
             raise ValueError("not PyTorch's format, nor the one before 1.6")
         unpickler = _Unpickler(file, path)
         content = unpickler.load()
-        for key in _Unpickler(file, path).load():
+        keys = _Unpickler(file, path).load()
+        _check_plain(keys, path)
+        for key in keys:
             storage = unpickler.storages[key]
             (count,) = struct.unpack("<q", file.read(8))
             data = file.read(count * storage.dtype.itemsize)

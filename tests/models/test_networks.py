@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from glcanet_jax import config as configs
-from glcanet_jax import export, geometry, models, runs, weights
+from glcanet_jax import export, geometry, models, runs, starting, weights
 from glcanet_jax.config import DataConfig, OptimiserConfig
 from glcanet_jax.data.views import global_view
 from glcanet_jax.errors import UserError
@@ -364,7 +364,7 @@ def test_backbones_are_loaded_wherever_a_network_has_them(tmp_path, name, places
     arrays = torchvision_resnet(template)
     np.savez(tmp_path / "resnet.npz", **arrays)
     loaded = weights.load_torchvision(tmp_path / "resnet.npz")
-    new = runs.with_backbones(loaded, variables, 3)
+    new = starting.with_backbones(loaded, variables, 3)
     for root in roots:
         kernel = new["params"][root]["resnet"]["stage2_block1"]["conv1"]["kernel"]
         np.testing.assert_array_equal(kernel, arrays["layer2.0.conv1.weight"].transpose(2, 3, 1, 0))
@@ -399,12 +399,12 @@ def test_fcn_takes_the_classifier_with_the_backbone_and_segnet_does_not_need_it(
     write(tmp_path / "vgg.npz", arrays)
     loaded = weights.load_torchvision(tmp_path / "vgg.npz")
     variables = drawn(small("fcn8s", fc=6))
-    new = runs.with_backbones(loaded, variables, 3)["params"]["local"]
+    new = starting.with_backbones(loaded, variables, 3)["params"]["local"]
     wanted = arrays["classifier.0.weight"].reshape(6, -1, 7, 7).transpose(2, 3, 1, 0)
     np.testing.assert_array_equal(new["fc6"]["kernel"], wanted)
     np.testing.assert_array_equal(new["vgg"]["conv1_2"]["bias"], arrays["features.2.bias"])
     np.testing.assert_array_equal(new["score_fc7"]["kernel"], variables["params"]["local"]["score_fc7"]["kernel"])
     narrow = drawn(small("fcn8s", fc=5))
-    kept = runs.with_backbones(loaded, narrow, 3)["params"]["local"]  # another width: the backbone alone
+    kept = starting.with_backbones(loaded, narrow, 3)["params"]["local"]  # another width: the backbone alone
     np.testing.assert_array_equal(kept["fc6"]["kernel"], narrow["params"]["local"]["fc6"]["kernel"])
     np.testing.assert_array_equal(kept["vgg"]["conv1_2"]["bias"], arrays["features.2.bias"])

@@ -16,7 +16,7 @@ from glcanet_jax.config import LossConfig, OptimiserConfig
 from glcanet_jax.errors import UserError
 from glcanet_jax.measure import info
 from glcanet_jax.presets import TINY
-from glcanet_jax.training import loop, losses, optim, phases, records, sources
+from glcanet_jax.training import freezing, loop, losses, optim, phases, records, sources
 from glcanet_jax.training import step as training
 from tests.training.test_resume import Toy
 
@@ -484,11 +484,11 @@ def test_what_is_frozen_stays_and_the_rest_moves():
 @pytest.mark.parametrize(
     "patterns, told",
     [
-        (("local/resnet",), "means no parameter .perhaps you meant .*; give backbone, or a pattern"),
+        (("local/resnet",), "means no parameter .perhaps you meant .*; give all-but-heads, or a pattern"),
         (("*",), "nothing to train"),
     ],
 )
 def test_what_cannot_be_frozen_is_told(patterns, told):
     params = {"local": {"lem": {"kernel": np.zeros(2)}}}
     with pytest.raises(UserError, match=told):
-        optim.frozen(params, patterns)
+        freezing.frozen(params, patterns)

@@ -23,7 +23,7 @@ from safetensors.numpy import load_file
 from glcanet_jax import cli, report, runs, weights
 from glcanet_jax.config import Config, DataConfig
 from glcanet_jax.errors import Stopped, UserError
-from glcanet_jax.training import loop, optim
+from glcanet_jax.training import freezing, loop
 from glcanet_jax.training.checkpoints import Checkpoints
 from glcanet_jax.training.records import Log, room_told
 from glcanet_jax.training.step import create_state
@@ -458,7 +458,7 @@ PARAMETERS = {"local": {"resnet": {"stem": 1, "stage1": {"a": 1}}, "lem": 1}, "f
     [
         (
             "bakcbone",
-            "--freeze bakcbone means no parameter (perhaps you meant 'backbone'); give backbone, or a pattern as",
+            "--freeze bakcbone means no parameter (perhaps you meant 'backbone'); give backbone, all-but-heads, or a pattern as",
         ),
         ("local/resnet/stage", "means no parameter (perhaps you meant 'local/resnet/stage1')"),
         ("zzz", "--freeze zzz means no parameter; the network has backbone, fusion, local; give"),
@@ -466,5 +466,5 @@ PARAMETERS = {"local": {"resnet": {"stem": 1, "stage1": {"a": 1}}, "lem": 1}, "f
 )
 def test_a_pattern_that_freezes_nothing_is_told_with_what_is_near(pattern, told):
     with pytest.raises(UserError) as error:
-        optim.frozen(PARAMETERS, (pattern,))
+        freezing.frozen(PARAMETERS, (pattern,))
     assert told in str(error.value) and len(str(error.value)) < 200

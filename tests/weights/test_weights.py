@@ -1,5 +1,7 @@
 """Weights in and out: nothing is run, nothing is lost, every mismatch is told."""
 
+import argparse
+import collections
 import os
 import pickle
 import zipfile
@@ -142,6 +144,45 @@ def test_real_torch_files(tmp_path, wrapper, old):
     assert set(loaded.arrays) == set(arrays())
     for name, value in loaded.arrays.items():
         np.testing.assert_array_equal(value, state[name].detach().numpy())
+
+
+class Kept:
+    """What a trainer keeps beside the weights: lists, numbers, attributes."""
+
+    def __init__(self):
+        self.values = collections.deque([1.0])
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("prefix", ["backbone.", "model.encoder.", "module.model.backbone."])
+def test_checkpoints_of_segmentors_give_their_backbone(tmp_path, monkeypatch, prefix, old):
+    """What lies beside the weights is neither run nor looked up; heads are named and left."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    monkeypatch.chdir(tmp_path)
+    outer = prefix.removesuffix("encoder.").removesuffix("backbone.")
+    state = {f"{prefix}{k}": torch.as_tensor(v) for k, v in arrays().items()}
+    state |= {
+        f"{outer}decode_head.conv_seg.weight": torch.zeros(2),
+        f"{outer}decode_head.conv_seg.bias": torch.zeros(2),
+    }
+    beside = {
+        "hyper_parameters": argparse.Namespace(lr=1), "callbacks": {"stop": Evil()}, "loops": Kept(), "epoch": np.float64(3),
+        "history": collections.defaultdict(list, a=[1]), "seen": {Kept: 1}, "all": frozenset({1}),
+    }  # fmt: skip
+    torch.save({"meta": beside, "state_dict": state, **beside}, "w.ckpt", _use_new_zipfile_serialization=not old)
+    loaded = weights.load_torchvision(tmp_path / "w.ckpt")
+    assert set(loaded.arrays) == set(arrays()) and loaded.left == ("decode_head (2 arrays)",)
+    np.testing.assert_array_equal(loaded.arrays["conv1.weight"], arrays()["conv1.weight"])
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_a_stem_of_three_convolutions_is_told(tmp_path):
+    save_file(
+        {f"backbone.{k}": v for k, v in arrays().items()} | {"backbone.stem.0.weight": np.zeros(2)},
+        tmp_path / "w.safetensors",
+    )
+    with pytest.raises(UserError, match="whose stem is three convolutions"):
+        weights.load_torchvision(tmp_path / "w.safetensors")
 
 
 @pytest.mark.parametrize("name", ["x.safetensors", "x.npz", "x.pth"])
