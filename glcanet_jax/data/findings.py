@@ -129,7 +129,7 @@ class Labels:
 
 
 @dataclass
-class Layer:
+class LayerFound:
     """Of a layer of vector labels, all its files together."""
 
     title: str
@@ -168,7 +168,7 @@ class Vectors:
     """Of labels that are drawn from vector files."""
 
     table: ClassTable
-    layers: dict[int, Layer] = field(default_factory=dict)  # by their place in labels.json
+    layers: dict[int, LayerFound] = field(default_factory=dict)  # by their place in labels.json
     bare: list[str] = field(default_factory=list)  # scenes that no feature falls on
 
     def lines(self) -> Iterator[str]:

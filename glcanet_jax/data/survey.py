@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from glcanet_jax.data.files import FileScene, problems_of_pair
-from glcanet_jax.data.findings import Images, Labels, Layer, Vectors, kind_of
+from glcanet_jax.data.findings import Images, Labels, LayerFound, Vectors, kind_of
 from glcanet_jax.data.gdal import strips
 from glcanet_jax.data.masks import MaskSource
 from glcanet_jax.data.meanings import Meanings, NoClassError
@@ -103,7 +103,7 @@ class Survey:
         import shapely
 
         title = f"{entry.file}{f', layer {entry.layer}' * (entry.layer is not None)}"
-        layer = self.vectors.layers.setdefault(number, Layer(title))
+        layer = self.vectors.layers.setdefault(number, LayerFound(title))
         if path not in layer.fallen:
             opened = source.open(path, entry)
             layer.begin(opened.count, Meanings(entry, source.classes, path).counts(opened))

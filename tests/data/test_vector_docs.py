@@ -12,7 +12,7 @@ from rasterio.features import shapes
 
 from glcanet_jax.data import check, open_dataset
 from glcanet_jax.data.mbrsc import SAMPLE
-from tests.test_cli import SMALL, run
+from tests.test_cli import run
 from tests.test_docs import ROOT, blocks, commands
 
 PAGE = ROOT / "docs" / "own-data.md"
@@ -112,17 +112,15 @@ def test_masks_made_into_polygons_are_the_same_masks(tmp_path):
 
 @pytest.mark.slow
 def test_from_a_folder_with_vectors_alone_to_a_map(fields, tmp_path, monkeypatch):
-    """The page's own commands, one after the other, with a network and a training that are small."""
+    """The page's own commands, one after the other, with the smallest preset."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     ran = {}
     for words in commands(PAGE):
         name = words[1] if len(words) > 1 else ""
         if "fields" not in " ".join(words) or name in ran or name not in ("check", "train", "eval", "predict"):
             continue
-        words = [str(fields) if w == "fields" else w for w in words]
-        small = ["--train.steps", "2", *SMALL] if name == "train" else []
-        if name == "train":
-            words = [*words[: words.index("--out")], "--out", "runs/fields"]
+        words = [str(fields) if w == "fields" else "tiny" if w == "recipe" else w for w in words]
+        small = ["--train.steps", "2", "--train.no-tensorboard"] if name == "train" else []
         words = [str(fields / "images/west.tif") if w == "new/*.tif" else w for w in words]
         done = run(*words, *small, cwd=tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
