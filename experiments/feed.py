@@ -56,6 +56,30 @@ while time.perf_counter() - wall < seconds:
 print(json.dumps({"cpu": (time.process_time() - cpu) / count, "rate": count / (time.perf_counter() - wall), "first": made}))
 """
 
+# two places of a pool, whose scenes give way to the next as fast as these are read; threads are cores here
+POOL = """
+import json, os, sys, time
+dataset, folder, threads, seconds = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+from glcanet_jax.config import Config, DataConfig
+from glcanet_jax.training import loop
+
+data = DataConfig(dataset, dir=folder, on_device="always", pool="80MB", pool_passes=1.0, kept_mb=1)
+began = time.process_time()
+work = loop.fed(loop.prepare(Config(data=data)))
+made = time.process_time() - began
+pool = loop.source_of(work, None)._scenes
+came = lambda: pool.told()["pool/came"]
+pool.at(0)
+step, cpu, wall, before = 0, time.process_time(), time.perf_counter(), came()
+while time.perf_counter() - wall < seconds:
+    step += 1
+    pool.at(step)
+count, seconds = came() - before, time.perf_counter() - wall
+print(json.dumps({"cpu": (time.process_time() - cpu) / count, "rate": count / seconds, "first": made}))
+pool.close()
+"""
+
 # a clone's own stub, its readers and writers as many as threads; contexts are shrunk, and answers counted, by the device
 MAP = """
 import functools, json, pathlib, sys, tempfile, time
@@ -169,6 +193,7 @@ CASES = {
     ),
     "potsdam": Case("tile of 6000 px as a context, 6 patches", 0.10, write_potsdam, TRAIN, "potsdam whole"),
     "potsdam 2448": Case("context of 2448 px of such a tile, 6 patches", 0.10, write_potsdam, TRAIN, "potsdam"),
+    "pool": Case("scene of 2448 px that takes its place in a pool", None, write_deepglobe, POOL, "deepglobe"),
     "predict jpeg": Case("JPEG of 2448 px, from file to map", 0.12, write_jpegs, MAP, "map"),
     "predict geotiff": Case("tiled GeoTIFF of 2448 px, from file to map", 0.10, write_geotiffs, MAP, "map"),
     "eval": Case("scene of 2448 px, which lies in memory, scored", 0.05, lambda folder, source: None, MAP, "memory"),
@@ -184,7 +209,7 @@ class Options:
     against: Path | None = None  # a clone of the code to compare with
     rounds: int = 3  # turns
     seconds: float = 5.0  # of each measurement
-    cases: tuple[str, ...] = tuple(CASES)  # which
+    cases: tuple[str, ...] = tuple(name for name in CASES if name != "pool")  # which; pool is none of older clones
     formats: bool = False  # compare the formats that windows are read from, and nothing else
     results: Path | None = None  # a JSON file to write
 

@@ -162,8 +162,9 @@ def _train_in(out: Path, work: Work, variables: dict[str, Any], tracking: Tracki
     log = Log(out, start, tracking, scored=not unscored, writes=processes.first())
 
     # ------------------------------------------------------------------ the steps
+    begun = batches.begun(start) if start < work.steps else batches
     bar = Progress(work.steps, "training", "steps", start)
-    with contextlib.closing(log), contextlib.closing(batches), bar as progress, listening() as stop:
+    with contextlib.closing(log), contextlib.closing(begun), bar as progress, listening() as stop:
         predictor, rates = predictor_of(work, state), optim.rates(config.optimiser, work.spans, work.begun)
         best = saved.get("best")
         run = Run(

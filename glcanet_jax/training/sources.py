@@ -33,6 +33,10 @@ class FromLoader:
         self._mesh, self._monitor = mesh, monitor
         self.get_state, self.set_state = self._batches.get_state, self._batches.set_state
 
+    def begun(self, step: int) -> "FromLoader":
+        """Ready for the step behind ``step`` steps; what that takes has a bar of its own."""
+        return self
+
     def until(self, step: int) -> int:
         """The step that a dispatch behind ``step`` steps ends with, at the latest."""
         return step + 1
@@ -83,6 +87,10 @@ class FromDevice:
         """Nothing is sought: the step says what is drawn next."""
         self._contexts = state.get("contexts", 0)
         self._scenes.set_state(state)
+
+    def begun(self, step: int) -> "FromDevice":
+        self._scenes.at(step)
+        return self
 
     def until(self, step: int) -> int:
         return int(min(step + self._most, self._scenes.until(step)))
