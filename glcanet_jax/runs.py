@@ -622,12 +622,13 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def begun(config: Config) -> configs.DataConfig:
-    """Which scenes, and where they are trained on from: where that is to be chosen and a run began already, as it did."""
-    data, path = config.data, Path(config.out) / "config.json"
-    if data.on_device != "auto" or data.pool is not None or not path.exists() or not _kept(path.parent):
+def data_as_begun(config: Config) -> configs.DataConfig:
+    """Which scenes, and where they are trained on from: where that is to be chosen and a run began already, or its parent, as that did."""
+    data, folders = config.data, [config.out, *([config.init.weights] if config.more_steps is not None else [])]
+    kept = [Path(folder) / "config.json" for folder in folders if folder and _kept(Path(folder))]
+    if data.on_device != "auto" or data.pool is not None or not kept:
         return data
-    theirs = configs.from_dict(border.read_json(path), path).data
+    theirs = configs.from_dict(border.read_json(kept[0]), kept[0]).data
     return dataclasses.replace(data, on_device=theirs.on_device, pool=theirs.pool)
 
 

@@ -162,9 +162,9 @@ def _train_in(out: Path, work: Work, variables: dict[str, Any], tracking: Tracki
     log = Log(out, start, tracking, scored=not unscored, writes=processes.first())
 
     # ------------------------------------------------------------------ the steps
-    begun = batches.begun(start) if start < work.steps else batches
+    ready = batches.ready_for(start) if start < work.steps else batches
     bar = Progress(work.steps, "training", "steps", start)
-    with contextlib.closing(log), contextlib.closing(begun), bar as progress, listening() as stop:
+    with contextlib.closing(log), contextlib.closing(ready), bar as progress, listening() as stop:
         predictor, rates = predictor_of(work, state), optim.rates(config.optimiser, work.spans, work.begun)
         best = saved.get("best")
         run = Run(
@@ -224,7 +224,7 @@ def prepare(config: Config) -> Work:
         spans = extending.spans(spans, steps)
     plan = Plan(config.views, config.loader, num_classes, mesh)
     contexts = [loader.contexts(scene) for scene in scenes]
-    config = replace(config, data=sources.choose(runs.begun(config), scenes, contexts, plan))
+    config = replace(config, data=sources.choose(runs.data_as_begun(config), scenes, contexts, plan))
     plan = plan._replace(divided=config.data.pool is not None and mesh.size > 1)
     config = config if config.more_steps is None else extending.resumed(config)
     heads = runs.heads_with_a_rate(config, dataset)

@@ -33,8 +33,8 @@ class FromLoader:
         self._mesh, self._monitor = mesh, monitor
         self.get_state, self.set_state = self._batches.get_state, self._batches.set_state
 
-    def begun(self, step: int) -> "FromLoader":
-        """Ready for the step behind ``step`` steps; what that takes has a bar of its own."""
+    def ready_for(self, step: int) -> "FromLoader":
+        """Itself, ready for the step behind ``step`` steps; what that takes has a bar of its own."""
         return self
 
     def until(self, step: int) -> int:
@@ -88,7 +88,7 @@ class FromDevice:
         self._contexts = state.get("contexts", 0)
         self._scenes.set_state(state)
 
-    def begun(self, step: int) -> "FromDevice":
+    def ready_for(self, step: int) -> "FromDevice":
         self._scenes.at(step)
         return self
 

@@ -331,12 +331,16 @@ def test_where_a_run_trains_from_is_chosen_once(tmp_path):
     config = configured(tmp_path / "run")
     begun = dataclasses.replace(config, data=dataclasses.replace(config.data, on_device="always", pool="9000000"))
     runs.open_run(begun)
-    assert runs.begun(config) == config.data
+    assert runs.data_as_begun(config) == config.data
     (tmp_path / "run" / "checkpoints" / "last" / "5").mkdir(parents=True)
-    assert runs.begun(config) == begun.data
+    assert runs.data_as_begun(config) == begun.data
+    parent = dataclasses.replace(config.init, weights=str(tmp_path / "run"))
+    longer = dataclasses.replace(config, out=str(tmp_path / "longer"), init=parent, more_steps=5)
+    assert runs.data_as_begun(longer) == begun.data
+    assert runs.data_as_begun(dataclasses.replace(longer, more_steps=None)) == config.data
     for asked in ({"pool": "8GB"}, {"on_device": "never"}):
         other = dataclasses.replace(config.data, **asked)
-        assert runs.begun(dataclasses.replace(config, data=other)) == other
+        assert runs.data_as_begun(dataclasses.replace(config, data=other)) == other
 
 
 def test_a_run_without_a_step_is_begun_again_with_other_options(tmp_path):
