@@ -1,7 +1,6 @@
 """What ``train`` is told: a preset, a file of settings over it, and options over both."""
 
 import dataclasses
-import statistics
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from glcanet_jax import cli, presets, runs
 from glcanet_jax import config as configs
 from glcanet_jax.config import Config
-from glcanet_jax.data.ground import ground_resolution
+from glcanet_jax.data.ground import median_resolution
 from glcanet_jax.data.scenes import Dataset
 from glcanet_jax.dialects import read_settings
 from glcanet_jax.limits import Range
@@ -137,9 +136,7 @@ def fit(asked: Asked, dataset: Dataset) -> Config:
     scenes = [scene for split in splits for scene in dataset.splits.get(split, ())]
     if name is None or not scenes:
         return config
-    some = scenes[:: -(-len(scenes) // LOOKED_AT)]
-    known = [ground for ground in map(ground_resolution, some) if ground is not None]
-    ground = statistics.median(known) if known else None
+    ground = data.ground_resolution or median_resolution(scenes[:: -(-len(scenes) // LOOKED_AT)])
     kept = {f.name for f in dataclasses.fields(config.views)} & {n.removeprefix("views.") for n in asked.given}
     sizes = [(scene.height, scene.width) for scene in scenes]
     views = presets.fitted(config.views, sizes, ground, presets.METRES.get(name), kept)
