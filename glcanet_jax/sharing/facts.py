@@ -139,8 +139,8 @@ def _options(network: Any) -> dict[str, Any]:
 
 def _began(config: Any) -> str | None:
     """Where training began, if not from noise."""
-    began = getattr(config, "init", None) or config.backbone
-    return None if began is None else base_name(str(began))
+    began = config.init.weights or config.backbone
+    return None if began is None else base_name(began)
 
 
 def base_name(weights: str) -> str:

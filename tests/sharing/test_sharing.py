@@ -71,6 +71,14 @@ def test_what_is_known_of_a_run(known, run_folder):
     assert (scores.dataset, scores.split, scores.protocol) == ("fields", "test", "all")
     assert scores.classes == (("crop", 0.5), ("dirt | track", 0.25)) and scores.majority == 0.1
     assert known.parameters > 1000 and len(known.sha256) == 64 and not known.export
+    assert known.pretrained == "resnet50.pth"
+
+
+def test_what_is_known_of_the_bundled_weights():
+    demo = facts.read("demo")
+    assert (demo.ground_resolution, demo.licence, demo.dataset, demo.pretrained) == (0.3, "CC0-1.0", "mbrsc", None)
+    assert demo.parameters == 6_409_487 and demo.scores == () and demo.picture is None
+    assert "started from" not in card.markdown(demo)
 
 
 @pytest.mark.parametrize(
