@@ -11,7 +11,9 @@ it keeps a tile and the probabilities that the walk of ``predict`` finds for a s
 
 import argparse
 import json
+import resource
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -109,13 +111,14 @@ def compare(folder: Path, only: list[str]) -> int:
         session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
         held = np.load(graph.with_suffix(".npz"))
         (given,), (answer,) = session.get_inputs(), session.get_outputs()
+        began = time.process_time()
         (got,) = session.run(None, {given.name: held["image"]})
+        seconds, peak = time.process_time() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         error = float(np.abs(got - held["probabilities"]).max())
         told = session.get_modelmeta().custom_metadata_map
         overlap, names = json.loads(told["tiles_overlap"]), json.loads(told["class_names"])
-        print(
-            f"{graph.stem:<20} {given.shape} -> {answer.shape}, overlap {overlap} %, {len(names)} classes: {error:.1e}"
-        )
+        shapes = f"{given.shape} -> {answer.shape}, overlap {overlap} %, {len(names)} classes"
+        print(f"{graph.stem:<20} {shapes}: {error:.1e}, {seconds:.2f} CPU-s, peak so far {peak:.0f} MB")
         worst = max(worst, error) if error == error else float("inf")
     return int(not worst <= TOLERANCE)
 
