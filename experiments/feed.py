@@ -91,8 +91,7 @@ if word == "map":
     scenes = sorted(map(str, folder.iterdir()))
     work = lambda out: hosted.map_them(scenes, out, True)
 else:
-    from glcanet_jax.data import open_dataset
-    scenes = [hosted.Labelled()] * 4 if word == "memory" else list(open_dataset("deepglobe", folder).scenes("train"))
+    scenes = [hosted.Labelled()] * 4
     work = lambda out: hosted.score_them(scenes, True)
 cpu = wall = count = 0
 with tempfile.TemporaryDirectory() as out:
@@ -108,7 +107,7 @@ class Case(NamedTuple):
     """Something that is fed: made once, then worked on by each clone."""
 
     unit: str
-    target: float | None  # CPU seconds a unit, on this project's two cores
+    target: float  # CPU seconds a unit, on this project's two cores
     make: Callable[[Path, "Source"], None]  # (folder, where pixels come from)
     work: str  # Python; argv: the case's word, its folder, threads, seconds; prints JSON with cpu, rate and first (CPU seconds before)
     word: str  # what the program is told
@@ -196,8 +195,7 @@ CASES = {
     "pool": Case("scene of 2448 px that takes its place in a pool", None, write_deepglobe, POOL, "deepglobe"),
     "predict jpeg": Case("JPEG of 2448 px, from file to map", 0.12, write_jpegs, MAP, "map"),
     "predict geotiff": Case("tiled GeoTIFF of 2448 px, from file to map", 0.10, write_geotiffs, MAP, "map"),
-    "eval": Case("scene of 2448 px, which lies in memory, scored", 0.05, lambda folder, source: None, MAP, "memory"),
-    "eval deepglobe": Case("JPEG of 2448 px, its mask a PNG, scored", None, write_deepglobe, MAP, "files"),
+    "eval": Case("scene of 2448 px, which lies in memory, scored", 0.05, lambda folder, source: None, MAP, "score"),
 }
 
 
