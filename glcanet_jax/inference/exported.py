@@ -29,6 +29,8 @@ MUST_SAY = {
     "classes": dict,
     "normalisation": dict,
 }
+MAY_SAY = ("network", "data")  # objects
+TYPES = ("float32", "bfloat16")  # that networks compute in
 
 
 def is_one(path: Path) -> bool:
@@ -91,7 +93,14 @@ class Exported:
     @property
     def dtype(self) -> str:
         """What it computes in."""
-        return self.manifest.get("network", {}).get("options", {}).get("dtype", "float32")
+        told = self.options.get("dtype")
+        return told if told in TYPES else "float32"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of the network, as far as the file says them."""
+        told = self.manifest.get("network", {}).get("options")
+        return told if isinstance(told, dict) else {}
 
     def for_inference(self) -> Any:
         """As :func:`glcanet_jax.models.for_inference` has networks: functions of its ``weights``."""
@@ -170,6 +179,7 @@ def _read_manifest(path: Path, archive: zipfile.ZipFile) -> dict[str, Any]:
             f"{path} is of version {manifest.get('version')}, this program reads {VERSION}; export it again"
         )
     wrong = [key for key, kind in MUST_SAY.items() if type(manifest.get(key)) is not kind]
+    wrong += [key for key in MAY_SAY if type(manifest.get(key, {})) is not dict]
     if wrong:
         raise UserError(f"{path} (manifest.json) does not say {', '.join(wrong)} as it must; export it again")
     oldest = jax_export.minimum_supported_calling_convention_version

@@ -97,7 +97,7 @@ def read(
     elif picture is not None:
         _check_picture(picture)
     names = stored.classes["names"]
-    options = stored.config.get("model", {}) if stored.network is None else _options(stored.network)
+    options = stored.config.get("model", {}) if stored.network is None else stored.network.options
     began = None if stored.network is not None else _began(config)
     return Facts(
         path=path,
@@ -131,10 +131,6 @@ def _own_scores(run: Path, weights: str) -> list[Path]:
     return [
         f for f in files if isinstance(told[f], dict) and Path(str(told[f].get("weights", weights))).name == weights
     ]
-
-
-def _options(network: Any) -> dict[str, Any]:
-    return network.manifest.get("network", {}).get("options", {})
 
 
 def _began(config: Any) -> str | None:

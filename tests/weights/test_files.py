@@ -39,8 +39,18 @@ def refused(path):
 def test_a_whole_file_is_read(tmp_path):
     stored = weights.load_weights(write(tmp_path / "w.safetensors"))
     assert (stored.config, stored.classes, stored.normalisation) == (CONFIG, CLASSES, NORMALISATION)
-    stored = weights.load_weights(write(tmp_path / "w.safetensors", SCALED, version="2"))
-    assert stored.variables["params"]["a"]["kernel"].dtype == np.float32
+    assert stored.ground_resolution is None  # a file of before
+    stored = weights.load_weights(write(tmp_path / "w.safetensors", SCALED, version="2", ground_resolution="0.3"))
+    assert stored.ground_resolution == 0.3 and stored.variables["params"]["a"]["kernel"].dtype == np.float32
+
+
+def test_a_copy_has_the_same_arrays_and_another_configuration(tmp_path):
+    path = write(tmp_path / "w.safetensors", SCALED, version="2", ground_resolution="0.3")
+    files.copy_weights(path, tmp_path / "copy.safetensors", {"out": "longer than it was"})
+    stored, copy = weights.load_weights(path), weights.load_weights(tmp_path / "copy.safetensors")
+    np.testing.assert_array_equal(copy.variables["params"]["a"]["kernel"], stored.variables["params"]["a"]["kernel"])
+    assert copy.config == {"out": "longer than it was"} and copy.ground_resolution == 0.3
+    assert {p.name for p in tmp_path.iterdir()} == {"w.safetensors", "copy.safetensors"}
 
 
 @pytest.mark.parametrize(
@@ -49,6 +59,9 @@ def test_a_whole_file_is_read(tmp_path):
         ({"format": None}, "no weights of glcanet_jax"),
         ({"version": "9"}, "is of version 9"),
         ({"classes": None}, "lacks classes in its metadata"),
+        ({"ground_resolution": "wide"}, "says that a pixel is 'wide' m; it must be a number above 0"),
+        ({"ground_resolution": "nan"}, "says that a pixel is 'nan' m"),
+        ({"ground_resolution": "-1"}, "says that a pixel is '-1' m"),
         ({"config": "{"}, "(config) is no valid JSON"),
         ({"config": "[]"}, "(config) is no object of settings"),
         ({"config": '{"a": 1, "a": 2}'}, '(config) is no JSON of ours: it has the key "a" twice'),
