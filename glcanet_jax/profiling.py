@@ -69,15 +69,15 @@ def require_memory(what: str, sizes: dict[str, int], resident: int, mend: str, *
     """Say what a program needs before it runs (if ``tell``), and refuse one that cannot have it.
 
     Args:
-        sizes: of :func:`program_memory`; resident: bytes of its arguments that lie on the device already.
+        sizes: of :func:`program_memory`; resident: bytes that lie on the device already, of which its arguments may be a part.
 
     Raises:
         UserError: it needs more than is free; ``mend`` says what makes it less.
     """
-    free, more = free_memory(), sizes["total"] - resident
+    free, more = free_memory(), sizes["total"] - min(resident, sizes["arguments"])
     have = "" if free is None else f"; {in_units(free)} are free"
     if tell:
-        print(f"{what} needs {in_units(sizes['total'])}, {in_units(more)} of it while it runs{have}", flush=True)
+        print(f"{what} needs {in_units(resident + more)}, {in_units(more)} of it while it runs{have}", flush=True)
     if free is not None and more > free:
         raise UserError(f"{what} needs {in_units(more)} more memory, {in_units(free)} are free; {mend}")
 
