@@ -164,7 +164,22 @@ def load(path: str | Path) -> Exported:
         programs = {name: jax_export.deserialize(bytearray(blob)) for name, blob in blobs.items()}
     except (ValueError, TypeError, KeyError, IndexError, NotImplementedError, struct.error) as error:
         raise UserError(_other_jax(path, manifest)) from error
+    _check_programs(path, manifest, programs)
     return Exported(manifest, programs, weights)
+
+
+def _check_programs(path: Path, manifest: dict[str, Any], programs: dict[str, jax_export.Exported]) -> None:
+    """Raises UserError if the programs are of other sizes, bands or classes than the manifest says."""
+    told, names = manifest["geometry"], manifest["classes"].get("names")
+    said, held = [len(names) if isinstance(names, list) else None], [programs["fuse"].out_avals[0].shape[-1]]
+    for name, side in (("encode_global", "global_size"), ("encode_local", "patch_size")):
+        said += [told.get(side), told.get(side), told.get("bands")]
+        held += programs[name].in_avals[-1].shape[-3:]
+    if said != held:
+        raise UserError(
+            f"{path} (manifest.json) says {', '.join(map(str, said))} of its classes, global view and patches, the programs "
+            f"beside it {', '.join(map(str, held))}; export it again"
+        )
 
 
 def _read_manifest(path: Path, archive: zipfile.ZipFile) -> dict[str, Any]:

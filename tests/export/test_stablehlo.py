@@ -245,6 +245,12 @@ def test_files_that_cannot_be_used_are_told(written, tmp_path):
         ([], "a zip but no exported network"),
         ({**manifest, "format": "other"}, "a zip but no exported network"),
         ({**manifest, "version": 7}, "of version 7, this program reads 1"),
+        ({**manifest, "data": []}, "does not say data as it must"),
+        (
+            {**manifest, "geometry": {}},
+            "says 3, None, None, None, None, None, None of its classes, .* 3, 64, 64, 3, 64, 64, 3;",
+        ),
+        ({**manifest, "classes": manifest["classes"] | {"names": ["a"]}}, "says 1, 64, 64, 3"),
         ({**manifest, "jax": "9.9", "calling_convention": 99}, "exported by jax 9.9, which jax .* cannot read"),
     ):
         rewritten(path, bad, **{"manifest.json": None if changed is None else json.dumps(changed)})
