@@ -138,8 +138,8 @@ def _scores(scores: Scores) -> str:
 
 def _unscored(name: str) -> str:
     return (
-        f"No scores came with these weights. `glcanet eval --weights {name} ...` makes them; `glcanet card --scores "
-        "metrics.json` puts them here."
+        f"No scores came with these weights. `glcanet eval --weights {name} ...` makes them; "
+        f"`glcanet card {name} --scores metrics.json` puts them here."
     )
 
 
