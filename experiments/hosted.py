@@ -83,7 +83,7 @@ class Hosted(Stub):
         return ()
 
     def memory(self, dtype: Any, context: tuple[int, int]) -> dict[str, dict[str, int]]:
-        return {"look": {"total": 0}}
+        return {"look": {"total": 0, "arguments": 0}}
 
 
 def write_scenes(folder: Path, kind: str, count: int) -> list[str]:
