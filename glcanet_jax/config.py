@@ -195,7 +195,7 @@ class InitConfig:
     """Weights to begin with instead of noise: what fits is taken, class layers by the names of classes."""
 
     # demo, a weights file, a run's folder, hf:organisation/repository[@revision], or a PyTorch checkpoint, of which the backbone
-    # is taken; short: --init
+    # is taken
     weights: str | None = None
     classes: str | None = None  # their classes that have another name here: OLD=NEW,OLD=NEW
     normalisation: bool = True  # normalise images as they do, where nothing else is given

@@ -58,7 +58,12 @@ def equal(a, b):
 
 
 # ------------------------------------------------------------------------------------------------------------ every array
-@pytest.mark.parametrize("network", models.NETWORKS)
+QUICK = ("glcanet", "fcn8s", "unet", "branch")  # the others take a while to trace
+
+
+@pytest.mark.parametrize(
+    "network", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in models.NETWORKS]
+)
 def test_a_network_takes_all_of_its_own_weights(network):
     """But the classes that they do not know."""
     given, names = source(small(network)), ("a", "Water", "b", "c")
