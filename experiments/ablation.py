@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from experiments.common import sizes, trial
 from experiments.common.sizes import SPLITS, Comparison, Size
-from glcanet_jax import cli, runs
+from glcanet_jax import backend, cli, runs
 from glcanet_jax import config as configs
 from glcanet_jax.config import Config
 from glcanet_jax.data.loader import LoaderConfig
@@ -109,7 +109,7 @@ def build(options: Options) -> dict[str, Any]:
         raise UserError(f"--cells names {', '.join(sorted(unknown)) or 'none'}; there are {', '.join(CELLS)}")
     name = sizes.choose(options.size, "reduced")
     size, budget = SIZES[name], trial.Budget.parse(options.budget)
-    runs.enable_compilation_cache()
+    backend.enable_compilation_cache()
     runs.open_data(configure(CELLS[DEFAULT], options, size, 0).data)  # a missing dataset is told before anything begins
     chosen = [f"--cells {' '.join(options.cells)}"] if set(options.cells) != set(CELLS) else []
     result = {

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from glcanet_jax import cli, runs
+from glcanet_jax import cli, report, runs
 from glcanet_jax.errors import UserError
 
 CASES: dict[str, dict[str, Any]] = {
@@ -101,7 +101,7 @@ def main() -> None:
                 told[f"{what} ratio"] = round(statistics.median(ratios), 3)
             print(case, json.dumps(found), told["compile ratio"], told["step ratio"], flush=True)
             if given.out:
-                runs.write_json(given.out, result)
+                report.write_json(given.out, result)
 
 
 if __name__ == "__main__":

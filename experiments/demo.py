@@ -14,7 +14,7 @@ import numpy as np
 
 from experiments.common import sizes
 from experiments.mbrsc import PRESETS
-from glcanet_jax import cli, metrics, report, runs
+from glcanet_jax import cli, metrics, report, runs, scoring
 from glcanet_jax import config as configs
 from glcanet_jax.config import Config
 from glcanet_jax.profiling import machine
@@ -41,7 +41,7 @@ def publish(config: Config, run: Path, path: Path = DEMO) -> dict[str, Any]:
     runs.save(path, published, coloured, trained.variables, np.float16)
     if path.stat().st_size > LIMIT:
         raise ValueError(f"{path} has {path.stat().st_size} bytes; it must stay under {LIMIT}")
-    result = runs.evaluate_split(path, dataset, "test", run / "eval-demo", config.eval_batch)
+    result = scoring.evaluate_split(path, dataset, "test", run / "eval-demo", config.eval_batch)
     training = [record for record in report.read_log(run / "log.jsonl") if record["kind"] == "train"]
     minutes = sum(record["seconds_per_step"] for record in training) * config.train.log_every / 60
     report.write_text(path.with_name("README.md"), card(published, result, path.stat().st_size, minutes))

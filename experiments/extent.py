@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.common.sizes import Mbrsc
-from glcanet_jax import cli, geometry, runs
+from glcanet_jax import backend, cli, geometry, report, runs
 from glcanet_jax.data import open_dataset
 from glcanet_jax.data.scenes import WindowScene
 from glcanet_jax.errors import UserError
@@ -51,7 +51,7 @@ def aligned_length(views: geometry.Views, longest: int) -> tuple[int, int]:
 
 def main() -> None:
     options = cli.parse(Options, sys.argv[1:], "python -m experiments.extent", __doc__)
-    runs.enable_compilation_cache()
+    backend.enable_compilation_cache()
     predictor, config, _ = runs.load_predictor(
         options.weights, 1, views={} if options.overlap is None else {"overlap": options.overlap}
     )
@@ -104,7 +104,7 @@ def main() -> None:
     }
     print(json.dumps(result, indent=1))
     if options.out:
-        runs.write_json(options.out, result)
+        report.write_json(options.out, result)
 
 
 if __name__ == "__main__":

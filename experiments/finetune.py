@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from glcanet_jax import cli, report, runs
+from glcanet_jax import backend, cli, report
 from glcanet_jax.config import Config, DataConfig, InitConfig
 from glcanet_jax.data import open_dataset
 from glcanet_jax.geometry import Views
@@ -60,8 +60,8 @@ def make_folder(root: Path) -> Path:
         labels.resize(size, Image.Resampling.NEAREST).save(root / "masks" / f"{split}.png")
     table = zip(sample.classes.names, sample.classes.palette, strict=True)
     entries = [{"id": i, "name": NAMES.get(n, n), "rgb": f"#{bytes(c).hex()}"} for i, (n, c) in enumerate(table)]
-    runs.write_json(root / "classes.json", {"classes": entries})
-    runs.write_json(root / "splits.json", {"train": ["train"], "test": ["test"]})
+    report.write_json(root / "classes.json", {"classes": entries})
+    report.write_json(root / "splits.json", {"train": ["train"], "test": ["test"]})
     return root
 
 
@@ -103,7 +103,7 @@ def build(options: Options) -> dict[str, Any]:
                 curve = [[r["step"], round(100 * r["miou"], 2)] for r in records if r["kind"] == "eval"]
                 result["runs"].append({"dataset": name, "from": way, "seed": seed, "curve": curve})
                 result["table"] = table(result["runs"])
-                runs.write_json(options.results / "finetune.json", result)
+                report.write_json(options.results / "finetune.json", result)
                 draw(options.results / "finetune.webp", result["runs"])
     return result
 
@@ -145,7 +145,7 @@ def draw(path: Path, done: Sequence[dict[str, Any]]) -> None:
 
 def main() -> None:
     options = cli.parse(Options, sys.argv[1:], "python -m experiments.finetune", __doc__, Options())
-    runs.enable_compilation_cache()
+    backend.enable_compilation_cache()
     print(json.dumps(build(options)["table"], indent=1))
 
 

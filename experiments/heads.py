@@ -18,7 +18,7 @@ import numpy as np
 from experiments.common import sizes
 from experiments.common.scenes import mirrored_scene
 from experiments.speed.cases import CLASSES, Sizes, noise, our_config
-from glcanet_jax import cli, geometry, models, runs
+from glcanet_jax import backend, cli, geometry, models, report, runs
 from glcanet_jax.config import model_config, numbers_of
 from glcanet_jax.data.scenes import ArrayScene
 from glcanet_jax.inference import walk
@@ -99,12 +99,12 @@ def table(result: dict[str, Any]) -> str:
 
 def main() -> None:
     options = cli.parse(Options, sys.argv[1:], "python -m experiments.heads", __doc__)
-    runs.enable_compilation_cache()
+    backend.enable_compilation_cache()
     made = {"command": " ".join(["python -m experiments.heads", *sys.argv[1:]]), **machine(), "commit": sizes.commit()}
     result = made | {"size": options.size, "rows": [measure(network, options) for network in options.networks]}
     print(table(result))
     options.results.mkdir(parents=True, exist_ok=True)
-    runs.write_json(options.results / "heads.json", result)
+    report.write_json(options.results / "heads.json", result)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import flax.linen as nn
 import numpy as np
 
 from experiments.common.stub import Stub
-from glcanet_jax import cli, geometry, metrics, runs
+from glcanet_jax import cli, geometry, metrics, report
 from glcanet_jax.config import Config
 from glcanet_jax.data.scenes import Protocol
 from glcanet_jax.inference import evaluation
@@ -181,7 +181,7 @@ def main() -> int:
     for case, value in found.items():
         print(f"{case}: {value['cpu seconds']:.3f} CPU seconds a scene, {value['seconds']:.3f} s")
     if options.out is not None:
-        runs.write_json(options.out, {"command": "python -m experiments.hosted", "a scene": found})
+        report.write_json(options.out, {"command": "python -m experiments.hosted", "a scene": found})
     return 0
 
 

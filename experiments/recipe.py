@@ -15,7 +15,7 @@ from typing import Any
 from experiments.common import sizes, trial
 from experiments.common.sizes import SIZES, Comparison, Size
 from experiments.mbrsc import FOLDS
-from glcanet_jax import cli, runs
+from glcanet_jax import backend, cli, runs
 from glcanet_jax import config as configs
 from glcanet_jax.config import Config, DataConfig
 from glcanet_jax.errors import UserError
@@ -96,7 +96,7 @@ def build(options: Options) -> dict[str, Any]:
     _known("folds", options.folds, tuple(FOLDS))
     name = sizes.choose(options.size)
     size, budget = SIZES[name], trial.Budget.parse(options.budget)
-    runs.enable_compilation_cache()
+    backend.enable_compilation_cache()
     runs.open_data(configure(FIRST, options.folds[0], options, size, 0).data)
     more = [f"--variants {' '.join(options.variants)}"] if set(options.variants) != set(VARIANTS) else []
     more += [f"--folds {' '.join(options.folds)}"] if set(options.folds) != set(FOLDS) else []

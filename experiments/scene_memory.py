@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from experiments.common.scenes import write_large
-from glcanet_jax import border, cli, geometry, models, runs
+from glcanet_jax import backend, border, cli, geometry, models, runs
 from glcanet_jax import config as configs
 from glcanet_jax.data import open_dataset
 from glcanet_jax.profiling import machine
@@ -78,7 +78,7 @@ def measure(scene: Path, weights: Path, out: Path, batch: int) -> dict:
 
 def main() -> None:
     options = cli.parse(Options, sys.argv[1:], "python -m experiments.scene_memory", __doc__)
-    runs.enable_compilation_cache()
+    backend.enable_compilation_cache()
     with tempfile.TemporaryDirectory() as temporary:
         work = options.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
@@ -122,7 +122,7 @@ def main() -> None:
             kept = border.read_object(options.out, rows=list)["rows"]
             new = {(r["network"], r["size"], r["batch"]) for r in rows}
             result["rows"] = [r for r in kept if (r["network"], r["size"], r["batch"]) not in new] + rows
-        runs.write_json(options.out, result)
+        report.write_json(options.out, result)
 
 
 if __name__ == "__main__":

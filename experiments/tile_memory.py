@@ -21,7 +21,7 @@ import numpy as np
 
 from experiments.common.scenes import bundled, mirrored
 from experiments.scene_memory import NETWORKS
-from glcanet_jax import border, cli, models, runs
+from glcanet_jax import border, cli, models, report, runs
 from glcanet_jax import config as configs
 from glcanet_jax.data import isprs, open_dataset
 from glcanet_jax.errors import UserError
@@ -146,7 +146,7 @@ def main() -> None:
     }
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        runs.write_json(options.out, result)
+        report.write_json(options.out, result)
 
 
 if __name__ == "__main__":

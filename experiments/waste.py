@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.common.stub import Stub
-from glcanet_jax import cli, geometry, runs
+from glcanet_jax import cli, geometry, report
 from glcanet_jax.inference import walk
 from glcanet_jax.inference.predictor import batch_for
 
@@ -120,7 +120,9 @@ def main() -> int:
     for row in rows:
         print("; ".join(f"{k} {v} %" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
     if options.out is not None:
-        runs.write_json(options.out, {"command": "python -m experiments.waste", "percent of the needed patches": rows})
+        report.write_json(
+            options.out, {"command": "python -m experiments.waste", "percent of the needed patches": rows}
+        )
     return 0
 
 

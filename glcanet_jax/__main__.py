@@ -171,12 +171,12 @@ def evaluate(argv: Sequence[str], page: tuple[str, str]) -> None:
     args = cli.parse(Eval, argv, *page)
     from glcanet_jax import metrics, runs
 
-    runs.enable_compilation_cache()
+    backend.enable_compilation_cache()
     path = runs.find_weights(args.weights)
     dataset = runs.open_for(path, args.data.dataset, args.data.dir, args.data.bands)
-    with runs.computing(args.precision, args.deterministic):
+    with backend.computing(args.precision, args.deterministic):
         options = {"tta": args.tta, "devices": args.devices, "overlays": args.overlays}
-        result = runs.evaluate_split(path, dataset, args.split, args.out, args.batch, **options)
+        result = scoring.evaluate_split(path, dataset, args.split, args.out, args.batch, **options)
     for name, scores in result["protocols"].items():
         print(f"\n{dataset.name} {args.split}, protocol {name}\n{metrics.format_table(scores)}")
     print(f"\nwritten to {args.out}")
@@ -184,10 +184,9 @@ def evaluate(argv: Sequence[str], page: tuple[str, str]) -> None:
 
 def predict(argv: Sequence[str], page: tuple[str, str]) -> None:
     args = cli.parse(Predict, argv, *page)
-    from glcanet_jax import runs
     from glcanet_jax.maps import mapping
 
-    with runs.computing(args.precision, args.deterministic):
+    with backend.computing(args.precision, args.deterministic):
         mapping.map_scenes(args.scenes, args.weights, args.out, args.options, args.shard)
 
 
@@ -284,7 +283,7 @@ def compare(argv: Sequence[str], page: tuple[str, str]) -> None:
     else:
         dataset = runs.open_for(first, args.data.dataset, args.data.dir)
     command = f"glcanet compare {comparing.words(asked, args.split, args.tta)}"
-    with runs.computing(args.precision, args.deterministic):
+    with backend.computing(args.precision, args.deterministic):
         compared = comparing.build(asked, dataset, args.split, command=command, batch=args.batch, tta=args.tta)
     told = comparing.write(compared, args.out, "compare")
     print(pages.markdown(told))

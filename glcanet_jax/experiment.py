@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from glcanet_jax import metrics, report, run_report, runs
+from glcanet_jax import metrics, report, run_report, runs, scoring
 from glcanet_jax.config import Config
 from glcanet_jax.errors import UserError
 from glcanet_jax.training import loop, processes
@@ -53,7 +53,7 @@ def finish(
         loaded = loaded or runs.load_predictor(path, config.eval_batch, tta=config.eval_tta)
         given = {"tta": config.eval_tta, "overlays": overlays, "windows": WINDOWS, "loaded": loaded}
         try:
-            scored[split] = runs.evaluate_split(path, dataset, split, out / f"eval-{split}", **given)
+            scored[split] = scoring.evaluate_split(path, dataset, split, out / f"eval-{split}", **given)
         except UserError as error:
             if splits is not None:
                 raise

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -253,3 +254,20 @@ def save_curve(path: Path, records: Sequence[dict[str, Any]]) -> None:
             axis.axvline(r["step"], color="0.4", ls="--", lw=1)
     axes[-1].set_xlabel("step")
     save_figure(figure, Path(path))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Written whole or not at all; what is not finite is null, as JSON has no word for it."""
+    try:
+        text = json.dumps(value, indent=1, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_finite(value), indent=1, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

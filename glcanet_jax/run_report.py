@@ -25,7 +25,7 @@ def write(out: Path, config: Config, dataset: Any, scored: Mapping[str, dict[str
     """Make the page of a run that lies in ``out``, and write it there; returns its path.
 
     Args:
-        scored: metrics by split, as :func:`glcanet_jax.runs.evaluate_split` returns them; their pictures lie in ``eval-SPLIT``.
+        scored: metrics by split, as :func:`glcanet_jax.scoring.evaluate_split` returns them; their pictures lie in ``eval-SPLIT``.
         weights: the file that was scored.
     """
     log = report.read_log(out / "log.jsonl")

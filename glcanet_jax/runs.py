@@ -1,105 +1,28 @@
 """A run from its configuration to weights, scores and pictures: what ``train``, ``eval`` and the experiments share."""
 
-import contextlib
 import dataclasses
-import json
 import math
 import os
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from glcanet_jax import border, metrics, models, report, starting, weights
+from glcanet_jax import border, models, report, starting, weights
 from glcanet_jax import config as configs
 from glcanet_jax.config import Config
 from glcanet_jax.data import OPTIONS, OWN, identity, open_dataset
 from glcanet_jax.data.bands import parse_bands
 from glcanet_jax.data.ground import median_resolution
-from glcanet_jax.data.scenes import check_labels, class_counts, filled, mean_values
+from glcanet_jax.data.scenes import class_counts, mean_values
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference import exported
-from glcanet_jax.inference.evaluation import countable, evaluate
 from glcanet_jax.inference.predictor import Predictor
-from glcanet_jax.inference.windows import Cut, Worst
-from glcanet_jax.progress import Progress
 from glcanet_jax.weights import resolve as find_weights
 
-
-def enable_compilation_cache() -> None:
-    """Keep compiled programs between runs, unless the user has said where or no, or there is no place for them."""
-    if jax.config.jax_compilation_cache_dir is None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = _cache_folder()
-        if cache is not None:
-            jax.config.update("jax_compilation_cache_dir", str(cache))
-    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-        # a network starts with hundreds of small programs, which take half of a second start if they are left out
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-
-
 ALL_BUT_HEADS = "all-but-heads"  # of --freeze
-REPRODUCIBLE = {"xla_gpu_exclude_nondeterministic_ops": True}  # of XLA for GPUs; others have no such operations
-
-
-def compiler_options(deterministic: bool) -> dict[str, Any]:
-    """What the compiler of the device is told."""
-    return REPRODUCIBLE if deterministic and jax.default_backend() in ("gpu", "cuda", "rocm") else {}
-
-
-@contextlib.contextmanager
-def computing(precision: str, deterministic: bool = False) -> Iterator[None]:
-    """Products of float32 values in a precision (``default``, ``highest``) inside, in all threads.
-
-    With ``deterministic`` all programs leave out operations whose bits differ from run to run: XLA hears of it when it is first
-    used, so that this is for commands, which begin with it.
-    """
-    if deterministic:
-        flags = " ".join(f"--{name}=true" for name in REPRODUCIBLE)
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
-    before = jax.config.jax_default_matmul_precision
-    jax.config.update("jax_default_matmul_precision", None if precision == "default" else precision)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_default_matmul_precision", before)
-
-
-def _cache_folder() -> Path | None:
-    """Where this user's compiled programs lie; None for a user without a home, or with one that cannot be written to.
-
-    Programs are run as they lie there, so that nobody else may write them: the folder is the user's alone (0700), and
-    one that is not is not used.
-    """
-    try:
-        above = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "glcanet_jax"
-        for folder in (above, cache := above / "xla"):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if not _made_ours(folder):
-                print(
-                    f"compiled programs are not kept: others can write to {folder}; remove it, or name another folder as "
-                    "JAX_COMPILATION_CACHE_DIR"
-                )
-                return None
-    except (OSError, RuntimeError):  # the latter: there is no home
-        return None
-    return cache if os.access(cache, os.W_OK) else None
-
-
-def _made_ours(folder: Path) -> bool:
-    """Whether a folder and all in it is this user's; it is closed to others if it was open."""
-    if not hasattr(os, "geteuid"):  # Windows: a user's folders are closed to others
-        return True
-    found = folder.stat()
-    if found.st_uid != os.geteuid():
-        return False
-    if found.st_mode & 0o077:
-        folder.chmod(0o700)
-        if found.st_mode & 0o022:  # what lies in it may be somebody else's
-            return all(entry.stat(follow_symlinks=False).st_uid == os.geteuid() for entry in os.scandir(folder))
-    return True
 
 
 def open_data(data: configs.DataConfig) -> Any:
@@ -466,162 +389,6 @@ def check_values(what: str, dtype: Any, scale: float, cure: str) -> None:
         )
 
 
-def check_fit(dataset: Any, scenes: Any, predictor: Predictor, class_names: list[str], split: str) -> None:
-    """Raises UserError if weights cannot be scored on these scenes."""
-    if list(dataset.classes.names) != class_names:
-        raise UserError(
-            f"the weights know the classes {', '.join(class_names)}; {dataset.name} has {', '.join(dataset.classes.names)}; "
-            "give weights trained on these classes"
-        )
-    for scene in scenes:
-        if scene.bands != predictor.bands:
-            raise UserError(
-                f"scene {scene.name} has {scene.bands} bands, the weights take {predictor.bands}; give scenes of the same bands"
-            )
-        if dataset.extra is None:  # heights make float32 of all bands, in the colours' own units
-            scale = predictor.normalisation["scale"]
-            check_values(f"scene {scene.name}", scene.dtype, scale, "give scenes of the same type")
-    check_labels(scenes, split, what="evaluation")
-
-
-def labelled_scenes(dataset: Any, split: str) -> list[Any]:
-    """Those of a split that can be counted; others are told.
-
-    Raises:
-        UserError: there is none, or no such split.
-    """
-    scenes = dataset.scenes(split)
-    without = [scene.name for scene in scenes if not scene.labelled]
-    if len(without) == len(scenes):
-        raise UserError(f"no scene of split {split!r} of {dataset.name} has labels; choose another with --split")
-    if without:
-        shown = ", ".join(without[:8]) + f" and {len(without) - 8} more" * (len(without) > 8)
-        print(f"left out, for they have no labels: {shown}")
-    return [scene for scene in scenes if scene.labelled]
-
-
-def evaluate_split(
-    weights_path: Path,
-    dataset: Any,
-    split: str,
-    out: Path,
-    batch: int = 6,
-    *,
-    tta: bool = False,
-    devices: int | None = None,
-    overlays: int | None = None,
-    windows: int = 0,
-    loaded: tuple[Predictor, Config, dict[str, Any]] | None = None,
-) -> dict[str, Any]:
-    """Score a split and write ``metrics.json``, the confusion matrix, overlays and the worst windows; returns the metrics.
-
-    Args:
-        devices: as :class:`Predictor` has them.
-        overlays: scenes that are drawn, at most, spread evenly; None: all. windows: that are drawn where most is wrong, at most.
-        loaded: what :func:`load_predictor` made of the weights, where that was done before.
-
-    ``majority`` among them are the scores of a map that is everywhere the commonest true class; ``seconds`` are those of the walk over all scenes, reading and counting included, compiling not;
-    ``drawn`` are the scenes that have an overlay, ``worst`` the windows with most errors and their pictures.
-
-    Raises:
-        UserError: the dataset's classes are not those of the weights, or a scene has other bands or no labels.
-    """
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file; --out must be a folder")
-    scenes = dataset.scenes(split)  # a bad split is told before the network is built
-    predictor, config, classes = loaded or load_predictor(weights_path, batch, tta=tta, devices=devices)
-    check_fit(dataset, scenes, predictor, classes["names"], split)
-    scenes = tuple(filled(scene, mean_values(predictor.normalisation, scene.bands)) for scene in scenes)
-    asked = {"split": split, "weights": weights.named(weights_path), "evaluated": dataset.name, "tta": tta}
-    worst = Worst(windows, dataset.protocols[0].ignore, dataset.scale) if windows else None
-    result, pictures = score_scenes(predictor, scenes, dataset, config, asked, overlays, worst)
-    write_scores(out, result, pictures, dataset, () if worst is None else worst.cuts)
-    return result
-
-
-def first_of(scenes: Any, predictor: Predictor) -> tuple[Any, tuple[int, int]]:
-    """What programs are compiled for: the type of the first scene's values, and the size of its contexts."""
-    first = scenes[0]
-    return first.read_image(0, 0, 1, 1).dtype, predictor.views.context_extent(first.height, first.width)
-
-
-def score_scenes(
-    predictor: Predictor,
-    scenes: Any,
-    dataset: Any,
-    config: Config,
-    asked: dict[str, Any],
-    pictures: int | None,
-    worst: Worst | None = None,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Metrics of the scenes of a split, as :func:`evaluate_split` returns them, and small pictures of so many of them (None: all).
-
-    ``asked``, its ``split`` among it, is told beside the configuration. ``worst`` keeps the windows with most errors.
-    """
-    split = asked["split"]
-    predictor.compile(*first_of(scenes, predictor))
-    left_out = [p.name for p in dataset.protocols if p not in countable(dataset, scenes)]
-    if left_out:
-        print(f"left out, for a scene of {split} lacks their labels: {', '.join(left_out)}")
-    began = time.perf_counter()
-    megapixels = sum(s.height * s.width for s in scenes) / 1e6
-    with Progress(megapixels, f"evaluating {split}", "Mpx") as progress:
-        settings = {**configs.to_dict(config), **asked}
-        tell = lambda pixels: progress.advance(pixels / 1e6)  # noqa: E731
-        result, thumbnails = evaluate(predictor, scenes, dataset, settings, tell, pictures, worst=worst)
-    result["majority"] = majority(result, dataset)
-    result["seconds"] = round(time.perf_counter() - began, 3)
-    result["drawn"] = list(thumbnails)
-    return result, thumbnails
-
-
-def write_scores(
-    out: Path, result: dict[str, Any], pictures: dict[str, Any], dataset: Any, worst: Sequence[Cut] = ()
-) -> None:
-    """``metrics.json``, the confusion matrix, an overlay of every scene that has a picture, and the worst windows, these anew."""
-    out.mkdir(parents=True, exist_ok=True)
-    names, palette = dataset.classes.names, dataset.classes.palette
-    for path in out.glob("worst_*.webp"):
-        path.unlink()
-    if worst:
-        result["worst"] = [{"picture": f"worst_{i}.webp"} | of.record for i, of in enumerate(worst, 1)]
-    for i, of in enumerate(worst, 1):
-        report.save_comparison(out / f"worst_{i}.webp", of.image, of.truth, of.maps, palette, names)
-    write_json(out / "metrics.json", result)
-    report.save_confusion(out / "confusion.png", out / "confusion.csv", np.asarray(result["confusion"]), names)
-    for name, picture in pictures.items():
-        report.save_overlay(
-            out / f"overlay_{name}.png", picture.image, picture.truth, picture.prediction, palette, names
-        )
-
-
-def majority(result: dict[str, Any], dataset: Any) -> dict[str, dict[str, Any]]:
-    """mIoU and overall accuracy, by protocol, of a map that is everywhere the commonest true class."""
-    out, names = {}, dataset.classes.names
-    for protocol in (p for p in dataset.protocols if p.name in result["protocols"]):
-        confusion = np.asarray(result[metrics.confusion_key(protocol.truth)])
-        scores = metrics.scores(metrics.majority_baseline(confusion), names, protocol)
-        out[protocol.name] = {k: scores[k] for k in ("miou", "oa")}
-    return out
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Written whole or not at all; what is not finite is null, as JSON has no word for it."""
-    try:
-        text = json.dumps(value, indent=1, allow_nan=False)
-    except ValueError:
-        text = json.dumps(_finite(value), indent=1, allow_nan=False)
-    report.write_text(path, text + "\n")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(v) for key, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def data_as_begun(config: Config) -> configs.DataConfig:
     """Which scenes, and where they are trained on from: where that is to be chosen and a run began already, or its parent, as that did."""
     data, folders = config.data, [config.out, *([config.init.weights] if config.more_steps is not None else [])]
@@ -658,7 +425,9 @@ def open_run(config: Config) -> Path:
         theirs["train"]["devices"] = ours["train"]["devices"]  # a run goes on wherever there is room
         changed = configs.differences(ours, theirs, words=("here", "there"))
         if changed and not _kept(out):
-            write_json(out / "config.json", ours)  # it was stopped before its first step was kept: nothing is lost
+            report.write_json(
+                out / "config.json", ours
+            )  # it was stopped before its first step was kept: nothing is lost
         elif changed:
             raise UserError(
                 f"{out} holds a run of another configuration ({'; '.join(changed[:4])}{' ...' if len(changed) > 4 else ''}); "
@@ -669,7 +438,7 @@ def open_run(config: Config) -> Path:
         raise UserError(f"{out} exists and is no run of ours; give another --out, or an empty folder")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "config.json", ours)
+        report.write_json(out / "config.json", ours)
     except OSError as error:
         raise UserError(f"{out} cannot be made ({error.strerror}); give another --out") from error
     return out
@@ -700,4 +469,4 @@ def know_data(out: Path, config: Config, dataset: Any) -> None:
             f"{out} holds a run on other data: {'; '.join(changed)}; give another --out, or the data as they were to go on"
         )
     if now != before:
-        write_json(path, now)
+        report.write_json(path, now)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from glcanet_jax import geometry, runs
+from glcanet_jax import backend, geometry, runs, scoring
 from glcanet_jax.config import Config
 from glcanet_jax.data import Dataset
 from glcanet_jax.data.arrays import ArraySource
@@ -94,7 +94,7 @@ def load(
     with arguments_named():
         if memory_budget is not None:
             parse_bytes(memory_budget)
-        runs.enable_compilation_cache()
+        backend.enable_compilation_cache()
         return Segmenter(load_model(path, options, stage), options)
 
 
@@ -375,13 +375,13 @@ class Segmenter:
         if not isinstance(dataset, Dataset):
             raise UserError(f"dataset is {dataset!r}; it must be one that glcanet_jax.open_dataset opened")
         scenes, predictor, tta = dataset.scenes(split), self._model.predictor, self._options.tta
-        runs.check_fit(dataset, scenes, predictor, list(self.classes), split)
+        scoring.check_fit(dataset, scenes, predictor, list(self.classes), split)
         patches = sum(len(geometry.walk_scene(s.height, s.width, predictor.views)) for s in scenes)
-        choose_batch(predictor, self._options, *runs.first_of(scenes, predictor), patches)
+        choose_batch(predictor, self._options, *scoring.first_of(scenes, predictor), patches)
         asked = {"split": split, "weights": named(self.weights), "evaluated": dataset.name, "tta": tta}
         with memory_told(predictor):
             pictured = 0 if out is None else None
-            result, pictures = runs.score_scenes(predictor, scenes, dataset, self.config, asked, pictured)
+            result, pictures = scoring.score_scenes(predictor, scenes, dataset, self.config, asked, pictured)
         if out is not None:
-            runs.write_scores(Path(out), result, pictures, dataset)
+            scoring.write_scores(Path(out), result, pictures, dataset)
         return result

@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from experiments import demo, mbrsc
 from glcanet_jax import config as configs
-from glcanet_jax import models, runs
+from glcanet_jax import models, runs, scoring
 from glcanet_jax.config import DataConfig
 from glcanet_jax.data import open_dataset
 from glcanet_jax.data.scenes import WindowScene
@@ -64,7 +64,7 @@ def test_the_bundled_weights_are_what_their_card_says(tmp_path):
         assert {file.get_tensor(k).dtype for k in file.keys() if k.startswith("params/")} == {np.dtype(np.float16)}
     config = configs.from_dict(stored.config)
     assert config.data.dataset == "mbrsc" and config.data.dir is None and not config.data.train_scenes
-    result = runs.evaluate_split(DEMO, as_test("whole"), "test", tmp_path / "scores")
+    result = scoring.evaluate_split(DEMO, as_test("whole"), "test", tmp_path / "scores")
     told = float(re.search(r"mIoU (\d+\.\d), mean F1", DEMO.with_name("README.md").read_text())[1])
     assert 100 * result["protocols"]["all"]["miou"] == pytest.approx(told, abs=0.3)
     assert told > 40 > 100 * result["majority"]["all"]["miou"]

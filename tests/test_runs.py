@@ -6,26 +6,26 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from glcanet_jax import runs
+from glcanet_jax import backend, runs
 
 
 def test_a_precision_holds_inside_alone():
     x = jnp.ones((4, 4))
     told = lambda: jax.jit(lambda x: x @ x).lower(x).as_text().count("HIGHEST")  # noqa: E731
     assert told() == 0
-    with runs.computing("highest"):
+    with backend.computing("highest"):
         assert told() == 2
-    with runs.computing("default"):
+    with backend.computing("default"):
         assert told() == 0
     assert jax.config.jax_default_matmul_precision is None
 
 
 def test_what_is_not_deterministic_is_left_out_on_gpus(monkeypatch):
     """XLA must know the word: one that it does not know ends the process."""
-    assert runs.compiler_options(True) == runs.compiler_options(False) == {}
+    assert backend.compiler_options(True) == backend.compiler_options(False) == {}
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert runs.compiler_options(False) == {}
-    options = runs.compiler_options(True)
+    assert backend.compiler_options(False) == {}
+    options = backend.compiler_options(True)
     program = jax.jit(lambda x: x + 1).lower(jnp.ones(2)).compile(options)
     assert len(options) == 1 and program(jnp.ones(2)).sum() == 4
     with pytest.raises(jax.errors.JaxRuntimeError, match="No such compile option"):
@@ -34,7 +34,7 @@ def test_what_is_not_deterministic_is_left_out_on_gpus(monkeypatch):
 
 def test_a_command_that_is_deterministic_tells_xla(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_use_xnnpack=false")
-    with runs.computing("default", deterministic=True):
+    with backend.computing("default", deterministic=True):
         assert os.environ["XLA_FLAGS"] == "--xla_cpu_use_xnnpack=false --xla_gpu_exclude_nondeterministic_ops=true"
 
 

@@ -11,7 +11,7 @@ from rasterio import Affine
 from rasterio.crs import CRS
 
 import glcanet_jax
-from glcanet_jax import geometry, runs
+from glcanet_jax import geometry, runs, scoring
 from glcanet_jax.config import Config, NormalisationConfig, model_config
 from glcanet_jax.data.arrays import ArraySource
 from glcanet_jax.data.scenes import ArrayScene
@@ -192,7 +192,7 @@ def test_scores_are_the_commands(tmp_path, segmenter, weights, image, whole):
     labels = np.where(np.arange(180) < 90, whole.classes, 0).astype(np.uint8)
     dataset = dataset_of(ArrayScene("s", image, labels), names=NAMES)
     result = segmenter.evaluate(dataset, out=tmp_path / "scores")
-    wanted = runs.evaluate_split(weights, dataset, "test", tmp_path / "command")
+    wanted = scoring.evaluate_split(weights, dataset, "test", tmp_path / "command")
     assert result["confusion"] == wanted["confusion"] and result["protocols"] == wanted["protocols"]
     assert {p.name for p in (tmp_path / "scores").iterdir()} == {p.name for p in (tmp_path / "command").iterdir()}
     other = dataset_of(ArrayScene("s", image, labels), names=("a", "b", "c"))

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.common import sizes
-from glcanet_jax import border, runs
+from glcanet_jax import border, report
 from glcanet_jax import config as configs
 from glcanet_jax.errors import UserError
 from glcanet_jax.profiling import machine
@@ -37,4 +37,4 @@ class Cells:
         """Keep one more; the file is whole at any time."""
         self.result["cells"].append(dict(cell))
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        runs.write_json(self.path, self.result)
+        report.write_json(self.path, self.result)

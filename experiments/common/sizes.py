@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import jax
 
-from glcanet_jax import report, runs
+from glcanet_jax import report
 from glcanet_jax.config import Config, DataConfig, OptimiserConfig, TrainConfig
 from glcanet_jax.data.loader import LoaderConfig
 from glcanet_jax.data.mbrsc import CALLED as CALLED_BY_MBRSC
@@ -135,7 +135,7 @@ def write(experiment: str, result: dict[str, Any], markdown: str, folder: Path) 
     """``<experiment>-<dataset>-<size>.json`` and ``.md``, each whole or not at all; returns their path without an ending."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{experiment}-{result['dataset']}-{result['size']['name']}"
-    runs.write_json(path.with_name(f"{path.name}.json"), result)
+    report.write_json(path.with_name(f"{path.name}.json"), result)
     report.write_text(path.with_name(f"{path.name}.md"), markdown)
     return path
 

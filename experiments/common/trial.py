@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from experiments.common import sizes
-from glcanet_jax import border, metrics, report, runs
+from glcanet_jax import backend, border, metrics, report, runs, scoring
 from glcanet_jax import config as configs
 from glcanet_jax.config import Config
 from glcanet_jax.errors import UserError
@@ -88,7 +88,7 @@ def _one(trial: Trial, budget: Budget, folder: Path) -> dict[str, Any]:
     if (folder / "result.json").exists():
         return base | {"status": "done"} | _result(folder, config)
     folder.mkdir(parents=True, exist_ok=True)
-    runs.write_json(folder / "trial.json", asked)
+    report.write_json(folder / "trial.json", asked)
     for part in ("train", "score"):
         if part == "train" and (folder / "trained.json").exists():
             continue
@@ -189,7 +189,7 @@ def train(folder: Path) -> None:
     if steps is None:
         chosen = folder / "steps.json"  # a trial that goes on keeps what it was given
         if not chosen.exists():
-            runs.write_json(chosen, {"steps": steps_within(config, budget.minutes)})
+            report.write_json(chosen, {"steps": steps_within(config, budget.minutes)})
         steps = border.read_object(chosen, steps=int)["steps"]
     every = min(steps, config.train.checkpoint_every or steps)
     config = dataclasses.replace(
@@ -200,7 +200,7 @@ def train(folder: Path) -> None:
     records = report.read_log(Path(config.out) / "log.jsonl")
     peaks = {k: v for k, v in records[-1].items() if k.startswith("memory/")}
     seconds = time.perf_counter() - began
-    runs.write_json(folder / "trained.json", {"steps": steps, "seconds": round(seconds, 1)} | peaks)
+    report.write_json(folder / "trained.json", {"steps": steps, "seconds": round(seconds, 1)} | peaks)
 
 
 def steps_within(config: Config, minutes: float | int) -> int:
@@ -241,12 +241,12 @@ def score(folder: Path) -> None:
 
     asked = border.read_object(folder / "trial.json", **ASKED)
     config = configs.from_dict(asked["config"], folder / "trial.json")
-    runs.enable_compilation_cache()
+    backend.enable_compilation_cache()
     dataset, scores, seconds, scenes = runs.open_data(config.data), {}, 0.0, 0
     weights = Path(config.out) / "last.safetensors"  # not the best by validation: what is reported chooses nothing
     for split in asked["splits"]:
         out = Path(config.out) / f"eval-{split}"
-        result = runs.evaluate_split(weights, dataset, split, out, config.eval_batch, tta=config.eval_tta)
+        result = scoring.evaluate_split(weights, dataset, split, out, config.eval_batch, tta=config.eval_tta)
         scores[split] = {k: result[k] for k in ("protocols", "confusion", "scenes", "majority")}
         seconds, scenes = seconds + result["seconds"], scenes + len(result["scenes"])
     measured = {
@@ -259,7 +259,7 @@ def score(folder: Path) -> None:
     if process is not None:
         measured["memory/device_process_mb"] = process
     trained = border.read_object(folder / "trained.json", steps=int, seconds=float)
-    runs.write_json(folder / "result.json", {"scores": scores, "train": trained, "predict": measured})
+    report.write_json(folder / "result.json", {"scores": scores, "train": trained, "predict": measured})
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ import numpy as np
 from experiments.common.cells import Cells
 from experiments.context import scenes
 from experiments.context.scenes import TASKS, Difficulty, Sizes
-from glcanet_jax import cli, models, report, runs
+from glcanet_jax import backend, cli, models, report
 from glcanet_jax.config import Config, LossConfig, OptimiserConfig
 from glcanet_jax.errors import UserError
 from glcanet_jax.training import losses, optim, phases
@@ -180,7 +180,7 @@ def build(options: Options) -> dict[str, Any]:
         unknown = [word for word in words if word not in known]
         if unknown or not words:
             raise UserError(f"there is no {', '.join(unknown) or 'task or network'}; there are {', '.join(known)}")
-    runs.enable_compilation_cache()
+    backend.enable_compilation_cache()
     settings = {
         "steps": options.steps,
         "every": options.every,

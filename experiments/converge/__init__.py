@@ -32,7 +32,7 @@ from experiments.converge.field import CLASSES, TINY, Field, Length, Sizes, read
 from experiments.converge.scoring import placed
 from experiments.converge.training import Entry
 from experiments.mbrsc import CPU, FOLDS
-from glcanet_jax import runs, weights
+from glcanet_jax import backend, weights
 from glcanet_jax.data.loader import TrainLoader
 from glcanet_jax.data.scenes import ArrayScene
 from glcanet_jax.errors import UserError
@@ -144,7 +144,7 @@ def fill(cells: Cells, given: argparse.Namespace, fold: str, end: float) -> None
 
 def main() -> None:
     os.environ.setdefault("XLA_FLAGS", "--xla_gpu_autotune_level=0")  # read when the device is first used
-    runs.enable_compilation_cache()
+    backend.enable_compilation_cache()
     given = arguments()
     end = time.time() + given.seconds
     sizes, length = settings_of(given)

@@ -176,7 +176,7 @@ def run(measure: Measure, sizes: Sizes, left: float) -> Any:
 def check(stages: tuple[str, ...], sizes: Sizes, minutes: float | int, out: Path, tiny: bool) -> dict[str, Any]:
     """Run the stages until the time is up; what did not fit, or lacks a package, is named in ``left_out``."""
     from experiments.common.sizes import commit
-    from glcanet_jax import runs
+    from glcanet_jax import report
 
     end = time.monotonic() + 60 * minutes - MARGIN
     result: dict[str, Any] = {
@@ -208,7 +208,7 @@ def check(stages: tuple[str, ...], sizes: Sizes, minutes: float | int, out: Path
             failed = " FAILED" * (measure.name in result["failed"])
             print(f"{measure.name}: {time.monotonic() - began:.0f} s{failed}", flush=True)
         with_shares(result["found"])
-        runs.write_json(out, result)
+        report.write_json(out, result)
     return result
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from glcanet_jax import report, runs
+from glcanet_jax import report
 
 # what every program has, in these colours; parts of networks take others
 COMMON = {
@@ -22,7 +22,7 @@ def write(result: dict[str, Any], out: Path | None, picture: Path | None) -> Non
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
     if out is not None:
-        runs.write_json(out, result)
+        report.write_json(out, result)
     if picture is not None:
         draw(result, picture)
 

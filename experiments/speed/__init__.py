@@ -212,6 +212,6 @@ def main() -> None:
     result = {"command": " ".join(["python -m experiments.speed", *sys.argv[1:]]), **run(options)}
     print(table(result["rows"]))
     if options.out:
-        from glcanet_jax import runs
+        from glcanet_jax import report
 
-        runs.write_json(options.out, result)
+        report.write_json(options.out, result)

@@ -18,7 +18,7 @@ import jax
 from experiments.common import sizes, trial
 from experiments.common.sizes import SCENE, SIZES, SPLITS, Comparison, Size
 from experiments.table1 import report as table1_report
-from glcanet_jax import border, cli, models, runs
+from glcanet_jax import backend, border, cli, models, report, runs
 from glcanet_jax import config as configs
 from glcanet_jax.config import Config
 from glcanet_jax.errors import UserError
@@ -159,7 +159,7 @@ def cost(config: Config, num_classes: int, bands: int, work: Path, memory: bool)
         out["memory"] = {"target": "h100", "kind": "compiled ahead of time, float32, batch 1", "programs": programs}
         out["memory"]["peak_mb"] = round(max(p["peak"] for p in programs.values()) / 2**20, 1)
     work.mkdir(parents=True, exist_ok=True)
-    runs.write_json(path, {"of": key, "cost": out})
+    report.write_json(path, {"of": key, "cost": out})
     return out
 
 
@@ -168,7 +168,7 @@ def build(options: Options) -> dict[str, Any]:
     name = sizes.choose(options.size)
     size, budget = SIZES[name], trial.Budget.parse(options.budget)
     lines = rows(options)
-    runs.enable_compilation_cache()
+    backend.enable_compilation_cache()
     first = configure(lines[0], options, size, 0)
     dataset = runs.open_data(first.data)  # a missing dataset is told before anything begins
     bands = dataset.scenes("train")[0].bands

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from glcanet_jax import metrics, page, report, runs
+from glcanet_jax import backend, metrics, page, report, runs, scoring
 from glcanet_jax.compare import tables
 from glcanet_jax.compare.counts import BORDER_BINS, OUTCOMES, SIZE_BINS, STRIP, Counts, count_scene
 from glcanet_jax.data import Dataset
@@ -95,11 +95,11 @@ def build(
     Raises:
         UserError: there is no such split, no scene has labels, or a run's classes or bands are others.
     """
-    scenes = runs.labelled_scenes(dataset, split)
-    runs.enable_compilation_cache()
+    scenes = scoring.labelled_scenes(dataset, split)
+    backend.enable_compilation_cache()
     loaded = {name: runs.load_predictor(path, batch, tta=tta, stage=stage) for name, (path, stage) in asked.items()}
     for predictor, _, classes in loaded.values():
-        runs.check_fit(dataset, scenes, predictor, classes["names"], split)
+        scoring.check_fit(dataset, scenes, predictor, classes["names"], split)
     if len(loaded) == 1:
         print("where the network helps and hurts is left out: that needs a second run, its control")
     predictors = {name: predictor for name, (predictor, _, _) in loaded.items()}
@@ -220,7 +220,7 @@ def write(compared: Compared, folder: Path, name: str) -> page.Page:
     if "gain" in result:
         result["gain"]["windows"] = windows
     told = tables.page_of(result, folder)
-    runs.write_json(folder / f"{name}.json", result)
+    report.write_json(folder / f"{name}.json", result)
     report.write_text(folder / f"{name}.md", page.markdown(told))
     report.write_text(folder / f"{name}.html", page.html(told))
     for path in left_over:  # of an earlier result, which has been replaced by now

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from glcanet_jax import border, report, runs
+from glcanet_jax import border, report
 from glcanet_jax.data.georeference import Georeference
 from glcanet_jax.data.scenes import IGNORE
 from glcanet_jax.errors import UserError
@@ -114,7 +114,7 @@ def strict(value: Any) -> Any:
 
 def write_report(path: Path, told: dict[str, Any]) -> None:
     """Written whole or not at all, without NaN or infinity."""
-    runs.write_json(path, strict(told))
+    report.write_json(path, strict(told))
 
 
 def read_report(out: Path, name: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from glcanet_jax import runs
+from glcanet_jax import backend, runs
 from glcanet_jax.data.bands import parse_bands
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference import walk
@@ -121,7 +121,7 @@ def _mapped(
     Raises:
         UserError: the weights do not do, or the only one of all scenes ``named`` cannot be mapped.
     """
-    runs.enable_compilation_cache()
+    backend.enable_compilation_cache()
     model, reports, left = load_model(weights, options), [], list(scenes)
     with contextlib.ExitStack() as stack:
         bar = stack.enter_context(Progress(len(scenes), "mapping", "scenes")) if len(scenes) > 1 else None

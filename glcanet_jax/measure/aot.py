@@ -20,8 +20,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from glcanet_jax import backend, models, runs
 from glcanet_jax import config as configs
-from glcanet_jax import models, runs
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference.predictor import Predictor
 from glcanet_jax.measure import buffers as buffer_texts
@@ -260,7 +260,7 @@ def main() -> None:
     request = json.load(sys.stdin)
     dump = Path(request["dump"]) if "dump" in request else None
     if dump is None:
-        runs.enable_compilation_cache()
+        backend.enable_compilation_cache()
     else:
         jax.config.update("jax_enable_compilation_cache", False)  # what it has is not compiled, and nothing is dumped
     config, bands = configs.from_dict(request["config"]), request["bands"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from glcanet_jax import border, runs
+from glcanet_jax import border, report
 from glcanet_jax.errors import UserError
 from glcanet_jax.profiling import device_name
 
@@ -65,7 +65,7 @@ class Durations:
         known.pop(_key(kind), None)
         last = dict(list(known.items())[1 - KEPT :])
         with contextlib.suppress(OSError, UserError):  # a full disk, say
-            runs.write_json(self._path, last | {_key(kind): seconds})
+            report.write_json(self._path, last | {_key(kind): seconds})
 
 
 class Pace:

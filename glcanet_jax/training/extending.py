@@ -122,8 +122,8 @@ def copy(config: Config) -> None:
             records = [r for r in report.read_log(parent / "log.jsonl") if r["step"] <= step]
             lines = [*records, {"kind": KIND, "step": step, "run": str(parent)}]
             report.write_text(place / "log.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-            runs.write_json(place / PARENT, told)
-            runs.write_json(place / "config.json", configs.to_dict(config))
+            report.write_json(place / PARENT, told)
+            report.write_json(place / "config.json", configs.to_dict(config))
             if out.exists():
                 out.rmdir()
             place.rename(out)

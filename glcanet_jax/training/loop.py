@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from glcanet_jax import geometry, models, runs
+from glcanet_jax import backend, geometry, models, report, runs
 from glcanet_jax.config import Config, numbers_of, to_dict
 from glcanet_jax.data import disk, files
 from glcanet_jax.data.cached import cached
@@ -84,7 +84,7 @@ def train(config: Config, tracking: Tracking | None = None, advice: str = "") ->
     processes.begin(config.distributed)
     # how its processes meet is no part of the run, which goes on however they do
     config = extending.named(replace(config, distributed="auto"))
-    with processes.quiet(), runs.computing(config.train.precision):
+    with processes.quiet(), backend.computing(config.train.precision):
         if tracking is not None:
             return _train(config, tracking, advice)
         with Tracking() as own:
@@ -93,7 +93,7 @@ def train(config: Config, tracking: Tracking | None = None, advice: str = "") ->
 
 def _train(config: Config, tracking: Tracking, advice: str) -> Path:
     # ------------------------------------------------------------------ what there is to train on, and with what
-    runs.enable_compilation_cache()
+    backend.enable_compilation_cache()
     work = prepare(config)  # looks at every scene; where classes are balanced, at every label
     config = work.config
 
@@ -138,7 +138,7 @@ def open_folder(stack: contextlib.ExitStack, work: Work, taken: Start | None) ->
     runs.know_data(out, work.config, work.dataset)
     if taken is not None and not (out / "checkpoints").exists():
         print(taken)
-        runs.write_json(out / extending.PARENT, taken.record())
+        report.write_json(out / extending.PARENT, taken.record())
 
 
 def _train_in(out: Path, work: Work, variables: dict[str, Any], tracking: Tracking, advice: str) -> Path:
@@ -418,7 +418,7 @@ def compile_step(run: Run, train_step: Any, state: TrainState, batch: Any, phase
     last_time = durations.told(kind)
     print(f"phase {phase}: compiling its first step{last_time}", flush=True)
     with run.progress.doing(f"compiling{last_time}"), native_kept(run.out / MESSAGES), durations.noting(kind):
-        options = runs.compiler_options(config.train.deterministic)
+        options = backend.compiler_options(config.train.deterministic)
         compiled = train_step.lower(state, batch).compile(options)
     processes.meet("compiled")
     sizes = program_memory(compiled)

@@ -17,7 +17,7 @@ from experiments import potsdam as potsdam_experiment
 from experiments import tile_memory
 from experiments import vaihingen as vaihingen_experiment
 from glcanet_jax import config as configs
-from glcanet_jax import geometry, runs
+from glcanet_jax import geometry, runs, scoring
 from glcanet_jax.config import Config, DataConfig, NormalisationConfig, TrainConfig
 from glcanet_jax.data import DatasetMissing, gdal, isprs, open_dataset
 from glcanet_jax.data.check import check_dataset
@@ -528,7 +528,7 @@ def test_four_protocols_of_one_pass(vaihingen, monkeypatch):
     one, two = (np.array(result[k]) for k in ("confusion", "confusion_eroded"))
     assert one.sum() == sum(s.height * s.width for s in scenes) and (two <= one).all() and two.sum() < 0.7 * one.sum()
     assert sum(np.array(s["confusion_eroded"]) for s in result["scenes"].values()).tolist() == two.tolist()
-    majority = runs.majority(result, dataset)
+    majority = scoring.majority(result, dataset)
     assert majority["6-class-eroded"]["oa"] == pytest.approx(two.sum(1).max() / two.sum())
     assert majority["5-class-full"]["oa"] == pytest.approx(one.sum(1).max() / one.sum())
     json.dumps(result)
@@ -561,7 +561,7 @@ def test_without_eroded_labels_only_the_full_ones_count(vaihingen, tmp_path):
         assert [p.name for p in evaluation.countable(dataset, dataset.scenes(split))] == expected
     result, _ = evaluation.evaluate(linear(NormalisationConfig(scale=255.0), 3), dataset.scenes("test"), dataset, {})
     assert list(result["protocols"]) == two and "confusion_eroded" not in result
-    assert list(runs.majority(result, dataset)) == two
+    assert list(scoring.majority(result, dataset)) == two
     shutil.rmtree(root / "gts_eroded_for_participants")
     assert [p.name for p in open_dataset("vaihingen", root).protocols] == two
 

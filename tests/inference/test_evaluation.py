@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from glcanet_jax import geometry, metrics, models, runs
+from glcanet_jax import geometry, metrics, models, runs, scoring
 from glcanet_jax.config import Config, NormalisationConfig, model_config
 from glcanet_jax.data.scenes import ArrayScene, ClassTable, Dataset, Protocol
 from glcanet_jax.data.views import global_view
@@ -204,7 +204,7 @@ def weights_file(predictor, tmp_path_factory):
 def test_a_split_is_scored_into_files(weights_file, tmp_path, monkeypatch):
     scene, loaded = scene_of(100, 120), runs.load_predictor(weights_file, 3)
     monkeypatch.setattr(runs, "load_predictor", lambda *_, **__: loaded)  # compiled once
-    result = runs.evaluate_split(weights_file, dataset_of(scene), "test", tmp_path / "out", 3)
+    result = scoring.evaluate_split(weights_file, dataset_of(scene), "test", tmp_path / "out", 3)
     written = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert set(written) == {"protocols", "confusion", "scenes", "config", "majority", "seconds", "drawn"}
     assert written["protocols"] == result["protocols"] and written["config"]["split"] == "test"
@@ -239,5 +239,5 @@ def test_what_does_not_fit_is_told(weights_file, tmp_path, scene, names, message
     from glcanet_jax.errors import UserError
 
     with pytest.raises(UserError, match=message):
-        runs.evaluate_split(weights_file, dataset_of(scene, names=names), "test", tmp_path / "out")
+        scoring.evaluate_split(weights_file, dataset_of(scene, names=names), "test", tmp_path / "out")
     assert not (tmp_path / "out").exists()

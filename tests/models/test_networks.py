@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from glcanet_jax import config as configs
-from glcanet_jax import export, geometry, models, runs, starting, weights
+from glcanet_jax import export, geometry, models, runs, scoring, starting, weights
 from glcanet_jax.config import DataConfig, OptimiserConfig
 from glcanet_jax.data.views import global_view
 from glcanet_jax.errors import UserError
@@ -283,7 +283,7 @@ def test_train_score_and_load(tmp_path, name, options, train, loader):
     out = loop.train(config)
     assert loop.train(config) == out
     dataset = runs.open_data(config.data)
-    result = runs.evaluate_split(out / "last.safetensors", dataset, "test", tmp_path / "eval", 8)
+    result = scoring.evaluate_split(out / "last.safetensors", dataset, "test", tmp_path / "eval", 8)
     scores = next(iter(result["protocols"].values()))
     assert 0 <= scores["miou"] <= 1 and scores["oa"] > 0 and result["seconds"] > 0
     assert 0 < result["majority"][next(iter(result["protocols"]))]["miou"] < 1

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from glcanet_jax import config as configs
-from glcanet_jax import geometry, hub, runs, weights
+from glcanet_jax import geometry, hub, report, runs, weights
 from glcanet_jax.config import Config, DataConfig, NormalisationConfig, model_config
 from glcanet_jax.data.scenes import ArrayScene, ClassTable, Dataset, Protocol
 from glcanet_jax.errors import UserError
@@ -43,17 +43,17 @@ def run_folder(tmp_path_factory):
     table = ClassTable(CLASSES, ((255, 0, 0), (0, 255, 0), (0, 16, 255)))
     dataset = Dataset("fields", table, {"train": (scene,)}, (Protocol("all", (0, 1, 2)),))
     runs.save(folder / "best.safetensors", config, dataset, drawn(runs.build_model(config, 3)))
-    runs.write_json(folder / "config.json", configs.to_dict(config))
-    runs.write_json(folder / "data.json", {"scenes": {"train": {"a": {}, "b": {}}, "val": {"c": {}}}})
+    report.write_json(folder / "config.json", configs.to_dict(config))
+    report.write_json(folder / "data.json", {"scenes": {"train": {"a": {}, "b": {}}, "val": {"c": {}}}})
     (folder / "eval-test").mkdir()
     of_class = {name: {"iou": iou} for name, iou in zip(CLASSES, (0.5, 0.25, None), strict=True)}
     told = {"miou": 0.375, "mf1": 0.5, "oa": 0.75, "classes": of_class}
     settings = {"evaluated": "fields", "split": "test", "weights": "/home/me/runs/best.safetensors"}
     scored = {"protocols": {"all": told}, "majority": {"all": {"miou": 0.1, "oa": 0.3}}, "config": settings}
-    runs.write_json(folder / "eval-test" / "metrics.json", scored)
+    report.write_json(folder / "eval-test" / "metrics.json", scored)
     (folder / "eval-last").mkdir()
     of_last = scored | {"config": settings | {"weights": "last.safetensors"}}
-    runs.write_json(folder / "eval-last" / "metrics.json", of_last)  # another file's
+    report.write_json(folder / "eval-last" / "metrics.json", of_last)  # another file's
     Image.new("RGB", (8, 8)).save(folder / "eval-test" / "overlay_a.png")
     return folder
 

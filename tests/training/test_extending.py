@@ -135,7 +135,7 @@ def test_what_cannot_go_on_is_told(tmp_path, parent):
     with pytest.raises(UserError, match="none is no run's folder"):
         loop.train(config)
     (tmp_path / "bare").mkdir()
-    runs.write_json(tmp_path / "bare" / "config.json", json.loads((parent / "config.json").read_text()))
+    report.write_json(tmp_path / "bare" / "config.json", json.loads((parent / "config.json").read_text()))
     bare = dataclasses.replace(starting.of_run(tmp_path / "bare"), more_steps=2, out=str(tmp_path / "bare"))
     with pytest.raises(UserError, match="bare was stopped before its first checkpoint"):
         loop.train(bare)

@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from glcanet_jax import cli, report, runs, weights
+from glcanet_jax import backend, cli, report, runs, weights
 from glcanet_jax.config import Config, DataConfig
 from glcanet_jax.errors import Stopped, UserError
 from glcanet_jax.training import freezing, loop
@@ -319,7 +319,7 @@ def folder(tmp_path):
     for i, name in enumerate(("s0", "s1")):
         write_scene(root, name, i)
     write_splits(root, train=["s0"], val=["s1"], none=[])
-    runs.write_json(root / "classes.json", {"classes": CLASSES})
+    report.write_json(root / "classes.json", {"classes": CLASSES})
     return root
 
 
@@ -401,13 +401,13 @@ def test_without_a_home_nothing_is_kept_between_runs(monkeypatch, tmp_path):
     def homeless():
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.setattr(runs.Path, "home", homeless)
-    assert runs._cache_folder() is None
+    monkeypatch.setattr(backend.Path, "home", homeless)
+    assert backend._cache_folder() is None
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert runs._cache_folder() is None
+    assert backend._cache_folder() is None
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert runs._cache_folder() == tmp_path / "glcanet_jax" / "xla"
+    assert backend._cache_folder() == tmp_path / "glcanet_jax" / "xla"
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="folders there have no such rights")
@@ -417,7 +417,7 @@ def test_compiled_programs_lie_where_nobody_else_can_write(monkeypatch, tmp_path
     folder = tmp_path / "glcanet_jax" / "xla"
     before = os.umask(0)
     try:
-        assert runs._cache_folder() == folder
+        assert backend._cache_folder() == folder
     finally:
         os.umask(before)
     rights = lambda: [path.stat().st_mode & 0o777 for path in (folder, folder.parent)]  # noqa: E731
@@ -425,11 +425,11 @@ def test_compiled_programs_lie_where_nobody_else_can_write(monkeypatch, tmp_path
     (folder / "program").touch()
     folder.chmod(0o777)
     folder.parent.chmod(0o755)
-    assert runs._cache_folder() == folder and rights() == [0o700, 0o700]
+    assert backend._cache_folder() == folder and rights() == [0o700, 0o700]
     assert capsys.readouterr().out == ""
     other = os.geteuid() + 1
     monkeypatch.setattr(os, "geteuid", lambda: other)
-    assert runs._cache_folder() is None
+    assert backend._cache_folder() is None
     told = capsys.readouterr().out
     assert (
         told.startswith(f"compiled programs are not kept: others can write to {folder.parent}; remove it")
@@ -441,7 +441,7 @@ def test_compiled_programs_lie_where_nobody_else_can_write(monkeypatch, tmp_path
     real = os.scandir
     entry = type("Entry", (), {"stat": lambda self, **_: type("Found", (), {"st_uid": os.geteuid() + 1})()})
     monkeypatch.setattr(os, "scandir", lambda path: [*real(path), entry()])
-    assert runs._cache_folder() is None and str(folder) in capsys.readouterr().out
+    assert backend._cache_folder() is None and str(folder) in capsys.readouterr().out
 
 
 def test_a_place_that_cannot_be_made_is_told(tmp_path):
