@@ -169,7 +169,7 @@ def train(argv: Sequence[str], page: tuple[str, str]) -> None:
 
 def evaluate(argv: Sequence[str], page: tuple[str, str]) -> None:
     args = cli.parse(Eval, argv, *page)
-    from glcanet_jax import metrics, runs
+    from glcanet_jax import backend, metrics, runs, scoring
 
     backend.enable_compilation_cache()
     path = runs.find_weights(args.weights)
@@ -184,6 +184,7 @@ def evaluate(argv: Sequence[str], page: tuple[str, str]) -> None:
 
 def predict(argv: Sequence[str], page: tuple[str, str]) -> None:
     args = cli.parse(Predict, argv, *page)
+    from glcanet_jax import backend
     from glcanet_jax.maps import mapping
 
     with backend.computing(args.precision, args.deterministic):
@@ -272,9 +273,9 @@ def check(argv: Sequence[str], page: tuple[str, str]) -> int:
 
 def compare(argv: Sequence[str], page: tuple[str, str]) -> None:
     args = cli.parse(Compare, argv, *page)
+    from glcanet_jax import backend, runs
     from glcanet_jax import compare as comparing
     from glcanet_jax import page as pages
-    from glcanet_jax import runs
 
     asked = comparing.find_runs(args.runs)
     first = next(iter(asked.values())).weights

@@ -89,6 +89,8 @@ def compiling(make: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
     """What compiling made, its seconds, and how many programs went to the cache on disk or came from there."""
     import jax
 
+    from glcanet_jax import backend
+
     backend.enable_compilation_cache()
     events = []
     listen = lambda event, **_: events.append(event.rpartition("/")[2])  # noqa: E731
