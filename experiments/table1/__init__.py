@@ -18,13 +18,14 @@ import jax
 from experiments.common import sizes, trial
 from experiments.common.sizes import SCENE, SIZES, SPLITS, Comparison, Size
 from experiments.table1 import report as table1_report
-from glcanet_jax import backend, border, cli, models, report, runs
+from glcanet_jax import backend, border, cli, models, runs
 from glcanet_jax import config as configs
 from glcanet_jax.config import Config
 from glcanet_jax.errors import UserError
 from glcanet_jax.geometry import patch_starts
 from glcanet_jax.measure import aot, info
 from glcanet_jax.profiling import machine
+from glcanet_jax.report import write_json
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ def cost(config: Config, num_classes: int, bands: int, work: Path, memory: bool)
         out["memory"] = {"target": "h100", "kind": "compiled ahead of time, float32, batch 1", "programs": programs}
         out["memory"]["peak_mb"] = round(max(p["peak"] for p in programs.values()) / 2**20, 1)
     work.mkdir(parents=True, exist_ok=True)
-    report.write_json(path, {"of": key, "cost": out})
+    write_json(path, {"of": key, "cost": out})
     return out
 
 
