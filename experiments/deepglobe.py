@@ -20,7 +20,7 @@ PRESETS = {
         _on_deepglobe(PAPER, "paper"),
     ),
     "fast": ("bf16 and six patches a context, for a GPU of 40 GB or more", _on_deepglobe(FAST, "fast")),
-    "tiny": ("seconds on a CPU: shows that everything runs", _on_deepglobe(TINY, "tiny")),
+    "tiny": ("a few steps of a small network: shows that everything runs", _on_deepglobe(TINY, "tiny")),
     "sample": ("the bundled scene, a few minutes on two cores; needs no download", SAMPLE),
 }
 

@@ -36,7 +36,7 @@ PRESETS = {
         _on_mbrsc(CPU, "cpu"),
     ),
     "demo": ("a ResNet-18 of half the width from scratch: the bundled weights", _on_mbrsc(DEMO, "demo")),
-    "tiny": ("seconds on a CPU: shows that everything runs", _on_mbrsc(TINY, "tiny")),
+    "tiny": ("a few steps of a small network: shows that everything runs", _on_mbrsc(TINY, "tiny")),
     "sample": ("the bundled scene alone, a few minutes on two cores", SAMPLE),
 }
 

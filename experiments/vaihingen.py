@@ -23,7 +23,7 @@ PRESETS = {
         _on_vaihingen(PAPER, "paper"),
     ),
     "fast": ("bf16 and six patches a context, for a GPU of 40 GB or more", _on_vaihingen(FAST, "fast")),
-    "tiny": ("seconds on a CPU: shows that everything runs", _on_vaihingen(TINY, "tiny")),
+    "tiny": ("a few steps of a small network: shows that everything runs", _on_vaihingen(TINY, "tiny")),
 }
 
 

@@ -55,7 +55,7 @@ FAST = Config(
     eval_batch=18,
 )
 
-# seconds on a CPU: shows that everything runs, learns next to nothing
+# a few steps of a small network: shows that everything runs, learns next to nothing
 TINY = Config(
     views=Views(context_size=256, global_size=64, patch_size=64, overlap=8),
     loader=LoaderConfig(batch_size=4, patches_per_context=2),
@@ -131,7 +131,11 @@ PRESETS: Mapping[str, tuple[str, Config, Config]] = {
         LARGE,
     ),
     "paper": ("the paper's settings to the letter, for 120 epochs: hours on a large GPU", PAPER, PAPER),
-    "tiny": ("seconds on a CPU: shows that everything runs, learns next to nothing", TINY, TINY),
+    "tiny": (
+        "a few steps of a small network: shows that everything runs, learns next to nothing; on a CPU most of it is compiling",
+        TINY,
+        TINY,
+    ),
 }
 SMALLER = {"paper": "recipe", "fast": "recipe", "recipe": "tiny"}  # what to give where a preset takes too long
 METRES = {"recipe": 380.0, "fast": 1224.0}  # that a context spans on the ground where it was measured

@@ -94,6 +94,10 @@ def _data(config: Config, dataset: Any) -> Iterator[Table]:
     yield Table(["class", "colour"], [list(each) for each in zip(dataset.classes.names, colours, strict=True)])
 
 
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.2g} seconds"
+
+
 def _training(out: Path, log: Sequence[Mapping[str, Any]]) -> Iterator[str | Picture]:
     steps = [r for r in log if r.get("kind") == "train"]
     scores = [r for r in log if r.get("kind") == "eval" and r.get("miou") is not None]
@@ -104,7 +108,7 @@ def _training(out: Path, log: Sequence[Mapping[str, Any]]) -> Iterator[str | Pic
     told = f"{steps[-1]['step']} steps"
     if seconds:
         middle = float(np.median(seconds))
-        told += f", {middle:.2g} s each, {middle * steps[-1]['step'] / 60:.1f} minutes without compiling and scoring"
+        told += f", {middle:.2g} s each, {_duration(middle * steps[-1]['step'])} without compiling and scoring"
     peak = max((r["memory/host_peak_mb"] for r in steps if "memory/host_peak_mb" in r), default=None)
     told += "" if peak is None else f", {peak:,.0f} MB of host memory at most"
     if scores:

@@ -342,7 +342,7 @@ class Segmenter:
         if isinstance(scene, str):
             source = open_scene(scene, self._model, options)
             stack.callback(source.close)
-            if (note := note_of_resolution(source, self._model)) is not None:
+            if (note := note_of_resolution(source, self._model.ground_resolution)) is not None:
                 print(f"{source.name}: warning: {note.replace('--resample', 'resample=True')}", flush=True)
             return source
         if options.resample:

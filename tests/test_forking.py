@@ -55,7 +55,7 @@ def test_ten_lines_in_every_command(tmp_path, monkeypatch, capsys):
     assert report["model"]["dtype"] == "float32" and sum(row["pixels"] for row in report["classes"]) == 150 * 140
     command(monkeypatch, "export", "--weights", run, "--out", tmp_path / "network.zip")
     assert export.load(tmp_path / "network.zip").manifest["geometry"]["logits_stride"] == 2
-    assert "relative error" in " ".join(capsys.readouterr().out.split())
+    assert "largest error" in " ".join(capsys.readouterr().out.split())
     command(monkeypatch, "info", "--model", "tenlines", "--classes", 5, "--json")
     told = json.loads(capsys.readouterr().out)
     assert told["parameters"]["total"] == 9 * 3 * 8 + 8 + 2 * 8 + 8 * 5 + 5

@@ -74,7 +74,7 @@ class Images:
             yield f"  joined to {len(scenes)} scene{'s' * (len(scenes) != 1)}, {_extent(sizes)}: {_listed([s.name for s in scenes])}"
         small = sum(min(size) < patch for size in sizes)
         if small:
-            yield f"  {small} are smaller than a patch of {patch} px and would be padded; give a smaller --views.patch-size"
+            yield f"  {small} are smaller than a patch of {patch} px and would be padded; presets of `train` fit patches to scenes, else give a smaller --views.patch-size"
 
     def normalisation(self, scale: float) -> dict[str, Any] | None:
         """What values that are not of 8 bits should be normalised by; None for 8 bits, or several kinds."""

@@ -12,6 +12,7 @@ from glcanet_jax.data.gdal import cause, environment
 from glcanet_jax.data.georeference import LONLAT
 from glcanet_jax.data.guard import crs_text
 from glcanet_jax.errors import UserError
+from glcanet_jax.options import perhaps
 
 FARTHEST = 1e15  # of coordinates; what lies beyond is nowhere
 LEAST = {"ring": 4, "line": 2, "point": 1}  # points of each
@@ -76,6 +77,12 @@ class _Reader:
                 shape = make[MULTI.get(kind, kind)](one)
                 if shape is not None:
                     yield shape
+        else:
+            known = [*make, *MULTI, "GeometryCollection"]
+            raise UserError(
+                f"{self.path} is no GeoJSON: a geometry is of type {kind[:60]!r}{perhaps(kind, known)}; it must be one of "
+                f"{', '.join(known)}: correct it"
+            )
 
     def polygon(self, rings: Any) -> Any | None:
         """None where it is empty, as overlays of a GIS leave them."""

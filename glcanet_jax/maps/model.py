@@ -24,6 +24,8 @@ from glcanet_jax.maps.aoi import load_aoi
 from glcanet_jax.maps.options import MapOptions
 from glcanet_jax.weights import named
 
+TOO_COARSE = 2.5  # times as large as the pixels trained on: smaller ones made of these hold nothing that was learnt
+
 
 @dataclass(frozen=True)
 class Model:
@@ -148,16 +150,16 @@ def open_scene(path: str | Path, model: Model, options: MapOptions) -> raster.Ra
         raise
 
 
-def note_of_resolution(source: raster.RasterSource, model: Model) -> str | None:
-    """What to know of a scene whose pixels are much larger or smaller than those that the weights were trained on."""
+def note_of_resolution(source: raster.RasterSource, metres: float | None) -> str | None:
+    """What to know of a scene whose pixels are much larger or smaller than those that the weights were trained on, if that is known."""
     own = source.georeference.ground_resolution(source.height, source.width)
-    if not differ(own, model.ground_resolution):
+    if not differ(own, metres):
         return None
-    trained = f"{model.ground_resolution:.3g} m"
-    return (
-        f"its pixels are {own:.3g} m on the ground, those that the weights were trained on {trained}: the map will be worse; "
-        f"--resample reads it at {trained}"
-    )
+    trained = f"{metres:.3g} m"
+    told = f"its pixels are {own:.3g} m on the ground, those that the weights were trained on {trained}: the map will be worse"
+    if own > TOO_COARSE * metres:  # what it does not show, no resampling shows
+        return f"{told}, for what these weights look for is not to be seen there; give weights that were trained on such scenes"
+    return f"{told}; --resample reads it at {trained}"
 
 
 def region_of(source: raster.RasterSource | ArraySource, options: MapOptions) -> Any | None:

@@ -205,5 +205,5 @@ def plan_scene(name: str, path: str, out: Path, model: Model, options: MapOption
         fingerprint |= {"device": jax.devices()[0].device_kind, "batch": options.batch}
     settings = {"polygons": {"min_area": options.min_area}} if options.polygons else {}
     fingerprint, settings = (json.loads(json.dumps(value)) for value in (fingerprint, settings))
-    note = note_of_resolution(source, model)
+    note = note_of_resolution(source, model.ground_resolution)
     return Plan(name, source, region, out, files, fingerprint, settings, crs_text, note), model

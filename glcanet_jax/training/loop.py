@@ -353,7 +353,11 @@ def train_phase(run: Run, state: TrainState, phase: Phase, start: int) -> TrainS
     train_step = make_train_step(work.model, run.tx, work.config, work.config.normalisation.scale, phase)
     due, timer, step = _intervals(work), Timer(), start
     pace = Pace(_kind_of(work.config, phase), phase.stop - start, run.advice)
-    compiling = lambda program, *given: compile_step(run, program, *given, phase.name)  # noqa: E731
+
+    def compiling(program: Any, *given: Any) -> Any:
+        with timer.apart():
+            return compile_step(run, program, *given, phase.name)
+
     take = run.batches.steps(train_step, compiling)  # compiles at first, a minute or so for a whole ResNet-50
     while step < phase.stop:
         last = min(run.batches.until(step), phase.stop)

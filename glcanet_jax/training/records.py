@@ -145,6 +145,15 @@ class Timer:
     def __exit__(self, *_: Any) -> None:
         self._wait += time.perf_counter() - self._since
 
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        """What happens inside is no part of a step: compiling takes as long as hundreds of them."""
+        since = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._start += time.perf_counter() - since
+
     def step(self, images: int) -> None:
         self._steps += 1
         self._images += images

@@ -222,7 +222,11 @@ def test_bands_from_what_is_there(tmp_path, kinds, choices, default):
         ("potsdam", {"bands": "rgb+dms"}, "(perhaps you meant 'rgb+dsm'); choose from rgb, irrg, irrgb, rgb+dsm"),
         ("vaihingen", {"drop_faulty": False}, "vaihingen takes no drop_faulty: drop_faulty is for potsdam alone"),
         ("potsdam", {"train": ("2_11",)}, "potsdam takes no train: train is for mbrsc alone"),
-        ("deepglobe", {"bands": "rgb"}, "deepglobe takes no bands: bands is for vaihingen, potsdam and folder alone"),
+        (
+            "deepglobe",
+            {"bands": "rgb"},
+            "deepglobe takes no bands: bands is for vaihingen, potsdam, folder and tiles alone",
+        ),
         ("folder", {"drop_faulty": False}, "folder takes no drop_faulty"),
     ],
 )

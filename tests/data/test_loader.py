@@ -12,6 +12,7 @@ from PIL import Image
 from glcanet_jax.data import deepglobe, open_dataset
 from glcanet_jax.data import views as data_views
 from glcanet_jax.data.loader import LoaderConfig, TrainLoader, make_example
+from glcanet_jax.data.masks import MaskSource
 from glcanet_jax.data.raster import RasterSource
 from glcanet_jax.data.scenes import ArrayScene
 from glcanet_jax.errors import UserError
@@ -279,13 +280,17 @@ def test_a_context_is_read_once_for_its_patches(n):
 
 def test_a_file_is_decoded_once(tmp_path, monkeypatch):
     """For all its patches and contexts, whatever the threads, while it is remembered."""
-    decoded, read = Counter(), RasterSource.read
+    decoded = Counter()
 
-    def counting(source, *at):
-        decoded[source.path.name] += 1
-        return read(source, *at)
+    def counted(kind):
+        def counting(source, *at, read=kind.read):
+            decoded[source.path.name] += 1
+            return read(source, *at)
 
-    monkeypatch.setattr(RasterSource, "read", counting)
+        monkeypatch.setattr(kind, "read", counting)
+
+    counted(RasterSource)
+    counted(MaskSource)
     ids = deepglobe.split_ids("train")[:3]
     for seed, identifier in enumerate(ids):
         scene = noise_scene(180, 200, seed)

@@ -179,6 +179,10 @@ def test_ground_control_points(tmp_path, rows):
         ({"type": "Feature"}, "it has no 'geometry'"),
         ({"type": "Polygon"}, "it has no 'coordinates'"),
         ({"type": 5}, "'type' is 5, it must be a text"),
+        (
+            {"type": "Polygone", "coordinates": []},
+            r"of type 'Polygone' \(perhaps you meant 'Polygon'\); it must be one of",
+        ),
         (polygon(square(56, 25, 57, 26)) | {"crs": 7}, "'crs' is 7, it must be an object"),
         (polygon(square(56, 25, 57, 26)) | {"crs": {"properties": {}}}, "it has no 'name'"),
         ({"type": "FeatureCollection", "features": [1]}, "an object is wanted in 1"),

@@ -24,6 +24,7 @@ from glcanet_jax.data.scenes import ArrayScene
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference import walk
 from glcanet_jax.maps import mapping, task, writer
+from glcanet_jax.maps import model as mapmodel
 from glcanet_jax.maps.options import MapOptions
 from tests.inference.test_evaluation import SMALL, dataset_of, make_predictor
 from tests.maps.test_seams import ROTATED
@@ -653,6 +654,14 @@ def test_another_ground_resolution_is_told_and_resampled(tmp_path, weights, imag
     )  # without a walk
     assert (tmp_path / "coarse" / "scene_overlay.png").exists()
     assert not list((tmp_path / "coarse").glob(".*"))
+
+
+def test_where_pixels_are_far_too_large_no_resampling_is_offered(tmp_path, image):
+    source = RasterSource(write(tmp_path / "scene.tif", image))  # 0.5 m a pixel
+    note = lambda trained: mapmodel.note_of_resolution(source, trained)  # noqa: E731
+    assert note(0.5) is None and note(None) is None
+    assert "--resample reads it at 1 m" in note(1.0) and "--resample reads it at 0.3 m" in note(0.3)
+    assert "give weights that were trained on such scenes" in note(0.1) and "--resample" not in note(0.1)
 
 
 def test_what_cannot_be_resampled_is_told(tmp_path, weights, image):

@@ -400,7 +400,7 @@ def test_the_wrong_weights_are_told(tmp_path):
     with pytest.raises(UserError, match=r"vgg16\.npz is a VGG-16, the network's backbone is a ResNet"):
         weights.backbone_variables(plain, template(resnet.ResNet(18, 4)))
     other = weights.TorchvisionWeights({}, 18, "v1.5", "r18", "")
-    with pytest.raises(UserError, match=r"r18 is a ResNet-18, the network's backbone is a VGG-16"):
+    with pytest.raises(UserError, match=r"r18 is a ResNet-18 v1.5, the network's backbone is a VGG-16"):
         weights.backbone_variables(other, vgg_template(None))
     del plain.arrays["features.2.bias"]
     plain.arrays["features.5.bias"] = np.zeros(3, np.float32)

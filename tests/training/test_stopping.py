@@ -25,7 +25,7 @@ from glcanet_jax.config import Config, DataConfig
 from glcanet_jax.errors import Stopped, UserError
 from glcanet_jax.training import freezing, loop
 from glcanet_jax.training.checkpoints import Checkpoints
-from glcanet_jax.training.records import Log, room_told
+from glcanet_jax.training.records import Log, Timer, room_told
 from glcanet_jax.training.step import create_state
 from glcanet_jax.training.stopping import listening, on_any_host
 from tests.data.test_identity import CLASSES, write_scene, write_splits
@@ -468,3 +468,17 @@ def test_a_pattern_that_freezes_nothing_is_told_with_what_is_near(pattern, told)
     with pytest.raises(UserError) as error:
         freezing.frozen(PARAMETERS, (pattern,))
     assert told in str(error.value) and len(str(error.value)) < 200
+
+
+def test_compiling_is_no_part_of_a_step(monkeypatch):
+    now = [10.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    timer = Timer()
+    with timer.apart():
+        now[0] += 100
+    for _ in range(2):
+        with timer:
+            now[0] += 1
+        now[0] += 3
+        timer.step(8)
+    assert timer.read() == {"seconds_per_step": 4.0, "images_per_second": 2.0, "data_wait": 0.25}
