@@ -13,7 +13,7 @@ from glcanet_jax import cli
 from glcanet_jax.errors import UserError
 from glcanet_jax.limits import Range, check_fields
 from glcanet_jax.maps.options import DEFAULTS, MapOptions
-from glcanet_jax.options import Source
+from glcanet_jax.options import Source, given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,6 +220,12 @@ def info(argv: Sequence[str], page: tuple[str, str]) -> None:
     if args.weights:
         from glcanet_jax.sharing import card as cards
 
+        asked = sorted(f"--{name.replace('_', '-')}" for name in given(argv, information.Info, default) - {"json"})
+        if asked:
+            raise UserError(
+                f"{', '.join(asked)} and the weights {args.weights[0]} were given; options are for a network that is counted: "
+                "leave them out, or the weights"
+            )
         told = _facts(args.weights, "info")
         print(cards.as_json(told) if args.json else cards.text(told))
         return

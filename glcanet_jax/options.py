@@ -69,6 +69,11 @@ class Option:
         return f"{group}{dot}no-{name}"
 
     @property
+    def offered(self) -> tuple[str, ...]:
+        """The choices that are told: None is not where it is what holds without the option."""
+        return tuple(str(c) for c in self.choices if c is not None or self.default is not None)
+
+    @property
     def flag(self) -> bool:
         return self.type is bool
 
@@ -151,6 +156,14 @@ def canonical(argv: Sequence[str], options: Sequence[Option]) -> list[str]:
     return out
 
 
+def given(argv: Sequence[str], kind: type, default: Any = MISSING) -> set[str]:
+    """The names of the options on a command line of a dataclass, as its fields have them: ``views.patch_size``."""
+    options = list(options_of(kind, default))
+    known = {name: o.name.replace("-", "_") for o in options for name in (o.name, o.off)}
+    words = (w[2:].partition("=")[0] for w in canonical(argv, options) if w.startswith("--"))
+    return {known[word] for word in words if word in known}
+
+
 def _long(name: str, known: dict[str, Option]) -> str:
     group, dot, rest = name.partition(".")
     renamed = SHORT_GROUPS.get(group, group) + dot + rest
@@ -190,8 +203,8 @@ def _check_values(name: str, given: Sequence[str], option: Option) -> None:
     choices = () if option.flag else tuple(map(str, option.choices))
     for word in given if several else given[:1]:
         if choices and word not in choices:
-            near = perhaps(word, choices)
-            raise UserError(f"--{name} is {word!r}{near}; it must be one of {', '.join(choices)}")
+            near = perhaps(word, option.offered)
+            raise UserError(f"--{name} is {word!r}{near}; it must be one of {', '.join(option.offered)}")
         wanted = {} if option.flag else dict(_wanted(option.type, option.span))
         if wanted and not any(fits(word) for fits in wanted.values()):
             raise UserError(f"--{name} is {word!r}; it must be {' or '.join(wanted)}")
@@ -255,7 +268,7 @@ def _listed(words: Sequence[str]) -> str:
 def metavar(option: Option) -> str:
     """What stands for an option's value on a page."""
     if option.choices:
-        told = "{" + ",".join(map(str, option.choices)) + "}"
+        told = "{" + ",".join(option.offered) + "}"
         return f"{told} ..." if typing.get_origin(option.type) is tuple else told
     return _placeholder(option.type, option.name.rpartition(".")[2])
 

@@ -56,6 +56,10 @@ def resolve(config: Config, dataset: Any) -> Config:
     Raises:
         UserError: what it says does not fit the data, or the backbone.
     """
+    if config.init.classes is not None and config.init.weights is None:
+        raise UserError(
+            f"--init.classes {config.init.classes} needs --init, the weights whose classes it names; give both, or neither"
+        )
     if config.data.normalisation is not None:
         config = dataclasses.replace(config, normalisation=_from_file(Path(config.data.normalisation)))
     elif config.init.weights is not None and config.more_steps is None:
@@ -260,10 +264,11 @@ def data_of(path: Path, folder: str | None = None) -> configs.DataConfig:
         UserError: it says no place that is there.
     """
     data = read_weights(path)[0].data
-    place = folder or data.dir
-    if data.dataset != "sample" and not Path(place or f"data/{data.dataset}").is_dir():
+    given = folder or data.dir
+    place = Path(given or f"data/{data.dataset}")
+    if data.dataset != "sample" and not place.is_dir():
         raise UserError(f"{path} was trained on {data.dataset}, which is not at {place}; give --dataset and --data-dir")
-    return dataclasses.replace(data, dir=place)
+    return dataclasses.replace(data, dir=given)
 
 
 def chosen_bands(config: Config) -> tuple[int, ...] | None:
@@ -431,7 +436,7 @@ def open_run(config: Config) -> Path:
         elif changed:
             raise UserError(
                 f"{out} holds a run of another configuration ({'; '.join(changed[:4])}{' ...' if len(changed) > 4 else ''}); "
-                "give another --out, or the same options to go on with it"
+                f"give another --out, or the same options to go on with it{_longer(ours['train'], theirs['train'])}"
             )
         return out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -442,6 +447,12 @@ def open_run(config: Config) -> Path:
     except OSError as error:
         raise UserError(f"{out} cannot be made ({error.strerror}); give another --out") from error
     return out
+
+
+def _longer(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
+    """How a run is trained for more steps than it was begun for, where that is asked of it."""
+    here, there = ours["steps"], theirs["steps"]
+    return f", and --more-steps {here - there} to go on behind its end" if here and there and here > there else ""
 
 
 DATA = "data.json"  # in a run's folder: what it was trained on

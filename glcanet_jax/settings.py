@@ -13,7 +13,7 @@ from glcanet_jax.data.ground import median_resolution
 from glcanet_jax.data.scenes import Dataset
 from glcanet_jax.dialects import read_settings
 from glcanet_jax.limits import Range
-from glcanet_jax.options import canonical, options_of
+from glcanet_jax.options import given
 
 LOOKED_AT = 64  # scenes whose ground resolution is looked up
 
@@ -83,7 +83,7 @@ def read(argv: Sequence[str], page: tuple[str, str]) -> Asked:
     listed = cli.listing({key: words for key, (words, *_) in presets.PRESETS.items()})
     args = cli.parse(Train, argv, program, f"{words}\n\npresets:\n{listed}", default)
     config = Config(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Config)})
-    by_options = _given(argv, default)
+    by_options = given(argv, Train, default)
     if file is not None and by_options & {"data.dataset", "data.dir"}:
         config = forgetting(config, by_options)
     return Asked(config, args, frozenset(by_options | set(configs.flat(values))))
@@ -118,14 +118,6 @@ def forgetting(config: Config, chosen: Collection[str] = ()) -> Config:
         parts["normalisation"]["scale"] = None
     left = {part: {k: v for k, v in of.items() if f"{part}.{k}" not in chosen} for part, of in parts.items()}
     return presets.changed(config, left)
-
-
-def _given(argv: Sequence[str], default: Train) -> set[str]:
-    """The names of the options on a command line, as the configuration has them."""
-    options = list(options_of(Train, default))
-    known = {name: o.name.replace("-", "_") for o in options for name in (o.name, o.off)}
-    words = (w[2:].partition("=")[0] for w in canonical(argv, options) if w.startswith("--"))
-    return {known[word] for word in words if word in known}
 
 
 def fit(asked: Asked, dataset: Dataset) -> Config:

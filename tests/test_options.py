@@ -185,6 +185,18 @@ def test_what_is_wrong_is_told_in_one_line(line, message):
     assert message in str(told.value) and "\n" not in str(told.value) and "│" not in str(told.value)
 
 
+def test_none_is_offered_where_it_is_another_choice_alone():
+    preset, position = (next(o for o in options_of(Train) if o.name == name) for name in ("preset", "model.position"))
+    assert "None" not in preset.offered and "None" in position.offered
+    with pytest.raises(UserError, match="one of recipe, fast, paper, tiny$"):
+        check(["--preset", "x"], [preset], "glcanet train")
+
+
+def test_options_beside_weights_that_are_described_are_refused():
+    with pytest.raises(UserError, match="^--model.depth, --scene and the weights demo were given; .* leave them out"):
+        main.info(["demo", "--scene", "100x100", "--model.depth", "18"], ("glcanet info", "Info. ``x``"))
+
+
 def test_what_must_be_given_is_told():
     options = list(options_of(main.Eval))
     with pytest.raises(UserError, match="--data.dataset, --weights and --out must be given; `glcanet eval --help`"):

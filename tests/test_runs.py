@@ -1,5 +1,6 @@
 """What devices are told: the precision of products, operations left out, the type that a network computes in."""
 
+import dataclasses
 import os
 
 import jax
@@ -7,6 +8,8 @@ import jax.numpy as jnp
 import pytest
 
 from glcanet_jax import backend, runs
+from glcanet_jax.config import Config, InitConfig, TrainConfig
+from glcanet_jax.errors import UserError
 
 
 def test_a_precision_holds_inside_alone():
@@ -42,3 +45,24 @@ def test_a_command_that_is_deterministic_tells_xla(monkeypatch):
 def test_a_default_type_is_what_nobody_chose(dtype, computed):
     predictor, config, _ = runs.load_predictor("demo", dtype=dtype, default="bfloat16")
     assert config.model.dtype == computed and predictor.model.dtype == computed
+
+
+def test_a_longer_run_is_told_how_to_go_on(tmp_path):
+    short, long = (dataclasses.replace(Config(), out=str(tmp_path), train=TrainConfig(steps=n)) for n in (8, 12))
+    runs.open_run(short)
+    (tmp_path / "last.safetensors").touch()
+    with pytest.raises(UserError, match="train.steps: 12 here, 8 there.*--more-steps 4 to go on"):
+        runs.open_run(long)
+    with pytest.raises(UserError, match="go on with it$"):
+        runs.open_run(dataclasses.replace(short, eval_tta=True))
+
+
+def test_classes_of_no_weights_are_refused():
+    with pytest.raises(UserError, match="--init.classes a=b needs --init"):
+        runs.resolve(dataclasses.replace(Config(), init=InitConfig(classes="a=b")), None)
+
+
+def test_the_place_that_was_looked_at_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="which is not at data/mbrsc; give"):
+        runs.data_of(runs.find_weights("demo"))

@@ -81,15 +81,19 @@ def begun(config: Config) -> int:
     own = Path(config.out) / PARENT
     if own.exists():
         return border.read_object(own, step=int)["step"]
-    steps = [
-        int(p.name) for p in (Path(config.init.weights) / "checkpoints" / "last").glob("[0-9]*") if p.name.isdigit()
-    ]
-    if not steps:
+    step = last_step(Path(config.init.weights))
+    if step is None:
         starting.of_run(config.init.weights)  # says if it is no run at all
         raise UserError(
             f"{config.init.weights} was stopped before its first checkpoint: nothing can go on from it; train it first"
         )
-    return max(steps)
+    return step
+
+
+def last_step(run: Path) -> int | None:
+    """The step that a run's folder would go on from."""
+    steps = (int(p.name) for p in (run / "checkpoints" / "last").glob("[0-9]*") if p.name.isdigit())
+    return max(steps, default=None)
 
 
 def spans(planned: Sequence[Phase], steps: int) -> tuple[Phase, ...]:

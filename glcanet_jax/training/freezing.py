@@ -31,9 +31,13 @@ def frozen(params: dict[str, Any], patterns: tuple[str, ...]) -> dict[str, Any]:
             ``!PATTERN`` takes out of those before it.
 
     Raises:
-        UserError: one means nothing, or all mean everything.
+        UserError: one means nothing, as the first does that takes out, or all mean everything.
     """
     flat = flatten_dict(params)
+    if patterns and patterns[0].startswith(BUT):
+        raise UserError(
+            f"--freeze {patterns[0]} freezes nothing: name first what is frozen, as in --freeze '*' '{patterns[0]}'"
+        )
     for pattern in patterns:
         if not any(matches(path, pattern.removeprefix(BUT)) for path in flat):
             raise UserError(_no_parameter(pattern, flat))

@@ -108,9 +108,7 @@ def _train(config: Config, tracking: Tracking, advice: str) -> Path:
         with processes.led("the tiles") as leads:  # scenes that are dear to read are decoded once, by one process
             ready = fed(work) if leads else None
         work = ready or fed(work)
-        print(
-            f"training on {len(work.scenes)} scenes for {work.steps - work.begun} steps; everything is written to {out}"
-        )
+        print(_begins(out, work, extending.last_step(out)))
         for name in ("checkpoints", "tensorboard", "track"):
             disk.check_no_links(out / name)
         disk.own(out / MESSAGES)
@@ -118,6 +116,14 @@ def _train(config: Config, tracking: Tracking, advice: str) -> Path:
         native = native_kept(out / MESSAGES) if processes.several() else contextlib.nullcontext()
         with warnings_kept(out / MESSAGES), room_told(out), native:
             return _train_in(out, work, variables, tracking, advice)
+
+
+def _begins(out: Path, work: Work, reached: int | None) -> str:
+    """What a command does: it trains, or finds a run that has ended."""
+    if reached is not None and reached >= work.steps:
+        more = "" if work.config.more_steps else "; to train it longer, give --more-steps N"
+        return f"{out} has ended at step {reached} of {work.steps}: nothing is trained again{more}"
+    return f"training on {len(work.scenes)} scenes for {work.steps - work.begun} steps; everything is written to {out}"
 
 
 def open_folder(stack: contextlib.ExitStack, work: Work, taken: Start | None) -> None:
@@ -155,7 +161,8 @@ def _train_in(out: Path, work: Work, variables: dict[str, Any], tracking: Tracki
     if checkpoints.last_step() is not None:
         state, saved = checkpoints.restore(state)
         batches.set_state(saved["data"])
-        print(f"going on from step {int(state.step)}")
+        if int(state.step) < work.steps:
+            print(f"going on from step {int(state.step)}")
     start, unscored = int(state.step), saved.get("unscored", False)
     if processes.first():
         tracking.begin(out, to_dict(config), start)

@@ -36,6 +36,8 @@ def test_patterns_and_what_they_leave_out(patterns, trained):
 def test_a_pattern_that_leaves_nothing_out_is_told():
     with pytest.raises(UserError, match="--freeze !loca means no parameter"):
         freezing.frozen(PARAMS, ("*", "!loca"))
+    with pytest.raises(UserError, match="--freeze !local/head freezes nothing: name first what is frozen"):
+        freezing.frozen(PARAMS, ("!local/head",))
 
 
 class Norms(nn.Module):
