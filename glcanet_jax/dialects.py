@@ -37,9 +37,33 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         raise UserError(
             f"{path} holds what JSON cannot ({error}); write it as a number or as text in quotes"
         ) from error
+    if values is None:
+        raise UserError(f"{path} is empty; write settings by name into it, as `train: {{steps: 400}}`, or leave it out")
     if not isinstance(values, dict):
         raise UserError(f"{path} holds {type(values).__name__}; it must hold settings by name, as a run's config.json")
-    return values
+    return nested(values, path)
+
+
+def nested(values: dict[str, Any], path: Any) -> dict[str, Any]:
+    """Settings with those of dotted names where they belong: ``train.steps: 4`` is ``train: {steps: 4}``.
+
+    Raises:
+        UserError: one is there twice.
+    """
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        place, (*groups, last) = out, name.split(".")
+        for group in groups:
+            place = place.setdefault(group, {})
+            if not isinstance(place, dict):
+                raise UserError(f"{path} has {name}, and {group} as one value; keep one of them")
+        if isinstance(value, dict) and isinstance(place.get(last), dict) and not value.keys() & place[last].keys():
+            place[last] |= value
+        elif last in place:
+            raise UserError(f"{path} has {name} twice; keep one of them")
+        else:
+            place[last] = dict(value) if isinstance(value, dict) else value
+    return out
 
 
 def _yaml(text: str, path: Path) -> Any:

@@ -36,11 +36,12 @@ class Views:
         most = self.patch_size - self.patch_size // LEAST_STEP
         if self.overlap > most:
             raise UserError(
-                f"overlap is {self.overlap} px; it must be at most {most} px, as a patch has {self.patch_size} px a side"
+                f"views.overlap is {self.overlap} px; it must be at most {most} px, as a patch has {self.patch_size} px a side"
             )
         if self.context_size is not None and self.context_size < self.patch_size:
             raise UserError(
-                f"context_size is {self.context_size} px; it must be at least the patch size, {self.patch_size} px, or None"
+                f"views.context_size is {self.context_size} px; it must be at least the patch size, {self.patch_size} px, or None: "
+                f"give --context {self.patch_size} or more, or a smaller --patch"
             )
 
     def context_length(self, length: int) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 from glcanet_jax.config import Config, DataConfig, LossConfig, OptimiserConfig, TrainConfig, model_config
 from glcanet_jax.data.loader import LoaderConfig
 from glcanet_jax.errors import UserError
-from glcanet_jax.geometry import WHOLE, Views
+from glcanet_jax.geometry import LEAST_STEP, WHOLE, Views
 
 Changes = Mapping[str, Mapping[str, Any]]  # fields of a configuration's parts, by part; "" is the configuration itself
 
@@ -153,6 +153,20 @@ def preset(name: str, backbone: bool = False) -> Config:
         raise UserError(f"no preset is called {name!r}; there are {', '.join(PRESETS)}")
     _, scratch, pretrained = PRESETS[name]
     return pretrained if backbone else scratch
+
+
+def around(views: Views, patch: int, kept: Collection[str] = ()) -> Views:
+    """Views with patches of this side; context and overlap go with it, unless they are ``kept``.
+
+    Raises:
+        UserError: what is kept does not go with it.
+    """
+    new: dict[str, int] = {"patch_size": patch}
+    if views.context_size is not None and "context_size" not in kept:
+        new["context_size"] = max(views.context_size, patch)
+    if "overlap" not in kept:
+        new["overlap"] = min(views.overlap, patch - patch // LEAST_STEP)
+    return dataclasses.replace(views, **new)
 
 
 def fitted(

@@ -6,15 +6,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from glcanet_jax import cli, presets, runs
+from glcanet_jax import cli, presets, runs, starting
 from glcanet_jax import config as configs
 from glcanet_jax.config import Config
 from glcanet_jax.data.ground import median_resolution
 from glcanet_jax.data.scenes import Dataset
 from glcanet_jax.dialects import read_settings
+from glcanet_jax.errors import UserError
+from glcanet_jax.geometry import WHOLE
 from glcanet_jax.limits import Range
 from glcanet_jax.options import given
 
+GROUPS = (
+    "data",
+    "views",
+    "loader",
+    "model",
+    "normalisation",
+    "loss",
+    "optimiser",
+    "train",
+)  # that every run's settings have
 LOOKED_AT = 64  # scenes whose ground resolution is looked up
 
 
@@ -44,6 +56,7 @@ class Asked(NamedTuple):
     config: Config
     args: Train
     given: frozenset[str]  # names of all settings that somebody chose, as views.patch_size
+    forgotten: str = ""  # of a run's settings what does not hold for other data, where that must be told
 
     @property
     def advice(self) -> str:
@@ -54,6 +67,8 @@ class Asked(NamedTuple):
     @property
     def hint(self) -> str:
         """What is missing for a good result."""
+        if self.forgotten:
+            return self.forgotten
         asked = (
             self.args.preset
             or self.args.config
@@ -69,24 +84,92 @@ def read(argv: Sequence[str], page: tuple[str, str]) -> Asked:
         UserError: it is wrong, or the file of settings is.
     """
     name, file, network = (cli.chosen(argv, option) for option in ("preset", "config", "model.network"))
-    values = {} if file is None else read_settings(file)
+    values = {} if file is None else of_file(file)
     base = Config()
     if name is not None and name in presets.PRESETS:  # what is none is told below
         base = presets.preset(name, bool(cli.chosen(argv, "backbone") or values.get("backbone")))
     if file is not None:
-        base = over(base, values, file)
+        base = with_file(base, values, file, argv, views=name is None)
+    saved = base
     if network is not None:
         base = dataclasses.replace(base, model=configs.with_network(base.model, network))
-    base = cli.begun(base, argv, views=name is None and file is None)
+    if whole(values) or file is None or not goes_on(base, argv):
+        base = cli.begun(base, argv, views=name is None and file is None)
+    base = with_patch(base, cli.chosen(argv, "views.patch-size"), values, argv)
     default = Train(**{f.name: getattr(base, f.name) for f in dataclasses.fields(Config)})
     program, words = page
     listed = cli.listing({key: words for key, (words, *_) in presets.PRESETS.items()})
     args = cli.parse(Train, argv, program, f"{words}\n\npresets:\n{listed}", default)
     config = Config(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Config)})
-    by_options = given(argv, Train, default)
-    if file is not None and by_options & {"data.dataset", "data.dir"}:
-        config = forgetting(config, by_options)
-    return Asked(config, args, frozenset(by_options | set(configs.flat(values))))
+    by_options, forgotten = given(argv, Train, default), ""
+    other = (config.data.dataset, config.data.dir) != (saved.data.dataset, saved.data.dir)
+    if whole(values) and other:
+        config, before = forgetting(config, by_options), config
+        if config.init.weights != before.init.weights:
+            forgotten = f"{file} began with {before.init.weights}; this run does not: give --init {before.init.weights} to begin so"
+    return Asked(config, args, frozenset(by_options | set(configs.flat(values))), forgotten)
+
+
+def whole(values: Mapping[str, Any]) -> bool:
+    """Whether settings are all of a run, as its ``config.json`` has them, and not some that somebody wrote."""
+    return set(GROUPS) <= set(values)
+
+
+def of_file(file: str) -> dict[str, Any]:
+    """The settings of a file; of a run, without what it went on from, which is behind it.
+
+    Raises:
+        UserError: it cannot be read, or has what only a command line says.
+    """
+    values = read_settings(file)
+    for name in (f.name for f in dataclasses.fields(Train) if f.name in values):
+        if name not in {f.name for f in dataclasses.fields(Config)}:
+            raise UserError(
+                f"{file} has {name}; give it on the command line, as --{name}, and leave it out of the file"
+            )
+    if whole(values) and values.get("more_steps") is not None:
+        return values | {"more_steps": None, "init": configs.to_dict(Config())["init"]}
+    return values
+
+
+def with_file(base: Config, values: Mapping[str, Any], file: str, argv: Sequence[str], views: bool) -> Config:
+    """A configuration with a file's settings over it, and over those of the weights or the run that the file begins with.
+
+    Raises:
+        UserError: the file has what is no setting, or no value of one.
+    """
+    model, seen = values.get("model"), values.get("views")
+    base = with_patch(base, seen.get("patch_size") if isinstance(seen, dict) else None, values)
+    own = over(base, values, file)
+    init = cli.chosen(argv, "init.weights")
+    name = init or own.init.weights
+    if whole(values):
+        return own
+    if goes_on(own, argv):
+        return over(starting.of_run(name or cli.chosen(argv, "out") or own.out), values, file)
+    if init is not None or name is None:  # a command line's is taken behind the file
+        return own
+    return over(starting.like(base, name, (model or {}).get("network") or cli.chosen(argv), views), values, file)
+
+
+def goes_on(config: Config, argv: Sequence[str]) -> bool:
+    """Whether a file or a command line asks for more steps of a run."""
+    return config.more_steps is not None or cli.chosen(argv, "more-steps") is not None
+
+
+def with_patch(base: Config, patch: Any, values: Mapping[str, Any], argv: Sequence[str] = ()) -> Config:
+    """With sizes that go with a patch that was given, where they were not given, too; what is no size of one is told later."""
+    views = values.get("views")
+    kept = set(views if isinstance(views, dict) else ())
+    kept |= {
+        name for name in ("context_size", "overlap") if cli.chosen(argv, f"views.{name.replace('_', '-')}") is not None
+    }
+    if not str(patch).isdecimal() or int(patch) not in WHOLE:
+        return base
+    try:
+        return dataclasses.replace(base, views=presets.around(base.views, int(patch), kept))
+    except UserError:  # with a size that was given, too: what is given is looked over together
+        return base
 
 
 def over(base: Config, values: Mapping[str, Any], source: Any) -> Config:
@@ -111,7 +194,9 @@ def forgetting(config: Config, chosen: Collection[str] = ()) -> Config:
     """A saved configuration for other data: what it had found out of its own is to be found out again, unless it is ``chosen``."""
     parts: dict[str, dict[str, Any]] = {"loss": {}, "views": {"scene_size": None}, "data": {}, "normalisation": {}}
     parts["data"] = {"val_split": None, "on_device": "auto", "normalisation": None}
-    parts["data"] |= {"ground_resolution": None, "licence": None}
+    parts["data"] |= {"ground_resolution": None, "licence": None, "train_split": "train"}
+    parts["data"] |= {"train_scenes": (), "val_scenes": ()}
+    parts["init"] = configs.to_dict(configs.InitConfig())
     if config.loss.balance:
         parts["loss"]["class_weights"] = ()
     if config.normalisation.scale in (*runs.INTEGERS, 1.0):

@@ -67,6 +67,58 @@ def test_other_data_are_looked_at_anew(tmp_path):
     assert config.normalisation.mean == (0.1, 0.2) and config.data.val_split == "dev" and config.data.dir == "new"
 
 
+def saved_run(folder, **fields):
+    saved = dataclasses.replace(presets.preset("tiny"), **fields)
+    (folder / "config.json").write_text(json.dumps(configs.to_dict(saved)))
+    return saved
+
+
+def test_a_run_that_went_on_gives_settings_alone(tmp_path):
+    saved = saved_run(tmp_path, more_steps=4, init=configs.InitConfig(weights="runs/x"))
+    config = read("--config", tmp_path, "--out", "z").config
+    assert config == dataclasses.replace(saved, more_steps=None, init=configs.InitConfig(), out="z")
+
+
+def test_what_a_run_began_with_is_forgotten_with_its_data(tmp_path):
+    data = configs.DataConfig(train_split="half", train_scenes=("a",), val_scenes=("b",))
+    saved = saved_run(tmp_path, init=configs.InitConfig(weights="demo", classes="a=b"), data=data)
+    assert read("--config", tmp_path, "--dataset", "sample").config == saved  # the same data
+    other = read("--config", tmp_path, "--dataset", "folder", "--data-dir", "new")
+    assert other.config.init == configs.InitConfig() and "--init demo" in other.hint
+    assert other.config.data == configs.DataConfig(dataset="folder", dir="new")
+    kept = read("--config", tmp_path, "--data-dir", "new", "--data.train-split", "half").config.data
+    assert kept.train_split == "half" and kept.train_scenes == ()
+
+
+def test_a_file_of_one_s_own_is_kept_for_any_data(tmp_path):
+    (tmp_path / "own.yaml").write_text("data: {val_split: dev}")
+    assert read("--config", tmp_path / "own.yaml", "--data-dir", "new").config.data.val_split == "dev"
+
+
+@pytest.mark.parametrize("words", [(), ("--preset", "tiny"), ("--network", "branch")])
+def test_weights_in_a_file_give_their_network(tmp_path, words):
+    (tmp_path / "own.yaml").write_text("init: {weights: demo}\nmodel.remat: true")
+    there, here = read(*words, "--config", tmp_path / "own.yaml"), read(*words, "--init", "demo", "--model.remat")
+    assert there.config == here.config
+
+
+def test_a_file_may_ask_for_more_steps(tmp_path):
+    saved = saved_run(tmp_path)
+    (tmp_path / "own.yaml").write_text(f"init: {{weights: {tmp_path}}}\nmore_steps: 4\nloss.gamma: 1")
+    config = read("--config", tmp_path / "own.yaml", "--out", "z").config
+    assert config.model == saved.model and (config.more_steps, config.out, config.loss.gamma) == (4, "z", 1)
+
+
+def test_sizes_go_with_a_patch_that_is_given(tmp_path):
+    (tmp_path / "own.yaml").write_text("views: {patch_size: 500}")
+    for words in (("--patch", "500"), ("--config", tmp_path / "own.yaml")):
+        assert read("--preset", "tiny", *words).config.views.context_size == 500
+    assert read("--preset", "tiny", "--patch", "500", "--context", "600").config.views.context_size == 600
+    assert read("--patch", "32").config.views.overlap == 28
+    with pytest.raises(UserError, match="views.context_size is 256 px; .* give --context 500 or more"):
+        read("--preset", "tiny", "--patch", "500", "--context", "256")
+
+
 def test_another_network_leaves_the_first_one_s_options(tmp_path):
     (tmp_path / "own.toml").write_text('model = {network = "unet", width = 4}\n')
     assert read("--preset", "recipe", "--config", tmp_path / "own.toml").config.model == configs.model_config(
@@ -89,11 +141,13 @@ def test_a_backbone_is_seen_wherever_it_is_named(tmp_path):
         (["--overlays", "-1"], "from 0 to 1000"),
         (["--config", "own.json"], r"own.json: train.stepz is not known \(perhaps you meant 'steps'\)"),
         (["--config", "none.json"], "none.json cannot be read"),
+        (["--config", "preset.json"], "preset.json has preset; give it on the command line, as --preset"),
     ],
 )
 def test_bad_words_are_told(tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own.json").write_text('{"train": {"stepz": 3}}')
+    (tmp_path / "preset.json").write_text('{"preset": "tiny"}')
     with pytest.raises(UserError, match=message):
         read(*words)
 
