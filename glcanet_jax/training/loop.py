@@ -25,7 +25,7 @@ from glcanet_jax.inference.predictor import Predictor
 from glcanet_jax.profiling import program_memory, require_memory
 from glcanet_jax.progress import Progress
 from glcanet_jax.starting import Start
-from glcanet_jax.training import extending, freezing, optim, phases, processes, sources
+from glcanet_jax.training import doubts, extending, freezing, optim, phases, processes, sources
 from glcanet_jax.training.checkpoints import Checkpoints
 from glcanet_jax.training.compiling import Durations, Pace
 from glcanet_jax.training.messages import native_kept, warnings_kept
@@ -209,6 +209,8 @@ def prepare(config: Config) -> Work:
     dataset = runs.open_data(config.data)
     check_labels(dataset.scenes(config.data.train_split), config.data.train_split, what="training")
     config = runs.resolve(config, dataset)
+    for doubt in doubts.of(config, dataset.scenes(config.data.train_split)):  # before pixels without data are filled
+        print(doubt)
     dataset = runs.filled_as_trained(config, dataset)
     scenes = dataset.scenes(config.data.train_split)
     val_scenes = dataset.scenes(config.data.val_split) if config.data.val_split else ()
