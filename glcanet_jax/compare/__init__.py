@@ -50,7 +50,7 @@ def find_runs(words: Sequence[str]) -> dict[str, Run]:
     for word in words:
         whole = "=" not in word or Path(word).exists()
         name, equals, path = ("", "", word) if whole else word.partition("=")
-        path, _, stage = (path, "", "") if path.startswith("hf:") else path.partition("@")
+        path, stage = _at_head(path)
         name = name if equals else Path(path).resolve().name.removesuffix(".safetensors") + f" {stage}".rstrip()
         if not name or not path or name in found:
             told = f"{name!r} stands twice" if name in found else f"{word!r} lacks a name or a path"
@@ -61,6 +61,14 @@ def find_runs(words: Sequence[str]) -> dict[str, Run]:
     if not found:
         raise UserError("no run was given; give folders of runs or weights files, as in `compare runs/a runs/b`")
     return found
+
+
+def _at_head(path: str) -> tuple[str, str]:
+    """Path and head of ``PATH@HEAD``; an @ of a file that is there, or of a name on the hub, is its own."""
+    if path.startswith("hf:") or "@" not in path or Path(path).exists():
+        return path, ""
+    path, _, stage = path.rpartition("@")
+    return path, stage
 
 
 def words(asked: dict[str, Run], split: str, tta: bool) -> str:

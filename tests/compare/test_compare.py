@@ -259,6 +259,17 @@ def kept(monkeypatch, load_once):
     monkeypatch.setattr(runs, "load_predictor", load_once)
 
 
+def test_an_at_sign_of_a_name_that_is_there_is_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a@1", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "best.safetensors").touch()
+    asked = compare.find_runs(["a@1", "a@1@patch", "c=a@1@global", "b@patch"])
+    assert {name: (run.weights.parent.name, run.stage) for name, run in asked.items()} == {
+        "a@1": ("a@1", None), "a@1 patch": ("a@1", "patch"), "c": ("a@1", "global"), "b patch": ("b", "patch"),
+    }  # fmt: skip
+
+
 def test_two_runs(weights, dataset, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(compare, "STRIP", 460 * 37)
     compared = build(dataset, f"ours={weights[0]}", f"other={weights[1]}")
