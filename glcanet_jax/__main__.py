@@ -95,7 +95,7 @@ class Vectorise:
 class Export:
     weights: Path  # a weights file, a run's folder, demo, or hf:ORGANISATION/REPOSITORY
     out: Path  # a .zip or .onnx file to write
-    format: Literal["stablehlo", "onnx"] | None = None  # without: as the file's name ends, else stablehlo
+    format: Literal["stablehlo", "onnx"] | None = None  # without: as the file's name ends
     # ONNX: pixels a side of the tile; without: a context, of a network of one view a patch
     size: Annotated[int | None, Range(1, 2**13)] = None
 

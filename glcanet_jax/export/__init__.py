@@ -18,7 +18,7 @@ def export(
     """Export a weights file, or a run's best, to one file, whole or not at all, after comparing it with the network.
 
     Args:
-        format: None: ``onnx`` where the name ends so, else ``stablehlo``.
+        format: None: as the name ends.
         size: of ONNX: pixels a side of its tile; None: a context, of networks that look at patches alone a patch.
 
     Returns:
@@ -26,15 +26,18 @@ def export(
         that of a probability.
 
     Raises:
-        UserError: no weights, a package is missing, an option does not fit, or the file does not answer as the network.
+        UserError: no weights, a package is missing, an option or the name does not fit, or the file does not answer as the network.
     """
     out = Path(out)
     ends = {ending: name for name, ending in FORMATS.items()}
-    format = format or ends.get(out.suffix, "stablehlo")
-    if ends.get(out.suffix, format) != format:
-        raise UserError(f"{out} ends as a file of {ends[out.suffix]}, and {format} was asked for; give another name")
     if out.is_dir():
-        raise UserError(f"{out} is a folder; give the name of a file to write, {out / f'network{FORMATS[format]}'} say")
+        raise UserError(f"{out} is a folder; give the name of a file to write, {out / 'network.zip'} say")
+    if out.suffix not in ends:
+        known = " or ".join(f"{ending} ({name})" for ending, name in ends.items())
+        raise UserError(f"{out} ends in {out.suffix or 'nothing'}; exports end in {known}: give such a name")
+    format = format or ends[out.suffix]
+    if ends[out.suffix] != format:
+        raise UserError(f"{out} ends as a file of {ends[out.suffix]}, and {format} was asked for; give another name")
     if format == "onnx":
         from glcanet_jax.export import onnx
 

@@ -212,6 +212,16 @@ def test_what_an_export_cannot_is_told(written, weights_file, tmp_path):
             export.export(weights_file, tmp_path / name, **options)
 
 
+@pytest.mark.parametrize(("name", "ending"), [("demo.txt", ".txt"), ("demo", "nothing"), ("demo.onnx.bak", ".bak")])
+@pytest.mark.parametrize("format", [None, "stablehlo"])
+def test_an_export_says_by_its_name_what_it_is(tmp_path, name, ending, format):
+    with pytest.raises(
+        UserError, match=rf"ends in {ending}; exports end in \.zip \(stablehlo\) or \.onnx \(onnx\): give"
+    ):
+        export.export("demo", tmp_path / name, format)
+    assert not list(tmp_path.iterdir())
+
+
 # ---------------------------------------------------------------------------------------------------- files that are not
 def rewritten(path, out, **parts):
     """A copy with some parts replaced, or left out."""
