@@ -94,7 +94,9 @@ class DataConfig:
     # train from scenes that lie on the device, where each step draws its batch: auto (on accelerators; those that fit 40 % of the
     # free memory, in turns where these are not all), always or never
     on_device: Literal["auto", "always", "never"] = "auto"
-    pool: str | None = None  # as 8GB: what scenes may take on all devices, where they take turns if they are more
+    # as 8GB (1 MB, which is 1024 x 1024 bytes, is the least): what scenes may take on all devices, where they take turns if they
+    # are more
+    pool: str | None = None
     # contexts that are drawn from a scene before the next one has its turn, over those that an epoch has of it
     pool_passes: Annotated[float, Range(0, 1e6, open="low")] = 16.0
     tfds_dir: str | None = None  # read a prepared tfds build from here (made at first use) instead of the plain files

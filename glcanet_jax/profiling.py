@@ -88,7 +88,7 @@ def in_units(count: int) -> str:
 
 
 def parse_bytes(text: str, option: str = "--memory-budget") -> int:
-    """``4GB``, ``800 MB``, ``1.5GiB`` or a number of bytes, 1 MB at least.
+    """``4GB``, ``800 MB``, ``1.5GiB`` or a number of bytes, 1 MB at least; a MB is of 1024 x 1024 bytes.
 
     Raises:
         UserError: anything else; ``option`` is what it was given for.
@@ -99,7 +99,7 @@ def parse_bytes(text: str, option: str = "--memory-budget") -> int:
         raise UserError(f"{option} is {text[:60]!r}; it must be a size as 800MB or 4GB")
     if count < 2**20:
         raise UserError(
-            f"{option} is {text!r}, {count:.0f} bytes, which is less than anything needs; give a size as 800MB or 4GB"
+            f"{option} is {text!r}, {count:.0f} bytes, which is less than the least, 1 MB; give a size as 800MB or 4GB"
         )
     return int(count)
 

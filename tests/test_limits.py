@@ -200,5 +200,5 @@ def test_options_out_of_range_are_told(kind, line, told):
 def test_words_of_options_are_looked_at(call, text):
     with pytest.raises(UserError) as error:
         call(text)
-    assert "it must be" in str(error.value) or "less than anything needs" in str(error.value)
+    assert "it must be" in str(error.value) or "less than the least, 1 MB" in str(error.value)
     assert "\n" not in str(error.value) and len(str(error.value)) < 300

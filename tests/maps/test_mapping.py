@@ -455,7 +455,7 @@ def test_two_processes_do_not_share_a_scene(tmp_path, weights, image):
         ({"devices": 10**3}, "--devices is 1000; this machine has"),
         ({"readers": 0}, "--readers is 0"),
         ({"memory_budget": "much"}, "--memory-budget is 'much'"),
-        ({"memory_budget": "4"}, "--memory-budget is '4', 4 bytes, which is less than anything needs"),
+        ({"memory_budget": "4"}, "--memory-budget is '4', 4 bytes, which is less than the least, 1 MB"),
         ({"min_area": float("nan")}, "--min-area is nan"),
     ],
 )
