@@ -39,7 +39,7 @@ def open_data(data: configs.DataConfig) -> Any:
             from glcanet_jax.data.builders import open_tfds
         except ImportError as error:
             raise UserError(
-                f"--data.tfds-dir needs tensorflow-datasets ({error}); pip install -r requirements.txt, or leave it out"
+                f"--data.tfds-dir needs tensorflow-datasets ({error}); pip install tensorflow-datasets array_record importlib_resources, or leave it out"
             ) from error
         return open_tfds(data.dataset, data.dir, data.tfds_dir, **options)
     return open_dataset(data.dataset, data.dir, **options)

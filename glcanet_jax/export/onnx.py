@@ -32,7 +32,7 @@ TOLERANCE = 1e-4  # of a probability
 INPUT, OUTPUT = "image", "probabilities"
 LARGEST = 2**13  # pixels a side of a tile
 MOST_OVERLAP = 75  # percent: every pixel is computed 16 times then
-INSTALL = "pip install 'glcanet-jax[onnx]' && pip install --no-deps jax2onnx"
+INSTALL = "pip install onnx onnx-ir onnxruntime sympy && pip install --no-deps jax2onnx"
 
 
 # --------------------------------------------------------------------------------------------------------- what it computes

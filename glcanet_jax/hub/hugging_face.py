@@ -16,8 +16,7 @@ def _library() -> Any:
         import huggingface_hub
     except ImportError as error:
         raise UserError(
-            "names that begin with hf: need huggingface_hub, which is not installed; pip install 'glcanet-jax[hub]', or "
-            "download the file and give its path"
+            "the hub (names that begin with hf:) needs huggingface_hub, which is not installed; pip install huggingface_hub"
         ) from error
     return huggingface_hub
 

@@ -108,7 +108,7 @@ def _ask(
     if not available():
         raise UserError(
             f"compiling for a GPU that is not there needs XLA's CUDA compiler of jax {jax.__version__}; "
-            "pip install -r requirements-aot.txt"
+            f"pip install jax-cuda13-plugin=={jax.__version__}"
         )
     describe(target, device_memory)  # what cannot be described is told before anything begins
     request = what | {

@@ -107,7 +107,9 @@ def test_what_deepness_reads(weights):
 
 def test_without_the_packages_one_line_says_what_to_install(weights, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "jax2onnx", None)
-    with pytest.raises(UserError, match=r"ONNX needs jax2onnx, onnxruntime .*pip install --no-deps jax2onnx"):
+    with pytest.raises(
+        UserError, match=r"ONNX needs jax2onnx, onnxruntime .*pip install onnx .*pip install --no-deps jax2onnx"
+    ):
         onnx.write(weights("unet"), tmp_path / "network.onnx", None)
     assert not list(tmp_path.iterdir())
 

@@ -99,8 +99,10 @@ def test_what_is_not_there_is_told(folder, tmp_path):
 
 def test_without_the_library_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(UserError, match=r"pip install 'glcanet-jax\[hub\]'"):
-        hub.fetch("hf:org/repo")
+    calls = (lambda: hub.fetch("hf:org/repo")), (lambda: hub.push("org/repo", {}, "words"))
+    for call in calls:
+        with pytest.raises(UserError, match=r"needs huggingface_hub, .*; pip install huggingface_hub$"):
+            call()
 
 
 # ------------------------------------------------------------------------------------------------------- over the network

@@ -155,7 +155,7 @@ def test_a_batch_that_does_not_divide_is_told():
 
 def test_without_the_compiler_it_is_told(monkeypatch):
     monkeypatch.setattr(aot, "available", lambda: False)
-    with pytest.raises(UserError, match="pip install -r requirements-aot.txt"):
+    with pytest.raises(UserError, match="pip install jax-cuda13-plugin=="):
         aot.predict_memory(SMALL, 5, 3, batch=1, context=(400, 400))
 
 
