@@ -117,27 +117,30 @@ def embedded(path: Path) -> str:
 # ------------------------------------------------------------------------------------------------------------- Markdown
 def markdown(page: Page) -> str:
     """The same page for readers of text; its pictures lie beside it."""
-    out = [f"# {page.title}", *(["", page.lead] if page.lead else [])]
+    out = [f"# {plain(page.title)}", *(["", plain(page.lead)] if page.lead else [])]
     for section in page.sections:
-        out += ["", f"## {section.title}"]
+        out += ["", f"## {plain(section.title)}"]
         for part in section.parts:
             out += ["", *_markdown(part)]
     return "\n".join(out) + "\n"
 
 
 def _markdown(part: str | Table | Picture | Folded) -> Iterator[str]:
-    line = lambda cells: f"| {' | '.join(map(_in_cell, cells))} |"  # noqa: E731
+    line = lambda cells: f"| {' | '.join(map(plain, cells))} |"  # noqa: E731
     if isinstance(part, Table):
         yield line(part.head)
         yield "|" + "---|" * len(part.head)
         yield from map(line, part.rows)
     elif isinstance(part, Picture):
-        yield f"![{part.caption}]({part.path.name})"
+        yield f"![{plain(part.caption)}]({part.path.name})"
     elif isinstance(part, Folded):
-        yield from (f"{part.title}:", "", *(f"    {line}" for line in part.text.splitlines()))
+        yield from (f"{plain(part.title)}:", "", *(f"    {line}" for line in part.text.splitlines()))
     else:
-        yield part
+        yield plain(part)
 
 
-def _in_cell(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").split())
+def plain(text: str) -> str:
+    """Words in one line of Markdown, none of which is a tag, code or an end of a cell."""
+    for mark, instead in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("`", "\\`")):
+        text = text.replace(mark, instead)
+    return " ".join(text.split())

@@ -64,3 +64,10 @@ def test_the_same_in_markdown(picture):
     text = page.markdown(example(picture))
     row = next(line for line in text.splitlines() if line.endswith("| 1.5 |"))
     assert len(re.findall(r"(?<!\\)\|", row)) == 3 and "](p.png)" in text
+
+
+def test_names_stay_names_in_markdown(picture):
+    text = page.markdown(example(picture))
+    open_text = [line for line in text.splitlines() if not line.startswith("    ")]  # of what is folded, which is code
+    assert "<script>" not in "\n".join(open_text) and text.count("&lt;script>") == 9
+    assert page.plain("a|b\\ `c`\n<d>") == "a\\|b\\\\ \\`c\\` &lt;d>"
