@@ -3,8 +3,12 @@
 import dataclasses
 import json
 import os
+import shlex
+import urllib.parse
 from pathlib import Path
 
+from glcanet_jax import hub
+from glcanet_jax.page import plain
 from glcanet_jax.sharing.facts import Facts, Scores
 
 # licences that the hub knows by these names, https://huggingface.co/docs/hub/repositories-licenses
@@ -21,14 +25,19 @@ def markdown(facts: Facts, name: str | None = None, picture: str | None = None) 
 
     Args:
         name: by which the weights are given to commands; None: their own name or path.
-        picture: how the card refers to a picture; None: it has none.
+        picture: the place of a picture, as the card refers to it; None: it has none.
+
+    Raises:
+        UserError: the name is meant as one on the hub, and is none.
     """
     name = name or facts.name
+    if hub.is_name(name):
+        hub.parse(name)
     parts = [
         _header(facts),
-        f"# {facts.title}",
+        f"# {plain(facts.title)}",
         _summary(facts),
-        f"![A scene, its labels and its map]({picture})" if picture else "",
+        f"![A scene, its labels and its map]({urllib.parse.quote(picture)})" if picture else "",
         "## Use\n\n" + _commands(facts, name),
         "## Classes\n\n" + _classes(facts),
         "## Input\n\n" + _input(facts),
@@ -55,11 +64,6 @@ def _quoted(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", " ") + '"'
 
 
-def _cell(text: str) -> str:
-    """Text in a table, as it is."""
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "\\`")
-
-
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     lines = [head, tuple("---" for _ in head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -71,32 +75,33 @@ def ground(facts: Facts) -> str:
 
 
 def _summary(facts: Facts) -> str:
-    started = f", started from {_cell(facts.pretrained)}" if facts.pretrained else ""
+    started = f", started from {plain(facts.pretrained)}" if facts.pretrained else ""
     where = "" if facts.ground_resolution is None else f", {ground(facts)}"
     return (
         f"Land-cover weights for [GLCANet-JAX]({SOFTWARE}): {facts.called} with {facts.parameters:,} parameters, "
         f"{len(facts.classes)} classes, {len(facts.bands)} bands{where}{started}. "
-        f"Licence: {facts.licence or UNKNOWN}."
+        f"Licence: {plain(facts.licence or UNKNOWN)}."
     )
 
 
 def _commands(facts: Facts, name: str) -> str:
-    hub = "'glcanet-jax[hub] @ " if name.startswith("hf:") else "'glcanet-jax @ "
+    package = "glcanet-jax[hub]" if hub.is_name(name) else "glcanet-jax"
+    weights = shlex.quote(name)
     lines = [
         "```bash",
-        f"pip install {hub}git+{SOFTWARE}'",
-        f"glcanet predict scene.tif --weights {name} --out maps --overlay",
+        f"pip install '{package} @ git+{SOFTWARE}'",
+        f"glcanet predict scene.tif --weights {weights} --out maps --overlay",
     ]
     if not facts.export:
         lines += [
-            f"glcanet eval --dataset folder --data-dir DIR --split test --weights {name} --out scores",
-            f"glcanet export --weights {name} --out network.onnx",
+            f"glcanet eval --dataset folder --data-dir DIR --split test --weights {weights} --out scores",
+            f"glcanet export --weights {weights} --out network.onnx",
         ]
     python = [
         "```python",
         "import glcanet_jax",
         "",
-        f'prediction = glcanet_jax.load("{name}").predict("scene.tif")',
+        f'prediction = glcanet_jax.load({json.dumps(name, ensure_ascii=False)}).predict("scene.tif")',
         "```",
     ]
     return "\n".join([*lines, "```"]) + "\n\n" + "\n".join(python)
@@ -104,14 +109,14 @@ def _commands(facts: Facts, name: str) -> str:
 
 def _classes(facts: Facts) -> str:
     pairs = zip(facts.classes, facts.palette, strict=True)
-    rows = [(str(i), _cell(name), "#{:02x}{:02x}{:02x}".format(*colour)) for i, (name, colour) in enumerate(pairs)]
+    rows = [(str(i), plain(name), "#{:02x}{:02x}{:02x}".format(*colour)) for i, (name, colour) in enumerate(pairs)]
     return _table(("id", "class", "colour"), rows)
 
 
 def _input(facts: Facts) -> str:
     told = facts.normalisation
     rows = [
-        (str(i + 1), _cell(band), f"{told['mean'][i]:.4g}", f"{told['std'][i]:.4g}")
+        (str(i + 1), plain(band), f"{told['mean'][i]:.4g}", f"{told['std'][i]:.4g}")
         for i, band in enumerate(facts.bands)
     ]
     views = facts.views
@@ -128,25 +133,28 @@ def _input(facts: Facts) -> str:
 def _scores(scores: Scores) -> str:
     percent = lambda v: f"{100 * v:.1f}"  # noqa: E731
     where = " ".join(filter(None, [scores.dataset, scores.split]))
-    head = f"**{where or 'scored'}**, protocol {scores.protocol}: mIoU **{percent(scores.miou)}**, mean F1 "
+    head = (
+        f"**{plain(where) or 'scored'}**, protocol {plain(scores.protocol)}: mIoU **{percent(scores.miou)}**, mean F1 "
+    )
     head += f"{percent(scores.mf1)}, overall accuracy {percent(scores.oa)}."
     if scores.majority is not None:
         head += f" The commonest class everywhere would have an mIoU of {percent(scores.majority)}."
-    rows = [(_cell(name), percent(iou)) for name, iou in scores.classes]
+    rows = [(plain(name), percent(iou)) for name, iou in scores.classes]
     return head + "\n\n" + _table(("class", "IoU"), rows)
 
 
 def _unscored(name: str) -> str:
+    weights = shlex.quote(name)
     return (
-        f"No scores came with these weights. `glcanet eval --weights {name} ...` makes them; "
-        f"`glcanet card {name} --scores metrics.json` puts them here."
+        f"No scores came with these weights. `glcanet eval --weights {weights} ...` makes them; "
+        f"`glcanet card {weights} --scores metrics.json` puts them here."
     )
 
 
 def _data(facts: Facts) -> str:
-    lines = [f"* Data set: {_cell(facts.dataset) or UNKNOWN}", f"* Licence: {_cell(facts.licence or UNKNOWN)}"]
+    lines = [f"* Data set: {plain(facts.dataset) or UNKNOWN}", f"* Licence: {plain(facts.licence or UNKNOWN)}"]
     if facts.scenes:
-        lines.append("* Scenes: " + ", ".join(f"{count} {_cell(split)}" for split, count in facts.scenes.items()))
+        lines.append("* Scenes: " + ", ".join(f"{count} {plain(split)}" for split, count in facts.scenes.items()))
     if facts.steps is not None:
         lines.append(f"* Steps: {facts.steps:,}")
     return "\n".join(lines)

@@ -18,6 +18,7 @@ EXTENSIONS = (
     "https://stac-extensions.github.io/file/v2.1.0/schema.json",
 )
 TASK = "semantic-segmentation"
+LICENCE = r"[\w\-.+]+"  # an SPDX identifier, as STAC wants it; other words are told by the description
 NUMBER = r"(0|[1-9]\d*)(\.(0|[1-9]\d*)){2}"  # of a release, as the extension wants it
 
 
@@ -76,7 +77,9 @@ def _properties(facts: Facts) -> dict[str, Any]:
     if facts.ground_resolution is not None:
         told["gsd"] = facts.ground_resolution
     if facts.licence is not None:
-        told["license"] = facts.licence
+        named = re.fullmatch(LICENCE, facts.licence, re.ASCII)
+        told["license"] = facts.licence if named else "other"
+        told["description"] += "" if named else f" Licence: {facts.licence}."
     return told
 
 

@@ -1,8 +1,11 @@
 """Cards, STAC Items and what is published, from a weights file and from the run that it lies in."""
 
+import ast
 import dataclasses
 import json
 import re
+import shlex
+import urllib.parse
 
 import jax
 import numpy as np
@@ -122,6 +125,22 @@ def test_the_commands_of_a_card_are_commands(known):
     assert commands and set(commands) <= program.COMMANDS.keys()
 
 
+@pytest.mark.parametrize("name", ["my runs/x y", "it's", 'a"b', "hf:me/x"])
+def test_commands_and_pictures_take_any_name(known, name):
+    text = card.markdown(known, name, "my maps/a b).png")
+    commands = re.findall(r"^glcanet .*", text, re.M)
+    assert commands and all(name in shlex.split(command) for command in commands)
+    (code,) = re.findall(r"^prediction = .*", text, re.M)
+    assert name in [node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)]
+    (place,) = re.findall(r"!\[.*\]\((\S+)\)$", text, re.M)
+    assert urllib.parse.unquote(place) == "my maps/a b).png"
+
+
+def test_names_on_the_hub_are_checked(known):
+    with pytest.raises(UserError, match="'hf:me/x y' is no name on the hub"):
+        card.markdown(known, "hf:me/x y")
+
+
 def test_info_is_the_same_in_few_lines(known):
     told = card.text(known)
     assert (
@@ -180,6 +199,15 @@ def test_the_item_is_what_the_extension_asks_for(known, shared):
     broken["properties"]["mlm:input"][0]["input"]["dim_order"][3] = "channels"
     broken["properties"]["mlm:tasks"] = ["mapping"]
     assert len(list(check.iter_errors(broken))) >= 2
+
+
+@pytest.mark.parametrize(
+    ("licence", "named", "told"),
+    [("CC-BY-4.0", "CC-BY-4.0", ""), ("GPL-2.0+", "GPL-2.0+", ""), ("CC BY 4.0", "other", " Licence: CC BY 4.0.")],
+)
+def test_the_licence_of_an_item_is_an_identifier_or_other(known, licence, named, told):
+    item = stac.item(dataclasses.replace(known, licence=licence))["properties"]
+    assert item["license"] == named and item["description"].endswith(f"bands.{told}")
 
 
 def test_the_item_says_what_the_weights_are(known):
