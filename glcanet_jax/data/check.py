@@ -16,6 +16,7 @@ from glcanet_jax.data import OWN, deepglobe, folder, isprs, open_dataset
 from glcanet_jax.data.bands import parse_bands
 from glcanet_jax.data.findings import write_normalisation
 from glcanet_jax.data.mbrsc import SAMPLE, as_test, assign, splits_of
+from glcanet_jax.data.own_maps import is_map
 from glcanet_jax.data.scenes import ClassTable, Dataset, DatasetMissing, check_labels
 from glcanet_jax.data.survey import Survey, check_kinds
 from glcanet_jax.data.tables import class_table, entries_of, lacking, same, split_lists
@@ -98,7 +99,7 @@ def _parts(root: Path, seen: Survey) -> Iterator[str]:
     except UserError as error:
         yield f"{path}: {error}"
     for file in sorted(root.glob("*/images/*")) + sorted(root.glob("*/masks/*")):
-        if file not in named and file.suffix.lower() in folder.SUFFIXES:
+        if file not in named and file.suffix.lower() in folder.SUFFIXES and not is_map(file):
             yield f"{file}: no scene of {path.name} names it"
 
 

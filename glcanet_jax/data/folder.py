@@ -13,6 +13,7 @@ from glcanet_jax.data.bands import parse_bands
 from glcanet_jax.data.files import FileScene
 from glcanet_jax.data.masks import meant_as_colours
 from glcanet_jax.data.mbrsc import protocols
+from glcanet_jax.data.own_maps import is_map
 from glcanet_jax.data.scenes import ClassTable, Dataset, DatasetMissing
 from glcanet_jax.data.tables import check_splits, class_table, labels_file, same, split_lists
 from glcanet_jax.data.vector_labels import VectorLabels, labels_of
@@ -32,9 +33,10 @@ SUFFIXES = (".tif", ".tiff", ".vrt", ".jp2", ".jpg", ".jpeg", ".png", ".webp", "
 
 
 def listing(folder: Path) -> dict[str, Path]:
-    """Images of a folder by stem, whatever form its accents have; files that are hidden are none."""
+    """Images of a folder by stem, whatever form its accents have; hidden files and maps that were made here are none."""
     files = sorted(folder.iterdir()) if folder.is_dir() else []
-    return {same(p.stem): p for p in files if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")}
+    images = (p for p in files if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    return {same(p.stem): p for p in images if not is_map(p)}
 
 
 def pairs(root: Path) -> dict[str, dict[str, tuple[Path, Path | None]]]:

@@ -5,10 +5,9 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from glcanet_jax.data.own_maps import is_map
 from glcanet_jax.data.provenance import is_virtual
 from glcanet_jax.errors import UserError
-from glcanet_jax.maps.map_report import SUFFIX
-from glcanet_jax.maps.outputs import RASTERS
 
 # what a folder's scenes are known by; a file that is named itself may be anything that is read
 SUFFIXES = (".tif", ".tiff", ".jp2", ".j2k", ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".vrt", ".img")
@@ -56,18 +55,12 @@ def _rasters(folder: Path) -> Iterator[str]:
         raise UserError(f"{folder} cannot be read ({error.strerror}); name another folder") from error
     files = [entry for entry in entries if entry.is_file() and not entry.name.startswith(".")]
     rasters = [file for file in files if file.suffix.lower() in SUFFIXES]
-    scenes = [file for file in rasters if not _is_ours(file)]
+    scenes = [file for file in rasters if not is_map(file)]
     if not scenes:
         there = f"it holds {len(rasters)} maps made here" if rasters else f"none of its {len(files)} files is a raster"
         deeper = "; folders in it are not looked into" * any(entry.is_dir() for entry in entries)
         raise UserError(f"{folder} has no scene: {there}{deeper}; rasters are known by {', '.join(SUFFIXES)}")
     yield from map(str, scenes)
-
-
-def _is_ours(file: Path) -> bool:
-    """Whether a file is a map, by its name and the report beside it."""
-    ends = [end for end in RASTERS.values() if file.name.endswith(end)]
-    return any(file.with_name(f"{file.name.removesuffix(end)}{SUFFIX}").exists() for end in ends)
 
 
 def names_of(scenes: Sequence[str]) -> dict[str, str]:

@@ -14,11 +14,11 @@ import numpy as np
 
 from glcanet_jax import border, report
 from glcanet_jax.data.georeference import Georeference
+from glcanet_jax.data.own_maps import SUFFIX
 from glcanet_jax.data.scenes import IGNORE
 from glcanet_jax.errors import UserError
 from glcanet_jax.limits import Range
 
-SUFFIX = ".report.json"
 TABLE = "areas.csv"  # of all scenes of a folder
 COLUMNS = ("scene", "class_id", "class", "pixels", "hectares", "percent")
 

@@ -5,13 +5,11 @@ import os
 import tempfile
 from pathlib import Path
 
+from glcanet_jax.data.own_maps import LAYERS, RASTERS, SUFFIX
 from glcanet_jax.errors import UserError
 from glcanet_jax.maps.beside import SUFFIX as BESIDE
-from glcanet_jax.maps.map_report import SUFFIX
 from glcanet_jax.maps.options import MapOptions
 
-LAYERS = ("classes", "confidence", "probabilities")  # what a walk makes; the rest is drawn from the classes
-RASTERS = {kind: f"_{kind}.tif" for kind in LAYERS} | {"overlay": "_overlay.png"}
 NAME_MAX = 255  # bytes of a name, where the system does not say
 
 

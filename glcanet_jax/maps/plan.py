@@ -12,6 +12,7 @@ import jax
 
 from glcanet_jax import config as configs
 from glcanet_jax.data.georeference import Georeference
+from glcanet_jax.data.own_maps import LAYERS, SUFFIX
 from glcanet_jax.data.vectors import parts_of
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference.scratch import is_of
@@ -32,7 +33,7 @@ class Todo(NamedTuple):
     @property
     def layers(self) -> list[str]:
         """What needs a walk over the scene."""
-        return [kind for kind in outputs.LAYERS if kind in self.files]
+        return [kind for kind in LAYERS if kind in self.files]
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Plan:
 
     @property
     def report(self) -> Path:
-        return self.out / f"{self.name}{map_report.SUFFIX}"
+        return self.out / f"{self.name}{SUFFIX}"
 
     def head(self, layers: list[str]) -> dict[str, Any]:
         """What a walk that was stopped must have been after, to go on."""
@@ -179,7 +180,7 @@ def plan_scene(name: str, path: str, out: Path, model: Model, options: MapOption
         files = outputs.outputs_of(name, options)
         if crs_text is not None:
             files |= outputs.beside(files)
-        taken = {os.path.realpath(out / f) for f in (*files.values(), f"{name}{map_report.SUFFIX}")}
+        taken = {os.path.realpath(out / f) for f in (*files.values(), f"{name}{SUFFIX}")}
         if os.path.realpath(path) in taken:
             raise UserError(f"{path} would be overwritten by its own map; give another --out")
         region = region_of(source, options)

@@ -20,6 +20,7 @@ from PIL import Image
 
 from glcanet_jax.data import ClassTable, DatasetMissing, check, deepglobe, mbrsc, names, open_dataset
 from glcanet_jax.data.check import check_dataset
+from glcanet_jax.data.folder import listing
 from glcanet_jax.data.mbrsc import SAMPLE
 from glcanet_jax.data.scenes import ArrayScene, Cache, GridScene, WindowScene
 from glcanet_jax.errors import UserError
@@ -394,6 +395,14 @@ def test_masks_may_have_a_palette(tmp_path):
     file = tmp_path / "masks" / "a.png"
     Image.open(file).convert("P", palette=Image.Palette.ADAPTIVE).save(file)
     np.testing.assert_array_equal(open_dataset("folder", tmp_path).scenes("all")[0].read_labels(), truth["a"][1])
+
+
+def test_maps_among_the_images_are_no_scenes(tmp_path):
+    """As `predict images --out images` leaves them; without the report beside them such names are scenes' own."""
+    made = ("a.tif", "a.report.json", "a_classes.tif", "a_confidence.tif", "a_overlay.png", "b_classes.tif", ".c.png")
+    for name in made:
+        (tmp_path / name).touch()
+    assert list(listing(tmp_path)) == ["a", "b_classes"]
 
 
 def test_splits_of_own_scenes(tmp_path):
