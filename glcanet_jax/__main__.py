@@ -110,6 +110,7 @@ class Described:
     licence: str | None = None  # of the data, as CC-BY-4.0; without: what was given to train
     scores: tuple[Path, ...] = ()  # files metrics.json of eval; none: those below the run's folder
     picture: Path | None = None  # as predict --overlay or eval makes; without: the first below the run's folder
+    title: str | None = None  # of the card and the STAC Item; without: after network and data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,7 +240,7 @@ def _facts(weights: Sequence[str], command: str, described: Described | None = N
         raise UserError(f"{len(weights)} weights were given; name one, as in `{command} demo`")
     if described is None:
         return facts.read(weights[0])
-    return facts.read(weights[0], described.licence, described.scores, described.picture)
+    return facts.read(weights[0], described.licence, described.scores, described.picture, described.title)
 
 
 def card(argv: Sequence[str], page: tuple[str, str]) -> None:

@@ -13,6 +13,7 @@ from glcanet_jax.config import Config
 from glcanet_jax.inference.windows import place_of
 from glcanet_jax.page import Folded, Page, Picture, Section, Table
 from glcanet_jax.profiling import machine
+from glcanet_jax.scoring import CHOSE
 
 NAME = "report.html"
 CLASSES = 24  # of more, the confusion is told by its commonest pairs
@@ -126,7 +127,7 @@ def percent(value: float | None) -> str:
 
 def _scores(result: dict[str, Any], dataset: Any, chose: bool) -> Iterator[str | Table]:
     if chose:
-        yield "This split chose the weights: on other scenes expect less."
+        yield CHOSE
     for name, scores in result["protocols"].items():
         majority, total = result["majority"][name], sum(c["support"] for c in scores["classes"].values())
         if len(result["protocols"]) > 1:

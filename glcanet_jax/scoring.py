@@ -17,6 +17,8 @@ from glcanet_jax.inference.predictor import Predictor
 from glcanet_jax.inference.windows import Cut, Worst
 from glcanet_jax.progress import Progress
 
+CHOSE = "This split chose the weights: on other scenes expect less."  # beside scores of the validation's split
+
 
 def check_fit(dataset: Any, scenes: Any, predictor: Predictor, class_names: list[str], split: str) -> None:
     """Raises UserError if weights cannot be scored on these scenes."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from glcanet_jax import hub
 from glcanet_jax.page import plain
+from glcanet_jax.scoring import CHOSE
 from glcanet_jax.sharing.facts import Facts, Scores
 
 # licences that the hub knows by these names, https://huggingface.co/docs/hub/repositories-licenses
@@ -139,6 +140,8 @@ def _scores(scores: Scores) -> str:
     head += f"{percent(scores.mf1)}, overall accuracy {percent(scores.oa)}."
     if scores.majority is not None:
         head += f" The commonest class everywhere would have an mIoU of {percent(scores.majority)}."
+    if scores.chose:
+        head += f" {CHOSE}"
     rows = [(plain(name), percent(iou)) for name, iou in scores.classes]
     return head + "\n\n" + _table(("class", "IoU"), rows)
 
@@ -193,7 +196,9 @@ def text(facts: Facts) -> str:
     }
     for scores in facts.scores:
         where = " ".join(filter(None, [scores.dataset, scores.split, scores.protocol]))
-        lines[f"mIoU {100 * scores.miou:.1f}"] = f"{where}, overall accuracy {100 * scores.oa:.1f}"
+        lines[f"mIoU {100 * scores.miou:.1f}"] = (
+            f"{where}, overall accuracy {100 * scores.oa:.1f}" + f". {CHOSE}" * scores.chose
+        )
     width = max(map(len, lines))
     return "\n".join(f"{key:<{width}}  {value}" for key, value in lines.items())
 

@@ -1,5 +1,6 @@
 """What is known of a weights file: from itself, and from the run that it lies in."""
 
+import dataclasses
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from glcanet_jax import border, geometry, hub, runs
+from glcanet_jax.data import OWN
 from glcanet_jax.data.identity import digest
 from glcanet_jax.errors import UserError
 from glcanet_jax.options import perhaps
@@ -33,6 +35,7 @@ class Scores:
     oa: float
     classes: tuple[tuple[str, float], ...] = ()  # name and IoU
     majority: float | None = None  # mIoU of the commonest class everywhere
+    chose: bool = False  # the split chose the weights
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class Facts:
     scenes: dict[str, int] = field(default_factory=dict)  # by split, of the run that it lies in
     scores: tuple[Scores, ...] = ()
     picture: Path | None = None
+    given_title: str | None = None
 
     @property
     def called(self) -> str:
@@ -68,7 +72,9 @@ class Facts:
 
     @property
     def title(self) -> str:
-        """What the weights are called where nobody says otherwise."""
+        """What the weights are called: as was said, or after network and data."""
+        if self.given_title is not None:
+            return self.given_title
         return f"{self.called}, {self.dataset}" if self.dataset else self.called
 
 
@@ -77,6 +83,7 @@ def read(
     licence: str | None = None,
     scores: tuple[Path, ...] = (),
     picture: Path | None = None,
+    title: str | None = None,
 ) -> Facts:
     """What is known of weights, a run's best or last, a name on a hub, or an export.
 
@@ -84,6 +91,7 @@ def read(
         licence: instead of what the file says.
         scores: files ``metrics.json`` of ``eval``; none: those below the run's folder, if the weights lie in one.
         picture: to be shown; None: the first overlay below the run's folder.
+        title: what the weights are called; None: after network and data.
 
     Raises:
         UserError: something cannot be read, or is not what it should be.
@@ -96,7 +104,12 @@ def read(
         picture = next(iter(sorted(run.glob("*/overlay_*.png"))), None)
     elif picture is not None:
         _check_picture(picture)
+    if title is not None and not title.strip():
+        raise UserError(f"--title is {title!r}; give what the weights are to be called, or leave it out")
     names = stored.classes["names"]
+    data = stored.classes.get("dataset", "") or config.data.dataset
+    scored = tuple(score for file in found for score in read_scores(Path(file), names))
+    chose = lambda s: s.split == config.data.val_split and s.dataset in ("", data)  # noqa: E731
     options = stored.config.get("model", {}) if stored.network is None else stored.network.options
     began = None if stored.network is not None else _began(config)
     return Facts(
@@ -114,13 +127,14 @@ def read(
         bands=band_names(config.data.bands, stored.bands),
         normalisation=_by_band(stored.normalisation, stored.bands),
         ground_resolution=stored.ground_resolution or config.data.ground_resolution,
-        dataset=stored.classes.get("dataset", "") or config.data.dataset,
+        dataset=_data_name(data, config.data.dir),
         licence=licence or config.data.licence,
         pretrained=began,
         steps=config.train.steps if stored.network is None else None,
-        scenes=_scenes(run),
-        scores=tuple(score for file in found for score in read_scores(Path(file), names)),
+        scenes=_scenes(run, data),
+        scores=tuple(dataclasses.replace(score, chose=chose(score)) for score in scored),
         picture=picture,
+        given_title=None if title is None else " ".join(title.split()),
     )
 
 
@@ -131,6 +145,11 @@ def _own_scores(run: Path, weights: str) -> list[Path]:
     return [
         f for f in files if isinstance(told[f], dict) and Path(str(told[f].get("weights", weights))).name == weights
     ]
+
+
+def _data_name(dataset: str, folder: str | None) -> str:
+    """A dataset's name; of data of the user's own that of their folder."""
+    return (Path(folder).name if dataset in OWN and folder is not None else "") or dataset
 
 
 def _began(config: Any) -> str | None:
@@ -168,11 +187,16 @@ def _by_band(normalisation: dict[str, Any], bands: int) -> dict[str, Any]:
     return each | {"scale": float(normalisation["scale"])}
 
 
-def _scenes(run: Path | None) -> dict[str, int]:
-    """Scenes by split, of what a run was trained on, if it says so."""
+def _scenes(run: Path | None, dataset: str) -> dict[str, int]:
+    """Scenes by split: those that a run was trained on, if it says so, and others of the data that it was scored on."""
     if run is None or not (run / runs.DATA).exists():
         return {}
-    return {split: len(scenes) for split, scenes in border.read_object(run / runs.DATA, scenes=dict)["scenes"].items()}
+    counts = {split: len(s) for split, s in border.read_object(run / runs.DATA, scenes=dict)["scenes"].items()}
+    for told in map(border.read_object, sorted(run.glob("*/metrics.json"))):
+        asked, scored = told.get("config"), told.get("scenes")
+        if isinstance(asked, dict) and isinstance(scored, dict) and asked.get("evaluated", dataset) == dataset:
+            counts.setdefault(str(asked.get("split", "scored")), len(scored))
+    return counts
 
 
 def _check_picture(path: Path) -> None:

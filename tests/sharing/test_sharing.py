@@ -29,7 +29,9 @@ def run_folder(tmp_path_factory):
     """A run's folder: weights, the data's record, scores and a picture."""
     folder = tmp_path_factory.mktemp("runs") / "mine"
     folder.mkdir()
-    data = DataConfig("folder", "/home/me/fields", bands="4,1,2", ground_resolution=0.5, licence="CC-BY-4.0")
+    data = DataConfig(
+        "folder", "/home/me/fields", bands="4,1,2", val_split="val", ground_resolution=0.5, licence="CC-BY-4.0"
+    )
     views = geometry.Views(context_size=128, global_size=64, patch_size=64, overlap=16)
     normalisation = NormalisationConfig(scale=10000.0)
     network, began = model_config("unet", width=4), "/home/me/resnet50.pth"
@@ -53,6 +55,7 @@ def run_folder(tmp_path_factory):
     told = {"miou": 0.375, "mf1": 0.5, "oa": 0.75, "classes": of_class}
     settings = {"evaluated": "fields", "split": "test", "weights": "/home/me/runs/best.safetensors"}
     scored = {"protocols": {"all": told}, "majority": {"all": {"miou": 0.1, "oa": 0.3}}, "config": settings}
+    scored |= {"scenes": {"d": {}, "e": {}}}
     report.write_json(folder / "eval-test" / "metrics.json", scored)
     (folder / "eval-last").mkdir()
     of_last = scored | {"config": settings | {"weights": "last.safetensors"}}
@@ -69,7 +72,10 @@ def known(run_folder):
 def test_what_is_known_of_a_run(known, run_folder):
     assert known.network == "unet" and known.classes == CLASSES and known.bands == ("band4", "band1", "band2")
     assert known.ground_resolution == 0.5 and known.licence == "CC-BY-4.0" and known.dataset == "fields"
-    assert known.scenes == {"train": 2, "val": 1} and known.picture == run_folder / "eval-test" / "overlay_a.png"
+    assert (
+        known.scenes == {"train": 2, "val": 1, "test": 2}
+        and known.picture == run_folder / "eval-test" / "overlay_a.png"
+    )
     (scores,) = known.scores
     assert (scores.dataset, scores.split, scores.protocol) == ("fields", "test", "all")
     assert scores.classes == (("crop", 0.5), ("dirt | track", 0.25)) and scores.majority == 0.1
@@ -107,7 +113,7 @@ def test_a_card_says_it_all(known):
     for part in (
         "# U-Net, fields", "![A scene, its labels and its map](picture.png)", "0.5 m a pixel", "divided by 10000",
         "| 1 | dirt \\| track | #00ff00 |", "| 1 | band4 | 0.485 | 0.229 |", "mIoU **37.5**", "an mIoU of 10.0",
-        "| crop | 50.0 |", "Scenes: 2 train, 1 val", "Licence: CC-BY-4.0", "--weights hf:org/fields", "glcanet-jax[hub]",
+        "| crop | 50.0 |", "Scenes: 2 train, 1 val, 2 test", "Licence: CC-BY-4.0", "--weights hf:org/fields", "glcanet-jax[hub]",
     ):  # fmt: skip
         assert part in body, part
     assert not re.search(r"\b(None|nan|\{\})\b", text)
@@ -147,6 +153,44 @@ def test_info_is_the_same_in_few_lines(known):
         "weights, " in told and "crop, dirt | track, water" in told and "0.5 m a pixel" in told and "mIoU 37.5" in told
     )
     assert json.loads(card.as_json(known))["classes"] == list(CLASSES)
+
+
+def test_the_split_that_chose_the_weights_is_told(known):
+    assert known.scores[0].chose is False and "expect less" not in card.markdown(known) + card.text(known)
+    scores = (known.scores[0], dataclasses.replace(known.scores[0], split="val", miou=0.5, chose=True))
+    told = dataclasses.replace(known, scores=scores)
+    head, val = card.markdown(told).split("**fields val**")
+    assert "expect less" not in head and "This split chose the weights: on other scenes expect less." in val
+    assert [("expect less" in line) for line in card.text(told).splitlines()[-2:]] == [False, True]
+
+
+def test_scores_of_the_validation_chose_the_weights(run_folder, tmp_path):
+    scored = json.loads((run_folder / "eval-test" / "metrics.json").read_text())
+    for split, evaluated, chose in (("val", "fields", True), ("val", "others", False), ("test", "fields", False)):
+        scored["config"] |= {"split": split, "evaluated": evaluated}
+        (tmp_path / "metrics.json").write_text(json.dumps(scored))
+        (scores,) = facts.read(run_folder, scores=(tmp_path / "metrics.json",)).scores
+        assert scores.chose is chose
+
+
+@pytest.mark.parametrize(
+    ("dataset", "folder", "name"),
+    [
+        ("folder", "/home/me/my fields", "my fields"), ("tiles", "land/", "land"), ("folder", ".", "folder"),
+        ("folder", None, "folder"), ("mbrsc", "/data/x", "mbrsc"), ("", None, ""),
+    ],
+)  # fmt: skip
+def test_data_of_ones_own_are_called_as_their_folder(dataset, folder, name):
+    assert facts._data_name(dataset, folder) == name
+
+
+def test_a_title_may_be_given(run_folder):
+    told = facts.read(run_folder, title="Fields of\nthe north")
+    assert "# Fields of the north" in card.markdown(told)
+    item = stac.item(told)
+    assert item["id"] == "fields-of-the-north" and item["properties"]["title"] == "Fields of the north"
+    with pytest.raises(UserError, match="--title is ' '; give what"):
+        facts.read(run_folder, title=" ")
 
 
 def test_what_is_no_score_or_picture_is_told(run_folder, tmp_path):
