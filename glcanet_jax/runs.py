@@ -436,7 +436,7 @@ def open_run(config: Config) -> Path:
         elif changed:
             raise UserError(
                 f"{out} holds a run of another configuration ({'; '.join(changed[:4])}{' ...' if len(changed) > 4 else ''}); "
-                f"give another --out, or the same options to go on with it{_longer(ours['train'], theirs['train'])}"
+                f"give another --out, or the same options to go on with it{_longer(out, ours['train'], theirs['train'])}"
             )
         return out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -449,10 +449,11 @@ def open_run(config: Config) -> Path:
     return out
 
 
-def _longer(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
-    """How a run is trained for more steps than it was begun for, where that is asked of it."""
+def _longer(out: Path, ours: dict[str, Any], theirs: dict[str, Any]) -> str:
+    """How a run that has ended is trained for more steps than it was begun for, where that is asked of it."""
     here, there = ours["steps"], theirs["steps"]
-    return f", and --more-steps {here - there} to go on behind its end" if here and there and here > there else ""
+    longer = (out / "last.safetensors").exists() and here and there and here > there
+    return f", and --more-steps {here - there} to go on behind its end" if longer else ""
 
 
 DATA = "data.json"  # in a run's folder: what it was trained on
