@@ -209,7 +209,7 @@ def test_bad_options_are_told(monkeypatch):
 @pytest.mark.parametrize(
     ("measure", "given", "sizes", "words"),
     [
-        ("scenes_per_second", {}, {"view": 40}, "overlap is 50 px; it must be"),
+        ("scenes_per_second", {}, {"view": 40}, "views.overlap is 50 px; it must be"),
         ("matmul_rate", {"side": 2, "dtype": "float33"}, {}, "TypeError: "),  # behind it JAX tells of its traceback
     ],
 )
