@@ -113,7 +113,7 @@ def _train(config: Config, tracking: Tracking, advice: str) -> Path:
             disk.check_no_links(out / name)
         disk.own(out / MESSAGES)
         # what JAX has to say when another process ends is for the file
-        native = native_kept(out / MESSAGES) if processes.several() else contextlib.nullcontext()
+        native = native_kept(out / MESSAGES, alone=False) if processes.several() else contextlib.nullcontext()
         with warnings_kept(out / MESSAGES), room_told(out), native:
             return _train_in(out, work, variables, tracking, advice)
 
@@ -430,7 +430,7 @@ def compile_step(run: Run, train_step: Any, state: TrainState, batch: Any, phase
     kind = {"step": phase, "model": asdict(config.model), "parts": config.train.accumulation, "shapes": shapes}
     last_time = durations.told(kind)
     print(f"phase {phase}: compiling its first step{last_time}", flush=True)
-    with run.progress.doing(f"compiling{last_time}"), native_kept(run.out / MESSAGES), durations.noting(kind):
+    with run.progress.doing(f"compiling{last_time}"), _native_kept(run), durations.noting(kind):
         options = backend.compiler_options(config.train.deterministic)
         compiled = train_step.lower(state, batch).compile(options)
     processes.meet("compiled")
@@ -460,6 +460,11 @@ def score(run: Run, state: TrainState, step: int) -> None:
         run.checkpoints.save_best(state, miou)
 
 
+def _native_kept(run: Run) -> contextlib.AbstractContextManager[None]:
+    """What XLA says while it compiles goes to the run's file of messages."""
+    return native_kept(run.out / MESSAGES, alone=not processes.several())
+
+
 def validate(run: Run, state: TrainState, step: int) -> float | None:
     """The mIoU of the validation scenes."""
     run.batches.flush(state)
@@ -467,7 +472,7 @@ def validate(run: Run, state: TrainState, step: int) -> float | None:
     scenes = processes.share(run.work.val_scenes)
     if scenes and not run.predictor.traces:
         dtype, context = scenes[0].read_image(0, 0, 1, 1).dtype, (scenes[0].height, scenes[0].width)
-        with run.progress.doing("compiling what validates"), native_kept(run.out / MESSAGES):
+        with run.progress.doing("compiling what validates"), _native_kept(run):
             run.predictor.compile(dtype, run.work.config.views.context_extent(*context))
     with run.progress.part(sum(s.height * s.width for s in scenes) / 1e6, "validating", "Mpx") as part:
 

@@ -3,12 +3,15 @@
 import contextlib
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+# XLA asks for a bug report where a program compiles for minutes, which ours may do on CPUs
+ALARM = re.compile(rb"^.*slow_operation_alarm\.cc:.*\n\n?\*+\n.*Very slow compile\?.*\n\*+\n", re.M)
 
 
 class _Kept(logging.FileHandler):
@@ -68,11 +71,12 @@ def _on_terminal(handler: logging.Handler) -> bool:
 
 
 @contextlib.contextmanager
-def native_kept(path: Path) -> Iterator[None]:
+def native_kept(path: Path, alone: bool = True) -> Iterator[None]:
     """Append what compiled code (XLA) writes to the standard error inside to a file; what Python writes is seen.
 
     The descriptor is the process's, so this is for short whiles in which nothing else is to be told. Were the process
-    to die in it, its last words would stand in the file.
+    to die in it, its last words would stand in the file. What XLA says of slow compiling is taken out at the end, if this
+    process writes to the file ``alone``.
     """
     sys.stderr.flush()
     terminal = os.dup(2)
@@ -81,6 +85,7 @@ def native_kept(path: Path) -> Iterator[None]:
         path.open("a", encoding="utf-8", errors="backslashreplace") as file,
         open(terminal, "w", buffering=1, encoding=sys.stderr.encoding) as still_seen,
     ):
+        begin = os.fstat(file.fileno()).st_size
         os.dup2(file.fileno(), 2)
         if own:
             sys.stderr = still_seen
@@ -90,3 +95,17 @@ def native_kept(path: Path) -> Iterator[None]:
             os.dup2(terminal, 2)
             if own:
                 sys.stderr = sys.__stderr__
+            if alone:
+                _leave_out_alarms(path, begin)
+
+
+def _leave_out_alarms(path: Path, begin: int) -> None:
+    """Of what stands in a file from a byte on."""
+    with contextlib.suppress(OSError), path.open("r+b") as file:
+        file.seek(begin)
+        said = file.read()
+        kept = ALARM.sub(b"", said)
+        if kept != said:
+            file.seek(begin)
+            file.write(kept)
+            file.truncate()

@@ -12,7 +12,7 @@ import pytest
 
 from glcanet_jax.errors import UserError
 from glcanet_jax.progress import Progress
-from glcanet_jax.training.messages import errors_kept, warnings_kept
+from glcanet_jax.training.messages import errors_kept, native_kept, warnings_kept
 
 
 def test_warnings_go_to_the_file_and_errors_are_seen(tmp_path, capsys):
@@ -81,6 +81,28 @@ def test_compiled_code_writes_to_the_file_and_python_to_the_terminal(tmp_path):
     assert path.read_text() == "slow compile\nslow again\n"
     assert done.returncode == 1 and "slow" not in done.stderr.replace("native_kept", "").partition("Traceback")[0]
     assert done.stderr.startswith("seen inside\nseen after\nTraceback") and "ValueError: seen at last" in done.stderr
+
+
+ALARMS = """E1127 05:59:27.136320   15079 slow_operation_alarm.cc:73] 
+********************************
+[Compiling module jit_chunk for CPU] Very slow compile? If you want to file a bug, run with envvar XLA_FLAGS=--xla_dump_to=/tmp/foo and attach the results.
+********************************
+{between}E1127 06:00:17.731094   14825 slow_operation_alarm.cc:140] The operation took 2m50.60624533s
+
+********************************
+[Compiling module jit_chunk for CPU] Very slow compile? If you want to file a bug, run with envvar XLA_FLAGS=--xla_dump_to=/tmp/foo and attach the results.
+********************************
+"""  # noqa: W291, as XLA writes them
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_slow_compiling_is_no_message(tmp_path, alone):
+    """What stood there before stays as it is, and what is said between and behind."""
+    path, said = tmp_path / "messages.log", ALARMS.format(between="W1 x.cc:1] odd\n") + "*** other\n"
+    path.write_text("before\n" + ALARMS)
+    with native_kept(path, alone=alone), path.open("a") as file:
+        file.write(said)
+    assert path.read_text() == "before\n" + ALARMS + ("W1 x.cc:1] odd\n*** other\n" if alone else said)
 
 
 @pytest.fixture
