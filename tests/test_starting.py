@@ -69,7 +69,8 @@ def test_a_network_takes_all_of_its_own_weights(network):
     given, names = source(small(network)), ("a", "Water", "b", "c")
     theirs = flatten_dict(given.stored.variables)
     fresh, out, start = take(given, small(network), names)
-    heads = {path for path in out if "/".join(path[1:]) in layers(network, names)}
+    of_classes = layers(network, names)
+    heads = {path for path in out if "/".join(path[1:]) in of_classes}
     assert out.keys() == theirs.keys() and heads and not start.left
     assert all(equal(out[path], theirs[path]) for path in out.keys() - heads)
     for path in heads:  # FCN resizes the logits by a kernel from classes to classes
@@ -91,7 +92,8 @@ def test_classes_by_name_and_bands_as_a_backbone_has_them():
     fresh, out, start = take(given, small("glcanet"), names, bands=6, renames="building=roof")
     theirs = flatten_dict(given.stored.variables)
     stems = [path for path in out if path[-2:] == ("stem_conv", "kernel")]
-    heads = [path for path in out if "/".join(path[1:]) in layers("glcanet", names)]
+    of_classes = layers("glcanet", names)
+    heads = [path for path in out if "/".join(path[1:]) in of_classes]
     assert (len(stems), len(heads)) == (2, 6)
     for path in out.keys() - {*stems, *heads}:
         np.testing.assert_array_equal(out[path], theirs[path])
