@@ -39,7 +39,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 FIRST = (
     "test_cli.py", "test_glcanet.py", "test_mapping.py", "test_walk.py", "test_networks.py", "test_step.py", "test_glnet.py",
     "test_stablehlo.py", "test_dilated_networks.py", "test_docs.py", "test_segmenter.py", "test_table1.py", "test_vgg_networks.py",
-    "test_demo.py", "test_collapse.py", "test_stopping.py", "test_folding.py", "test_attention_maps.py", "test_speed.py",
+    "test_demo.py", "test_collapse.py", "test_stopping.py", "test_extending.py", "test_residents.py", "test_compare.py", "test_folding.py", "test_attention_maps.py", "test_speed.py",
 )  # fmt: skip
 
 

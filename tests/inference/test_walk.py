@@ -650,7 +650,15 @@ def test_a_large_context_is_read_by_rows(monkeypatch, aligned):
 
 
 # ------------------------------------------------------------------------------------------------------------ pipeline
-def test_prefetch_is_bounded_ordered_and_stops():
+@pytest.fixture
+def left():
+    """Names of the threads of reading and writing that a test has begun and that are there still."""
+    before = set(threading.enumerate())
+    known = lambda name: name in ("reader", "writer") or "finisher" in name  # noqa: E731
+    return lambda: [t.name for t in threading.enumerate() if t not in before and known(t.name)]
+
+
+def test_prefetch_is_bounded_ordered_and_stops(left):
     made = []
 
     def endless():
@@ -665,7 +673,7 @@ def test_prefetch_is_bounded_ordered_and_stops():
     items.close()
     stopped = len(made)
     time.sleep(0.3)
-    assert len(made) == stopped and not [t for t in threading.enumerate() if t.name == "reader"]
+    assert len(made) == stopped and not left()
 
 
 def test_an_error_of_the_reader_comes_out():
@@ -699,14 +707,14 @@ class Broken(walk.ArraySink):
         raise UserError("the disk is full")
 
 
-def test_a_broken_sink_or_source_ends_a_walk(aligned):
+def test_a_broken_sink_or_source_ends_a_walk(aligned, left):
     scene = scene_of(300, 300)
     with pytest.raises(UserError, match="the disk is full"):
         walk.predict_scene(aligned, scene, Broken(300, 300))
 
     with pytest.raises(UserError, match="the scene is gone"):
         walk.predict_scene(aligned, Vanished("v", scene.image), walk.ArraySink(300, 300))
-    assert not [t for t in threading.enumerate() if t.name in ("reader", "writer")]
+    assert not left()
 
 
 def test_an_unknown_output_is_refused(aligned):
