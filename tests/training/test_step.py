@@ -198,10 +198,8 @@ def test_staged_trains_one_after_the_other(network):
     assert moved(middle["stats"]["local"], end["stats"]["local"]) > 0
 
 
-OTHERS = [pytest.param(options, marks=pytest.mark.slow) for options in ({"sharing": "glnet"}, {"head": "nonlinear"})]
-
-
-@pytest.mark.parametrize("options", [{}, *OTHERS], ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"sharing": "glnet"}, {"head": "nonlinear"}], ids=str)
 def test_a_frozen_branch_takes_no_gradient_from_the_others(options):
     """The fusion learns as in joint training also from what it makes of the global maps while they are encoded."""
     model, _, _, state = start(configured(), norm="frozen", **options)
