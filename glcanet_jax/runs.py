@@ -430,9 +430,8 @@ def open_run(config: Config) -> Path:
         theirs["train"]["devices"] = ours["train"]["devices"]  # a run goes on wherever there is room
         changed = configs.differences(ours, theirs, words=("here", "there"))
         if changed and not _kept(out):
-            report.write_json(
-                out / "config.json", ours
-            )  # it was stopped before its first step was kept: nothing is lost
+            # it was stopped before its first step was kept: nothing is lost
+            report.write_json(out / "config.json", ours)
         elif changed:
             raise UserError(
                 f"{out} holds a run of another configuration ({'; '.join(changed[:4])}{' ...' if len(changed) > 4 else ''}); "

@@ -132,11 +132,9 @@ def summary(records: Sequence[dict[str, Any]], split: str) -> dict[str, Any] | N
         for r in done
         for name, scores in r["scores"][split].get("scenes", {}).items()
     }
-    mean = sum(values) / len(values)
-    spread = (sum((v - mean) ** 2 for v in values) / (len(values) - 1)) ** 0.5 if len(values) > 1 else None
     majority = 100 * done[0]["scores"][split]["majority"][protocol]["miou"]
     steps = min(r["train"]["steps"] for r in done)
-    found = {"protocol": protocol, "mean": mean, "spread": spread, "majority": majority, "scenes": scenes}
+    found = {"protocol": protocol, "majority": majority, "scenes": scenes} | mean_and_spread(values)
     return found | {"runs": len(done), "steps": steps}
 
 
@@ -158,6 +156,12 @@ def in_words(records: Sequence[dict[str, Any]], own: dict[str, Any] | None) -> s
         return f"failed: {failed[0]['reason']}" if failed else "not run"
     score = with_spread(own) + ("" if own["mean"] > own["majority"] else " (not above all-majority)")
     return score + (f" ({len(failed)} failed)" if failed else "")
+
+
+def mean_and_spread(values: Sequence[float]) -> dict[str, float | None]:
+    """``mean``, and ``spread``: the standard deviation, None of one value."""
+    spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"mean": float(np.mean(values)), "spread": spread}
 
 
 def with_spread(own: dict[str, Any]) -> str:

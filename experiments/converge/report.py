@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.common.trial import mean_and_spread, with_spread
 from glcanet_jax.metrics import paired_test
 
 
@@ -15,11 +16,6 @@ def _scenes(cell: Mapping[str, Any]) -> dict[tuple[Any, ...], float]:
         for name, score in scores.get("scenes", {group: scores}).items():
             found[group, cell["fold"], cell["seed"], name] = score["miou"]
     return found
-
-
-def _mean(values: Sequence[float]) -> str:
-    spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.1f}{spread} ({len(values)})"
 
 
 def differences(cells: Sequence[Mapping[str, Any]], one: str, other: str) -> list[float]:
@@ -57,7 +53,8 @@ def markdown(result: Mapping[str, Any]) -> str:
         row = []
         for fold, group in places:
             values = [c["scores"][group]["miou"] for c in own if c["fold"] == fold and group in c["scores"]]
-            row.append(_mean(values) if values else "not run")
+            told = f"{with_spread(mean_and_spread(values))} ({len(values)})" if values else "not run"
+            row.append(told)
         lines.append(f"| {name} | {steps[0]}{f' to {steps[-1]}' if len(steps) > 1 else ''} | {' | '.join(row)} |")
     lines += [
         "",

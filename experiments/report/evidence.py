@@ -195,8 +195,9 @@ def _converged(without: str) -> Callable[[Results], list[Evidence]]:
                 seeds = {cell["seed"] for cell in result["cells"] if cell["network"] == less}
                 if not pairs:
                     continue
-                mean, spread = float(np.mean(pairs)), float(np.std(pairs, ddof=1)) if len(pairs) > 1 else np.inf
-                verdict = _says(mean > 0) if len(seeds) >= SEEDS and abs(mean) > spread else UNDECIDED
+                mean, spread = trial.mean_and_spread(pairs).values()
+                decided = len(seeds) >= SEEDS and spread is not None and abs(mean) > spread
+                verdict = _says(mean > 0) if decided else UNDECIDED
                 finding = f"{whole} - {less}: {mean:+.1f} mIoU over {len(pairs)} pairs"
                 made = f"{name}.json: mbrsc; {result['machine']['device']}, {result['machine']['date']}"
                 out.append(Evidence(finding, made, result["command"], verdict))

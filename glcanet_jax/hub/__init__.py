@@ -63,6 +63,11 @@ def parse(text: str) -> Name:
     return Name(**match.groupdict())
 
 
+def parse_repository(text: str) -> Name:
+    """The parts of a name whose ``hf:`` may be left out, as where there is something to publish; raises as :func:`parse`."""
+    return parse(text if is_name(text) else PREFIX + text)
+
+
 def fetch(name: str) -> Path:
     """The weights of a name, on this machine: from the cache where it has them, or where there is no network.
 
@@ -92,7 +97,7 @@ def push(name: str, files: Mapping[str, Path], message: str, private: bool = Fal
     Raises:
         UserError: the name is wrong, or the hub does not take them.
     """
-    wanted = parse(name if is_name(name) else PREFIX + name)
+    wanted = parse_repository(name)
     if wanted.file or wanted.revision:
         raise UserError(f"{name[:200]!r} names a file or a revision; give organisation/repository alone to publish to")
     made = HUBS[PREFIX]().put(wanted.repository, files, message, private)

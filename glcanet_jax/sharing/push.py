@@ -44,7 +44,7 @@ def push(facts: Facts, repository: str, message: str | None = None, private: boo
     Raises:
         UserError: the hub does not take them.
     """
-    wanted = hub.parse(repository if hub.is_name(repository) else hub.PREFIX + repository)
+    wanted = hub.parse_repository(repository)
     name = f"{hub.PREFIX}{wanted.repository}" + f"/{EXPORT}" * facts.export
     with tempfile.TemporaryDirectory() as folder:
         files = _files(facts, name, Path(folder))
