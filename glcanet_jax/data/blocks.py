@@ -16,18 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from glcanet_jax.data.disk import is_at, part_of, reserve
+from glcanet_jax.data.disk import is_at, lock, part_of, reserve
 from glcanet_jax.errors import UserError
 
 TILE = 256  # pixels a side
 PAGE = 4096  # bytes
 MAGIC = b"GLCANET BLOCKS 1 "
 LINE = len(MAGIC) + 9  # bytes of the first line: eight digits and its end
-
-try:
-    import fcntl
-except ImportError:  # not everywhere; who writes the same file at once then writes the same bytes
-    fcntl = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
@@ -155,9 +150,7 @@ def _alone(path: Path) -> Iterator[Any]:
     """
     while not path.exists():
         with open(os.open(part_of(path), os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
-            if fcntl is not None:
-                with contextlib.suppress(OSError):  # a file system without locks
-                    fcntl.flock(file.fileno(), fcntl.LOCK_EX)
+            lock(file, wait=True)  # where there are no locks, who writes the same file at once writes the same bytes
             if is_at(part_of(path), file) and not path.exists():
                 yield file
                 return
@@ -166,10 +159,10 @@ def _alone(path: Path) -> Iterator[Any]:
 
 def remove_abandoned(folder: Path) -> None:
     """Remove what killed processes left half-written in a folder; what another process is writing, or may be, stays."""
-    for part in folder.glob(part_of(Path("*.tiles")).name) if fcntl is not None else ():
-        with contextlib.suppress(OSError), part.open("r+b") as file:  # OSError: locked, or gone
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-            part.unlink()
+    for part in folder.glob(part_of(Path("*.tiles")).name):
+        with contextlib.suppress(OSError), part.open("r+b") as file:  # OSError: it is gone
+            if lock(file):
+                part.unlink()
 
 
 def _write_rows(file: int, plane: Plane, header: int, top: int, array: np.ndarray) -> None:

@@ -53,6 +53,24 @@ def is_at(path: Path, file: Any) -> bool:
         return False
 
 
+def lock(file: Any, wait: bool = False) -> bool | None:
+    """Whether an open file is this process's alone from now on, until it is closed; False: it is another's.
+
+    None: nobody can tell, as on Windows and some network disks. ``wait``: for another process to let it go.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a disk that knows no locks
+        return None
+    return True
+
+
 @contextlib.contextmanager
 def held(folder: Path, cure: str) -> Iterator[None]:
     """A folder that no other process holds meanwhile; the system lets it go when this one ends, however it does.
@@ -63,20 +81,13 @@ def held(folder: Path, cure: str) -> Iterator[None]:
         UserError: another process holds it; ``cure`` says what to do.
     """
     try:
-        import fcntl
-
         handle = os.open(folder, os.O_RDONLY)
-    except (ImportError, OSError):
+    except OSError:
         yield
         return
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(handle)
-        raise UserError(f"a run is under way in {folder}; {cure}") from error
-    except OSError:  # a disk that knows no locks
-        pass
-    try:
+        if lock(handle) is False:
+            raise UserError(f"a run is under way in {folder}; {cure}")
         yield
     finally:
         os.close(handle)

@@ -45,23 +45,18 @@ def _alone(folder: Path, name: str) -> Iterator[None]:
     Raises:
         UserError: another process is at this scene, or something is in the place of the folder.
     """
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
-        fcntl = None
     while True:
         disk.claim(folder)
-        with contextlib.suppress(FileNotFoundError), (folder / "lock").open("w") as file:
-            try:
-                if fcntl is not None:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
+        try:
+            file = (folder / "lock").open("w")
+        except FileNotFoundError:  # another process has ended, and removed the folder
+            continue
+        with file:
+            if disk.lock(file) is False:
                 raise UserError(
                     f"another process is predicting {name} into {folder.parent}; wait for it, or divide the scenes with --shard"
-                ) from error
-            except OSError:  # a file system without locks
-                pass
-            if disk.is_at(folder / "lock", file):  # else another process has ended, and removed the folder
+                )
+            if disk.is_at(folder / "lock", file):  # else it was removed meanwhile
                 yield
                 return
 

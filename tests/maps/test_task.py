@@ -53,6 +53,12 @@ def test_a_folder_that_another_process_removes_is_made_again(tmp_path, monkeypat
             pass
 
 
+def test_a_file_that_is_missing_within_is_told_as_such(tmp_path):
+    """It is no reason to ask for the folder again."""
+    with pytest.raises(FileNotFoundError, match="gone"), task._alone(tmp_path / "a", "a"):
+        raise FileNotFoundError("gone")
+
+
 def test_a_file_system_without_locks_is_written_to(tmp_path, monkeypatch):
     def no_locks(*_):
         raise OSError(errno.ENOLCK, "No locks available")
