@@ -3,11 +3,12 @@
     python -m experiments.converge DATA BACKBONE OUT --networks branch glcanet glcanet:head=nonlinear --steps 1000 --seeds 3 --seconds 330
 
 DATA is MBRSC's folder; trained are tiles 4, 5, 6 and 8, scored is tile 2 and what ``--also DIR`` holds, or, with ``--folds 4+8 5 6``,
-each of these scenes by networks that have not seen it, and never tile 2. BACKBONE holds ImageNet's ResNet-50 in torchvision's
+each of these scenes by networks that have not drawn from it, and never tile 2, unless ``test`` is among them. BACKBONE holds ImageNet's ResNet-50 in torchvision's
 layout. OUT gets ``converge.json`` and ``converge.md`` after every run, and of every network's first seed on tile 2 its moving average
 in 8 bits (files of at most 15 MB). A second call does only what is missing. Options of a network follow its name:
-NAME:option=value,option=value. Contexts are drawn inside the step; a network is compiled once for all seeds, in a thread while others
-train, on a GPU without autotuning, which would take longer than the runs and disturb them. ``--still 0.3`` ends a run when 200 steps
+NAME:option=value,option=value. Contexts are drawn inside the step; a network is compiled once for all seeds and folds, in a thread
+while others train, on a GPU without autotuning, which would take longer than the runs and disturb them. For that, classes weigh in the
+loss as they are frequent in all four scenes, also where one of them is left out. ``--still 0.3`` ends a run when 200 steps
 gained less than 0.3 points where it is scored. ``--tiny`` rehearses it on a CPU.
 
 On two CPU cores: ``--still 0.3 --steps 2000 --freeze backbone --context 627 --side 128 --contexts 2 --chunk 5 --seconds 28800``.
@@ -20,6 +21,8 @@ import dataclasses
 import os
 import sys
 import time
+from collections.abc import Mapping, Sequence
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +31,8 @@ import numpy as np
 
 from experiments.common.cells import Cells
 from experiments.converge import report
-from experiments.converge.field import CLASSES, TINY, Field, Length, Sizes, read
-from experiments.converge.scoring import placed
+from experiments.converge.field import CLASSES, TEST, TINY, Field, Fold, Length, Sizes, read
+from experiments.converge.scoring import Scored, placed
 from experiments.converge.training import Entry
 from experiments.mbrsc import CPU, FOLDS
 from glcanet_jax import backend, weights
@@ -37,6 +40,7 @@ from glcanet_jax.data.loader import TrainLoader
 from glcanet_jax.data.scenes import ArrayScene
 from glcanet_jax.errors import UserError
 from glcanet_jax.report import write_text
+from glcanet_jax.training.on_device import Placed
 from glcanet_jax.training.residents import place
 
 
@@ -47,7 +51,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("backbone", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--also", type=Path, nargs="*", default=[])
-    parser.add_argument("--folds", nargs="*", default=[], help=f"of {' '.join(FOLDS)}; without: tile 2 is scored")
+    parser.add_argument("--folds", nargs="+", default=[TEST], help=f"of {' '.join(FOLDS)} {TEST}; without: {TEST}")
     parser.add_argument("--networks", nargs="+", default=["branch", "glcanet", "glcanet:head=nonlinear"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=330.0, help="nothing new begins after that")
@@ -72,9 +76,9 @@ def settings_of(given: argparse.Namespace) -> tuple[Sizes, Length]:
     Raises:
         UserError: a fold is unknown, or scores would fall between two dispatches.
     """
-    unknown = [fold for fold in given.folds if fold not in FOLDS]
+    unknown = [fold for fold in given.folds if fold not in (*FOLDS, TEST)]
     if unknown:
-        raise UserError(f"--folds has {', '.join(unknown)}; there are {', '.join(FOLDS)}")
+        raise UserError(f"--folds has {', '.join(unknown)}; there are {', '.join((*FOLDS, TEST))}")
     sizes = TINY if given.tiny else Sizes(given.context, given.side, given.contexts, given.patches, given.chunk)
     length = Length(given.steps, given.still, given.within, given.every)
     for name in ("every", "steps"):
@@ -83,17 +87,17 @@ def settings_of(given: argparse.Namespace) -> tuple[Sizes, Length]:
     return sizes, length
 
 
-def field_of(given: argparse.Namespace, fold: str, end: float) -> Field:
+def field_of(given: argparse.Namespace, end: float) -> Field:
     """All that networks share, read and put on the device."""
     sizes, length = settings_of(given)
     train = read(given.data, "train")
-    tests = {} if fold else {"tile2": read(given.data, "test")}
-    if fold:
-        tests[f"fold {fold}"] = {name: train.pop(name) for name in FOLDS[fold]}
-    if given.tiny:
-        train = dict([next(iter(train.items()))])
-    tests |= {root.name: read(root, None) for root in given.also}
-    extents = [label.shape for scenes in tests.values() for _, label in scenes.values()]
+    groups = {root.name: read(root, None) for root in given.also}
+    for fold in given.folds:
+        if fold == TEST:
+            groups["tile2"] = read(given.data, "test")
+        else:
+            groups[f"fold {fold}"] = {name: train[name] for name in FOLDS[fold]}
+    extents = [label.shape for scenes in groups.values() for _, label in scenes.values()]
     canvas = max(e[0] for e in extents), max(e[1] for e in extents)
     shares = sum(np.bincount(label.ravel(), minlength=256)[:CLASSES] for _, label in train.values())
     balance = (shares / shares.sum()) ** -0.5
@@ -113,33 +117,58 @@ def field_of(given: argparse.Namespace, fold: str, end: float) -> Field:
     loader = TrainLoader(arrays, plan.views, plan.config, CLASSES)
     on_device = place(arrays, [loader.contexts(scene) for scene in arrays], plan.mesh)
     on_canvas = {
-        group: {name: placed(scene, canvas, sizes) for name, scene in scenes.items()} for group, scenes in tests.items()
+        group: {name: placed(scene, canvas, sizes) for name, scene in scenes.items()}
+        for group, scenes in groups.items()
     }
-    return Field(fold, sizes, length, config, on_device, on_canvas, backbone, options, given.out, end)
+    folds = {fold: fold_of(fold, on_device, list(train), on_canvas) for fold in given.folds}
+    return Field(sizes, length, config, folds, backbone, options, given.out, end)
 
 
-def fill(cells: Cells, given: argparse.Namespace, fold: str, end: float) -> None:
-    """Run what is missing of a fold, or of tile 2 (``""``)."""
-    missing = lambda text, seed: not cells.has(text, fold, seed)  # noqa: E731
-    texts = [text for text in given.networks if any(missing(text, seed) for seed in range(given.seeds))]
-    if not texts:
+def fold_of(fold: str, scenes: Placed, names: Sequence[str], groups: Mapping[str, Mapping[str, Scored]]) -> Fold:
+    """What is drawn from and what is scored; on the test scene all that is not left out of another fold."""
+    if fold == TEST:
+        return Fold(scenes, {group: tests for group, tests in groups.items() if not group.startswith("fold ")})
+    kept = np.array([names[scene] not in FOLDS[fold] for scene in np.asarray(scenes.scene)])
+    share = np.asarray(scenes.share) * kept
+    return Fold(
+        scenes._replace(share=jax.device_put((share / share.sum()).astype(np.float32), scenes.share.sharding)),
+        {f"fold {fold}": groups[f"fold {fold}"]},
+    )
+
+
+def fill(cells: Cells, given: argparse.Namespace, end: float) -> None:
+    """Run what is missing: seed by seed, and what is compiled before what is not."""
+    cell = lambda text, fold, seed: (text, "" if fold == TEST else fold, seed)  # noqa: E731
+    left = [
+        (text, fold, seed)
+        for seed in range(given.seeds)
+        for fold in given.folds
+        for text in given.networks
+        if not cells.has(*cell(text, fold, seed))
+    ]
+    if not left:
         return
-    field = field_of(given, fold, end)
-    entries, waited = [Entry(text, field) for text in texts], set[str]()
-    for seed in range(given.seeds):
-        for entry in entries:
-            if not missing(entry.text, seed):
-                continue
-            if entry.text not in waited:
-                entry.thread.join(max(1.0, end - time.time()))
-                waited.add(entry.text)
-            cell = entry.run(seed) if entry.ready else None
-            if cell is None:
-                print(f"{entry.text}, seed {seed}: no time", flush=True)
-                continue
-            cells.add(cell)
-            print(cell, flush=True)
-            write_text(given.out / "converge.md", report.markdown(cells.result))
+    field = field_of(given, end)
+    others = futures.ThreadPoolExecutor(1)
+    seeds = {text: sorted({seed for name, _, seed in left if name == text}) for text, _, _ in left}
+    entries = {text: Entry(text, field, seeds[text], others) for text in seeds}
+    while left and time.time() < end:
+        ready = [run for run in left if entries[run[0]].ready()]
+        if not ready:
+            time.sleep(0.1)
+            continue
+        text, fold, seed = ready[0]
+        left.remove(ready[0])
+        found = entries[text].run(fold, seed)
+        if found is None:
+            print(f"{text}, {fold}, seed {seed}: no time", flush=True)
+            continue
+        cells.add(found)
+        print(found, flush=True)
+        write_text(given.out / "converge.md", report.markdown(cells.result))
+    others.shutdown(wait=False, cancel_futures=True)
+    for run in left:
+        print(f"{', '.join(map(str, run))}: not begun", flush=True)
 
 
 def main() -> None:
@@ -152,5 +181,4 @@ def main() -> None:
     command = " ".join(["python -m experiments.converge DATA BACKBONE OUT", *sys.argv[4:]])
     given.out.mkdir(parents=True, exist_ok=True)
     cells = Cells(given.out / "converge.json", command, settings, ("network", "fold", "seed"))
-    for fold in given.folds or [""]:
-        fill(cells, given, fold, end)
+    fill(cells, given, end)

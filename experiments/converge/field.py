@@ -20,6 +20,7 @@ from glcanet_jax.geometry import Views
 from glcanet_jax.training.on_device import Placed, Plan
 
 CLASSES = 5  # of MBRSC
+TEST = "test"  # the fold in which no training scene is left out
 SCALES = 0.6, 1.5  # range that scenes are scaled by
 RICH = 0.4  # share of patches that are sought near a class
 
@@ -62,15 +63,20 @@ class Length:
         return bool(before) and max(miou for _, miou in curve) - max(before) < (self.still or 0.0)
 
 
+class Fold(NamedTuple):
+    """What is trained on and scored together. The arrays of all folds have the same shapes: one program takes them all."""
+
+    scenes: Placed  # what is left out has no share
+    tests: Mapping[str, Mapping[str, Scored]]  # by group and scene; the first group tells when a run stands still
+
+
 class Field(NamedTuple):
     """What all networks are trained and scored on, and until when."""
 
-    fold: str  # that is left out and scored; "" where tile 2 is
     sizes: Sizes
     length: Length
     config: Config
-    scenes: Placed  # trained on
-    tests: Mapping[str, Mapping[str, Scored]]  # by group and scene; the first group tells when a run stands still
+    folds: Mapping[str, Fold]
     backbone: weights.TorchvisionWeights | None
     options: Mapping[str, Any]  # of networks, where they have them
     out: Path

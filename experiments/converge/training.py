@@ -3,15 +3,16 @@
 import ast
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from experiments.converge.field import CLASSES, Field
-from experiments.converge.scoring import make_confusion, told
+from experiments.converge.field import CLASSES, TEST, Field, Fold
+from experiments.converge.scoring import Scored, make_confusion, told
 from glcanet_jax import models, starting
 from glcanet_jax.training import optim, phases
 from glcanet_jax.training.on_device import Dispatch, at_once, make_chunk
@@ -37,9 +38,9 @@ def build(text: str, options: Mapping[str, Any]) -> Any:
 
 
 class Entry:
-    """A network, compiled in a thread of its own."""
+    """A network, compiled in a thread of its own, while another one of ``others`` makes what its runs begin with."""
 
-    def __init__(self, text: str, field: Field):
+    def __init__(self, text: str, field: Field, seeds: Iterable[int], others: futures.Executor):
         self.text, self._field = text, field
         self.model = build(text, field.options)
         config, sizes = field.config, field.sizes
@@ -49,42 +50,52 @@ class Entry:
         self._steps = at_once(sizes.chunk)  # a dispatch
         self._chunk = make_chunk(step, sizes.plan(), self._steps)
         self._confusion = jax.jit(make_confusion(models.functions(self.model).apply, config, sizes, CLASSES))
-        self.ready = False
-        self.thread = threading.Thread(target=self._compile, daemon=True)
-        self.thread.start()
+        self._fresh = {seed: others.submit(self.fresh, seed) for seed in seeds}
+        self._compiled = futures.Future[None]()
+        threading.Thread(target=self._compile_once, daemon=True).start()  # nothing waits for it at the end
+
+    def _compile_once(self) -> None:
+        try:
+            self._compiled.set_result(self._compile())
+        except Exception as error:
+            self._compiled.set_exception(error)
 
     def _compile(self) -> None:
-        began, field = time.time(), self._field
+        began, fold = time.time(), next(iter(self._field.folds.values()))
         state = jax.eval_shape(lambda: self.fresh(0))
-        self.chunk = self._chunk.lower(state, self._dispatch(0)).compile()
-        some = next(iter(field.tests.values()))
+        self.chunk = self._chunk.lower(state, self._dispatch(fold, 0)).compile()
+        some = next(iter(fold.tests.values()))
         self.confusion = self._confusion.lower(state.average, *next(iter(some.values()))).compile()
         self.compile_seconds = round(time.time() - began, 1)
-        self.ready = True
 
-    def _dispatch(self, seed: int) -> Dispatch:
-        return Dispatch(self._field.scenes, jax.random.key(seed), np.int32(self._steps))
+    def ready(self) -> bool:
+        """Whether it is compiled; raises what that raised."""
+        if self._compiled.done():
+            self._compiled.result()
+        return self._compiled.done()
+
+    def _dispatch(self, fold: Fold, seed: int) -> Dispatch:
+        return Dispatch(fold.scenes, jax.random.key(seed), np.int32(self._steps))
 
     def fresh(self, seed: int) -> TrainState:
-        """What a run begins with."""
-        variables = models.init(self.model, jax.random.key(seed), 3)
-        if self._field.backbone is not None:
-            variables = starting.with_backbones(self._field.backbone, variables, 3)
-        return create_state(variables, self.tx, jax.random.key(1000 + seed), average=True)
+        """What a run begins with; made on the CPU, which leaves the device to those that run."""
+        with jax.default_device(jax.devices("cpu")[0]):
+            variables = models.init(self.model, jax.random.key(seed), 3)
+            if self._field.backbone is not None:
+                variables = starting.with_backbones(self._field.backbone, variables, 3)
+            return create_state(variables, self.tx, jax.random.key(1000 + seed), average=True)
 
-    def score(self, variables: Any, group: str) -> dict[str, Any]:
-        """Of a group of scenes together, and of each (``scenes``, if there are several)."""
-        counts = {
-            name: np.asarray(self.confusion(variables, *scene), np.float64)
-            for name, scene in self._field.tests[group].items()
-        }
+    def score(self, variables: Any, scenes: Mapping[str, Scored]) -> dict[str, Any]:
+        """Of some scenes together, and of each (``scenes``, if there are several)."""
+        counts = {name: np.asarray(self.confusion(variables, *scene), np.float64) for name, scene in scenes.items()}
         each = {name: told(confusion) for name, confusion in counts.items()}
         return told(sum(counts.values())) | ({"scenes": each} if len(each) > 1 else {})
 
-    def run(self, seed: int) -> dict[str, Any] | None:
-        """Train and score once; None where there is no time for it."""
-        field, length = self._field, self._field.length
-        state, dispatch, began, done = jax.device_put(self.fresh(seed)), self._dispatch(seed), time.time(), 0
+    def run(self, name: str, seed: int) -> dict[str, Any] | None:
+        """Train and score once on the fold of that name; None where there is no time for it."""
+        field, length, fold = self._field, self._field.length, self._field.folds[name]
+        state = jax.device_put(self._fresh[seed].result(), jax.devices()[0], may_alias=False)  # it is donated
+        dispatch, began, done = self._dispatch(fold, seed), time.time(), 0
         curve: list[list[float]] = []
         while done < length.steps and not (curve and length.is_over(curve)):
             if time.time() > field.end:
@@ -96,14 +107,15 @@ class Entry:
             done += field.sizes.chunk
             loss = np.concatenate(losses)  # waits for them
             if length.still is not None and done % length.every == 0:
-                curve.append([done, self.score(state.average, next(iter(field.tests)))["miou"]])
-                print(f"{self.text}, seed {seed}: {curve[-1][1]:.1f} at step {done}", flush=True)
-        found = {"network": self.text, "fold": field.fold, "seed": seed, "steps": done, "loss": float(loss.mean())}
+                curve.append([done, self.score(state.average, next(iter(fold.tests.values())))["miou"]])
+                print(f"{self.text}, {name}, seed {seed}: {curve[-1][1]:.1f} at step {done}", flush=True)
+        named = "" if name == TEST else name
+        found = {"network": self.text, "fold": named, "seed": seed, "steps": done, "loss": float(loss.mean())}
         found |= {"seconds": round(time.time() - began, 1), "compile_seconds": self.compile_seconds}
         found |= {"curve": curve} if curve else {}
-        if seed == 0 and not field.fold:
+        if seed == 0 and name == TEST:
             save(field.out / self.text.replace(":", "-").replace("=", "-").replace(",", "-"), state.average)
-        return found | {"scores": {group: self.score(state.average, group) for group in field.tests}}
+        return found | {"scores": {group: self.score(state.average, tests) for group, tests in fold.tests.items()}}
 
 
 def save(path: Path, variables: Any) -> None:
