@@ -7,8 +7,7 @@ each of these scenes by networks that have not drawn from it, and never tile 2, 
 layout. OUT gets ``converge.json`` and ``converge.md`` after every run, and of every network's first seed on tile 2 its moving average
 in 8 bits (files of at most 15 MB). A second call does only what is missing. Options of a network follow its name:
 NAME:option=value,option=value. Contexts are drawn inside the step; a network is compiled once for all seeds and folds, in a thread
-while others train, on a GPU without autotuning, which would take longer than the runs and disturb them. For that, classes weigh in the
-loss as they are frequent in all four scenes, also where one of them is left out. ``--still 0.3`` ends a run when 200 steps
+while others train. For that, classes weigh in the loss as they are frequent in all four scenes, also where one of them is left out. ``--still 0.3`` ends a run when 200 steps
 gained less than 0.3 points where it is scored. ``--tiny`` rehearses it on a CPU.
 
 On two CPU cores: ``--still 0.3 --steps 2000 --freeze backbone --context 627 --side 128 --contexts 2 --chunk 5 --seconds 28800``.
@@ -42,6 +41,10 @@ from glcanet_jax.errors import UserError
 from glcanet_jax.report import write_text
 from glcanet_jax.training.on_device import Placed
 from glcanet_jax.training.residents import place
+
+# Convolutions are tried out, without a check of each answer: untried ones (level 0) run without tensor cores, at a tenth of the rate
+# or less. Products are cuBLAS's, which need no trying.
+FLAGS = "--xla_gpu_autotune_level=2 --xla_gpu_enable_triton_gemm=false"
 
 
 def arguments() -> argparse.Namespace:
@@ -172,7 +175,7 @@ def fill(cells: Cells, given: argparse.Namespace, end: float) -> None:
 
 
 def main() -> None:
-    os.environ.setdefault("XLA_FLAGS", "--xla_gpu_autotune_level=0")  # read when the device is first used
+    os.environ.setdefault("XLA_FLAGS", FLAGS)  # read when the device is first used
     backend.enable_compilation_cache()
     given = arguments()
     end = time.time() + given.seconds

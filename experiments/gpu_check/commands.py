@@ -135,7 +135,12 @@ def predict(sizes: Sizes, seconds: float, *, count: int, side: int, dtype: str =
                 "--out",
                 folder / f"{kind}-out",
             )
-            took = command(*words, cache=folder / "cache", seconds=end - time.monotonic())
+            try:
+                took = command(*words, cache=folder / "cache", seconds=end - time.monotonic())
+            except UserError as error:
+                if not found:
+                    raise
+                return found | {"left out": f"{kind}: {error}"}
             found[kind] = mapped(folder / f"{kind}-out", *took)
     return found
 
