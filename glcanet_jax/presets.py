@@ -81,11 +81,11 @@ SAMPLE = Config(
 )
 
 # ------------------------------------------------------------------------------------------------------ for anybody's data
-# 256-px patches in contexts of 380 m, as MBRSC's: what experiments.mbrsc trains as `demo` and `cpu`
+# 256-px patches in contexts of 380 m, as MBRSC's: what experiments.mbrsc trains as `small`, `cpu` and `demo`
 MEASURED = Views(context_size=1254, global_size=256, patch_size=256, overlap=32)
 OFTEN: Changes = {"train": {"log_every": 10, "eval_every": 100, "checkpoint_every": 100}}  # an epoch may be one step
 
-# a ResNet-18 of half the width from noise: the network of the bundled weights
+# a ResNet-18 of half the width from noise
 SMALL = changed(
     Config(
         views=MEASURED,

@@ -209,19 +209,19 @@ def test_images_are_normalised_as_the_weights_do_where_nothing_else_is_given():
 
 
 def test_a_command_that_begins_with_weights_has_their_network_and_views():
-    argv = ["--init", "demo", "--model.mask", "none"]
+    argv = ["--init", "demo", "--model.no-lem"]
     config = cli.parse(Config, argv, "glcanet train", "Does it.", cli.begun(Config(), argv))
     assert config.init == InitConfig("demo")
-    assert config.model == model_config(depth=18, width=32, fpn_channels=64, lem_norm="batch", mask="none")
+    branch = model_config("branch", stride="v1", fpn_channels=128, norm="frozen", lem_norm="group", lem=False)
+    assert config.model == branch
     assert (config.views.context_size, config.views.patch_size, config.views.scene_size) == (1254, 256, None)
-    branch = cli.begun(Config(model=model_config("branch", dtype="bfloat16")), ["--network", "branch", "--init=demo"])
-    assert branch.model == model_config(
-        "branch", depth=18, width=32, fpn_channels=64, lem_norm="batch", dtype="bfloat16"
-    )
+    whole = cli.begun(Config(model=model_config(dtype="bfloat16")), ["--network", "glcanet", "--init=demo"])
+    kept = dict(stride="v1", fpn_channels=128, norm="frozen", lem_norm="group")
+    assert whole.model == model_config("glcanet", dtype="bfloat16", **kept)
     assert cli.begun(Config(), ["--out", "x"]) == Config()
 
 
-def test_a_small_batch_changes_no_norm_of_the_weights():
+def test_a_small_batch_changes_no_norm_of_the_weights(monkeypatch):
     """What auto meant for them is meant here, whatever the batch is."""
     few = LoaderConfig(batch_size=1, patches_per_context=2)
     assert (
@@ -229,7 +229,8 @@ def test_a_small_batch_changes_no_norm_of_the_weights():
         == configs.settled(Config(model=model_config(norm="frozen"))).lem_norm
         == "group"
     )
-    assert starting.like(Config(loader=few), "demo").model.lem_norm == configs.settled(Config()).lem_norm == "batch"
+    monkeypatch.setattr(Source, "read", lambda name: source(small("glcanet")))
+    assert starting.like(Config(loader=few), "theirs").model.lem_norm == configs.settled(Config()).lem_norm == "batch"
 
 
 def test_a_backbone_of_a_whole_checkpoint(tmp_path):

@@ -30,14 +30,15 @@ import numpy as np
 
 from experiments.common.cells import Cells
 from experiments.converge import report
-from experiments.converge.field import CLASSES, TEST, TINY, Field, Fold, Length, Sizes, read
+from experiments.converge.field import CLASSES, STRIDE, TEST, TINY, Field, Fold, Length, Sizes, read
 from experiments.converge.scoring import Scored, placed
 from experiments.converge.training import Entry
-from experiments.mbrsc import CPU, FOLDS
+from experiments.mbrsc import DEMO, FOLDS
 from glcanet_jax import backend, weights
 from glcanet_jax.data.loader import TrainLoader
 from glcanet_jax.data.scenes import ArrayScene
 from glcanet_jax.errors import UserError
+from glcanet_jax.presets import changed
 from glcanet_jax.report import write_text
 from glcanet_jax.training.on_device import Placed
 from glcanet_jax.training.residents import place
@@ -103,17 +104,18 @@ def field_of(given: argparse.Namespace, end: float) -> Field:
     extents = [label.shape for scenes in groups.values() for _, label in scenes.values()]
     canvas = max(e[0] for e in extents), max(e[1] for e in extents)
     shares = sum(np.bincount(label.ravel(), minlength=256)[:CLASSES] for _, label in train.values())
-    balance = (shares / shares.sum()) ** -0.5
+    balance = (shares / shares.sum()) ** -DEMO.loss.balance
     schedule = "poly" if length.still is None else "constant"  # what may end at any step cannot fall towards one
-    config = dataclasses.replace(
-        CPU,
-        loss=dataclasses.replace(CPU.loss, class_weights=tuple((balance / balance.mean()).tolist())),
-        optimiser=dataclasses.replace(CPU.optimiser, warmup_steps=50, schedule=schedule),
-        train=dataclasses.replace(CPU.train, steps=given.steps, ema=0.99),
-        freeze=tuple(given.freeze),
-    )
+    weighing = tuple((balance / balance.mean()).tolist())
+    changes = {
+        "": {"freeze": tuple(given.freeze)},
+        "loss": {"class_weights": weighing},
+        "optimiser": {"schedule": schedule},
+        "train": {"steps": given.steps},
+    }
+    config = changed(DEMO, changes)
     dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    options: dict[str, Any] = dict(norm="frozen", stride="v1", fpn_channels=128, dtype=dtype)
+    options: dict[str, Any] = dict(norm="frozen", stride=STRIDE, fpn_channels=128, dtype=dtype)
     options |= dict(depth=10, width=8, fpn_channels=16, stride="v1.5") if given.tiny else {}
     backbone = None if given.tiny else weights.load_torchvision(given.backbone)
     arrays, plan = [ArrayScene(name, *scene) for name, scene in train.items()], sizes.plan()

@@ -12,35 +12,33 @@ from jax.sharding import Mesh
 
 from experiments.common.scenes import Scene, read_parts
 from experiments.converge.scoring import Scored
+from experiments.mbrsc import DEMO
 from glcanet_jax import weights
 from glcanet_jax.config import Config
-from glcanet_jax.data.loader import LoaderConfig
 from glcanet_jax.data.mbrsc import open_mbrsc
 from glcanet_jax.geometry import Views
 from glcanet_jax.training.on_device import Placed, Plan
 
 CLASSES = 5  # of MBRSC
+STRIDE = "v1"  # of the ResNet-50 that its runs begin with
 TEST = "test"  # the fold in which no training scene is left out
-SCALES = 0.6, 1.5  # range that scenes are scaled by
-RICH = 0.4  # share of patches that are sought near a class
 
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
     """What a batch is made of; pixels and numbers."""
 
-    context: int = 1254
-    side: int = 256  # of patches and of the global view
-    contexts: int = 6
-    patches: int = 4  # of each context
+    context: int = DEMO.views.context_size or 0
+    side: int = DEMO.views.patch_size  # of patches and of the global view
+    contexts: int = DEMO.loader.batch_size
+    patches: int = DEMO.loader.patches_per_context  # of each context
     chunk: int = 25  # steps in a dispatch
     at_once: int = 16  # patches, in scoring
 
     def plan(self) -> Plan:
         """What every step draws."""
         views = Views(context_size=self.context, global_size=self.side, patch_size=self.side, overlap=0)
-        drawn = dict(rare_class_fraction=RICH, scale_jitter=(1 / SCALES[1], 1 / SCALES[0]))
-        loader = LoaderConfig(batch_size=self.contexts, patches_per_context=self.patches, **drawn)
+        loader = dataclasses.replace(DEMO.loader, batch_size=self.contexts, patches_per_context=self.patches)
         return Plan(views, loader, CLASSES, Mesh(np.array(jax.devices()[:1]), ("data",)))
 
 

@@ -10,10 +10,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from experiments.converge.field import CLASSES, TEST, Field, Fold
 from experiments.converge.scoring import Scored, make_confusion, told
 from glcanet_jax import models, starting
+from glcanet_jax.errors import UserError
 from glcanet_jax.training import optim, phases
 from glcanet_jax.training.on_device import Dispatch, at_once, make_chunk
 from glcanet_jax.training.step import TrainState, create_state, make_train_step
@@ -114,7 +116,7 @@ class Entry:
         found |= {"seconds": round(time.time() - began, 1), "compile_seconds": self.compile_seconds}
         found |= {"curve": curve} if curve else {}
         if seed == 0 and name == TEST:
-            save(field.out / self.text.replace(":", "-").replace("=", "-").replace(",", "-"), state.average)
+            save(place_of(field.out, self.text), state.average)
         return found | {"scores": {group: self.score(state.average, tests) for group, tests in fold.tests.items()}}
 
 
@@ -138,3 +140,28 @@ def save(path: Path, variables: Any) -> None:
         partial = path.with_name(f".{path.name}.{i}.part.npz")
         np.savez(partial, **part)
         partial.replace(f"{path}.{i}.npz")
+
+
+def kept(path: Path) -> dict[str, Any]:
+    """What :func:`save` wrote, as float32.
+
+    Raises:
+        UserError: nothing is there.
+    """
+    flat: dict[str, np.ndarray] = {}
+    for part in sorted(path.parent.glob(f"{path.name}.*.npz")):
+        with np.load(part) as arrays:
+            flat |= dict(arrays)
+    if not flat:
+        raise UserError(
+            f"{path.parent} holds no weights of {path.name}; experiments.converge keeps those of seed 0, scored on tile 2"
+        )
+    scales = {name: flat.pop(name) for name in list(flat) if name.endswith("kernel.scale")}
+    return unflatten_dict(
+        {tuple(name.split("/")): x * scales.get(f"{name}.scale", np.float32(1)) for name, x in flat.items()}
+    )
+
+
+def place_of(out: Path, text: str) -> Path:
+    """Where a network's weights are kept, without the number and the ending of the files."""
+    return out / text.replace(":", "-").replace("=", "-").replace(",", "-")

@@ -85,9 +85,10 @@ def test_what_is_known_of_a_run(known, run_folder):
 
 def test_what_is_known_of_the_bundled_weights():
     demo = facts.read("demo")
-    assert (demo.ground_resolution, demo.licence, demo.dataset, demo.pretrained) == (0.3, "CC0-1.0", "mbrsc", None)
-    assert demo.parameters == 6_409_487 and demo.scores == () and demo.picture is None
-    assert "started from" not in card.markdown(demo)
+    began = "ImageNet's ResNet-50 (Caffe's, MIT)"
+    assert (demo.ground_resolution, demo.licence, demo.dataset, demo.pretrained) == (0.3, "CC0-1.0", "mbrsc", began)
+    assert demo.parameters == 25_209_541 and demo.scores == () and demo.picture is None
+    assert "started from ImageNet" in card.markdown(demo)
 
 
 @pytest.mark.parametrize(
