@@ -46,6 +46,7 @@ def test_a_run_is_published(tmp_path, monkeypatch):
         cell | {"fold": "4+8", "scores": {"fold 4+8": {"miou": 40.0}}},
         cell | {"fold": "4+8", "seed": 1, "scores": {"fold 4+8": {"miou": 42.0}}},
     ]
+    (run / "blind-branch.json").write_text(json.dumps({"tile2": {"own": {"miou": 59.9}}}))
     machine = {"device": "a GPU", "date": "today", "commit": "abc"}
     (run / "converge.json").write_text(json.dumps({"cells": cells, "machine": machine, "command": "trained"}))
     result = demo.publish(DataConfig("mbrsc", dir=str(tmp_path / "data")), run, run / "scores", path)
@@ -57,6 +58,7 @@ def test_a_run_is_published(tmp_path, monkeypatch):
     card = path.with_name("README.md").read_text()
     assert f"mIoU {100 * result['protocols']['all']['miou']:.1f}" in card and str(tmp_path) not in card
     assert "7 steps of" in card and "30 s on one a GPU" in card and "tiles 4 and 8 41.0 ± 1.4" in card
+    assert "60.0 before, in bfloat16, and 59.9 in 8 bits" in card
 
 
 def test_nothing_to_publish_is_told(tmp_path):

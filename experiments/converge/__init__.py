@@ -23,14 +23,13 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent import futures
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
 from experiments.common.cells import Cells
 from experiments.converge import report
-from experiments.converge.field import CLASSES, STRIDE, TEST, TINY, Field, Fold, Length, Sizes, read
+from experiments.converge.field import CLASSES, OPTIONS, TEST, TINY, Field, Fold, Length, Sizes, read
 from experiments.converge.scoring import Scored, placed
 from experiments.converge.training import Entry
 from experiments.mbrsc import DEMO, FOLDS
@@ -115,7 +114,7 @@ def field_of(given: argparse.Namespace, end: float) -> Field:
     }
     config = changed(DEMO, changes)
     dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    options: dict[str, Any] = dict(norm="frozen", stride=STRIDE, fpn_channels=128, dtype=dtype)
+    options = {**OPTIONS, "dtype": dtype}
     options |= dict(depth=10, width=8, fpn_channels=16, stride="v1.5") if given.tiny else {}
     backbone = None if given.tiny else weights.load_torchvision(given.backbone)
     arrays, plan = [ArrayScene(name, *scene) for name, scene in train.items()], sizes.plan()

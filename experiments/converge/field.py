@@ -21,6 +21,11 @@ from glcanet_jax.training.on_device import Placed, Plan
 
 CLASSES = 5  # of MBRSC
 STRIDE = "v1"  # of the ResNet-50 that its runs begin with
+OPTIONS: Mapping[str, Any] = {
+    "norm": "frozen",
+    "stride": STRIDE,
+    "fpn_channels": 128,
+}  # of networks, where they have them
 TEST = "test"  # the fold in which no training scene is left out
 
 

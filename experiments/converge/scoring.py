@@ -54,10 +54,18 @@ def placed(
     return Scored(*map(jnp.asarray, (*padded, np.pad(places, more), np.pad(contexts, more))), jnp.int32(len(places)))
 
 
+# global views that a network may be shown at scoring
+VIEWS = "own", "elsewhere", "grey"
+
+
 def make_confusion(
-    apply: Callable[..., Any], config: Config, sizes: Sizes, classes: int
+    apply: Callable[..., Any], config: Config, sizes: Sizes, classes: int, view: str = "own"
 ) -> Callable[..., Integer[Array, "k k"]]:
-    """``confusion(variables, *placed)``: what a network answers to a scene, counted by true class and answer."""
+    """``confusion(variables, *placed)``: what a network answers to a scene, counted by true class and answer.
+
+    ``view`` is one of :data:`VIEWS`: its global view is its context's, that of the place that lies opposite in the scene, or the mean
+    colour of training everywhere; where its patch lies in the view is told as it is.
+    """
     side, context = sizes.side, sizes.context
     ramp = np.minimum(np.minimum(np.arange(side) + 1, side - np.arange(side)), EDGE).astype(np.float32)
     fade = (ramp[:, None] * ramp[None])[..., None]
@@ -67,8 +75,10 @@ def make_confusion(
         window = lambda p, side: jax.lax.dynamic_slice(image, (p[0], p[1], 0), (side, side, 3)).astype(jnp.float32)  # noqa: E731
         shrunk = lambda p: jax.image.resize(window(p, context), (side, side, 3), "linear", antialias=True)  # noqa: E731
         boxes = jnp.concatenate([at - around, at - around + side], -1).astype(jnp.float32)[:, None] / context
-        views, patches = jax.vmap(shrunk)(around), jax.vmap(lambda p: window(p, side))(at)[:, None]
-        logits, _ = apply(variables, normal(views), normal(patches), boxes)
+        shown = jnp.array([image.shape[:2]]) - context - around if view == "elsewhere" else around
+        views, patches = normal(jax.vmap(shrunk)(shown)), jax.vmap(lambda p: window(p, side))(at)[:, None]
+        views = jnp.zeros_like(views) if view == "grey" else views
+        logits, _ = apply(variables, views, normal(patches), boxes)
         return jax.image.resize(logits[:, 0].astype(jnp.float32), (len(at), side, side, logits.shape[-1]), "linear")
 
     def confusion(variables: Any, image: Array, label: Array, places: Array, contexts: Array, count: Array) -> Array:

@@ -1,6 +1,6 @@
 """What our results say of a claim, and when that decides it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -181,29 +181,45 @@ def _on_made_scenes(without: str) -> Callable[[Results], list[Evidence]]:
     return look
 
 
+def _converged_runs(results: Results) -> list[tuple[str, Mapping[str, Any]]]:
+    return [(name, result) for name, result in sorted(results.items()) if name.partition("-")[0] == "converge"]
+
+
+def _paired(name: str, result: Mapping[str, Any], one: str, other: str) -> list[Evidence]:
+    """Whether a network's converged runs are better than another's, by scene and seed; nothing where they share none."""
+    pairs = differences(result["cells"], one, other)
+    if not pairs:
+        return []
+    seeds = {cell["seed"] for cell in result["cells"] if cell["network"] == other}
+    mean, spread = trial.mean_and_spread(pairs).values()
+    decided = len(seeds) >= SEEDS and spread is not None and abs(mean) > spread
+    finding = f"{one} - {other}: {mean:+.1f} mIoU over {len(pairs)} pairs of {len(seeds)} seeds"
+    made = f"{name}.json: mbrsc; {result['machine']['device']}, {result['machine']['date']}"
+    return [Evidence(finding, made, result["command"], _says(mean > 0) if decided else UNDECIDED)]
+
+
 def _converged(without: str) -> Callable[[Results], list[Evidence]]:
     """Whether GLCANet's converged runs on MBRSC lose without a part, with either head."""
 
     def look(results: Results) -> list[Evidence]:
-        out = []
-        for name, result in sorted(results.items()):
-            if name.partition("-")[0] != "converge":
-                continue
-            for whole in ("glcanet", "glcanet:head=nonlinear"):
-                less = f"{whole}{',' if ':' in whole else ':'}{without}"
-                pairs = differences(result["cells"], whole, less)
-                seeds = {cell["seed"] for cell in result["cells"] if cell["network"] == less}
-                if not pairs:
-                    continue
-                mean, spread = trial.mean_and_spread(pairs).values()
-                decided = len(seeds) >= SEEDS and spread is not None and abs(mean) > spread
-                verdict = _says(mean > 0) if decided else UNDECIDED
-                finding = f"{whole} - {less}: {mean:+.1f} mIoU over {len(pairs)} pairs"
-                made = f"{name}.json: mbrsc; {result['machine']['device']}, {result['machine']['date']}"
-                out.append(Evidence(finding, made, result["command"], verdict))
-        return out
+        return [
+            found
+            for name, result in _converged_runs(results)
+            for whole in ("glcanet", "glcanet:head=nonlinear")
+            for found in _paired(name, result, whole, f"{whole}{',' if ':' in whole else ':'}{without}")
+        ]
 
     return look
+
+
+def two_views(results: Results) -> list[Evidence]:
+    """Whether GLCANet's converged runs on MBRSC are better than those of its local branch alone."""
+    out = []
+    for name, result in _converged_runs(results):
+        networks = dict.fromkeys(cell["network"] for cell in result["cells"])
+        for whole in (text for text in networks if text.partition(":")[0] == "glcanet"):
+            out += _paired(name, result, whole, "branch")
+    return out
 
 
 def part(cell: str, without: str, made: str, option: str) -> Callable[[Results], list[Evidence]]:

@@ -1,16 +1,19 @@
 """Networks trained side by side on the device: batches, scores, what is kept, and the command on two small scenes."""
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 from experiments.converge import field, report, scoring, training
+from glcanet_jax.config import Config
 
 ROOT = Path(__file__).parents[2]
 COLOURS = ("#3c1098", "#8429f6", "#6ec1e4", "#fedd3a", "#e2a929")
@@ -25,6 +28,25 @@ def test_scores_in_percent():
 def test_patches_of_a_grid_reach_both_ends():
     starts = scoring.grid(300, 64)
     assert starts[0] == 0 and starts[-1] == 300 - 64 and (np.diff(starts) <= 64 - 64 // 5).all()
+
+
+def test_a_network_is_shown_another_view_or_none():
+    """One that answers as its view's colour says: the scene's left half is red and of class 1, its right half green and of class 2."""
+    sizes = field.Sizes(context=96, side=32, at_once=4)
+    image, labels = np.zeros((96, 192, 3), np.uint8), np.ones((96, 192), np.uint8)
+    image[:, :96, 0], image[:, 96:, 1], labels[:, 96:] = 255, 255, 2
+    config = Config(normalisation=dataclasses.replace(Config().normalisation, mean=(0.25,) * 3, std=(1.0,) * 3))
+
+    def apply(variables, views, patches, boxes):
+        colour = views.mean((1, 2))
+        logits = jnp.stack([jnp.full(len(views), 0.01), colour[:, 0], colour[:, 1]], -1)
+        return jnp.broadcast_to(logits[:, None, None, None], (len(views), 1, 32, 32, 3)), None
+
+    scene = scoring.placed((image, labels), (96, 192), sizes)
+    counts = {v: np.asarray(scoring.make_confusion(apply, config, sizes, 3, v)({}, *scene)) for v in scoring.VIEWS}
+    right = {view: np.trace(count) / labels.size for view, count in counts.items()}
+    assert right["own"] > 0.8 and right["elsewhere"] < 0.2
+    assert counts["grey"][:, 0].sum() == labels.size  # nothing but the first class's constant is left
 
 
 def test_what_is_kept_is_near_what_was_trained(tmp_path):

@@ -119,6 +119,11 @@ def test_converged_runs_are_compared_by_scene_and_seed():
     verdict = lambda *gains: mask(result(*gains))[0].verdict  # noqa: E731
     assert verdict(1.0, 1.2, 1.4) == "holds" and verdict(-1.0, -1.2, -1.4) == "does not hold here"
     assert verdict(1.0, 1.2) == verdict(1.0, -1.0, 0.5) == "not decided"
+    cells = result(1.0, 1.2, 1.4)["converge-folds"]["cells"]
+    for cell in cells:
+        cell["network"] = cell["network"].replace("glcanet:mask=none", "branch")
+    (views,) = evidence.two_views({"converge": {"command": "run", "machine": MACHINE, "cells": cells}})
+    assert views.verdict == "holds" and "+1.2 mIoU over 3 pairs of 3 seeds" in views.finding
 
 
 def test_the_page_in_markdown_and_html(tmp_path):
