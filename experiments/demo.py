@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from experiments.common.trial import mean_and_spread, with_spread
-from experiments.converge.field import STRIDE
+from experiments.converge.field import STRIDE, TEST
 from experiments.converge.training import kept, place_of
 from experiments.mbrsc import DEMO as SETTINGS
 from glcanet_jax import border, cli, metrics, report, runs, scoring
@@ -34,7 +34,7 @@ def publish(data: DataConfig, out: Path, scores: Path, path: Path = DEMO) -> dic
     found = border.read_object(out / "converge.json", cells=list, machine=dict, command=str)
     scored = border.read_object(out / f"blind-{NETWORK}.json", tile2=dict)["tile2"]["own"]["miou"]
     cells = [cell for cell in found["cells"] if cell["network"] == NETWORK]
-    (own,) = (cell for cell in cells if cell["seed"] == 0 and not cell["fold"])
+    (own,) = (cell for cell in cells if cell["seed"] == 0 and cell["fold"] == TEST)
     # places on this machine are nobody's business; the rest as the data set's publisher says
     published = DataConfig("mbrsc", ground_resolution=0.3, licence="CC0-1.0")
     config = dataclasses.replace(
@@ -71,14 +71,10 @@ def card(
     made, views, model, loader = found["machine"], config.views, config.model, config.loader
     scores, unquantised = result["protocols"]["all"], own["scores"]["tile2"]["miou"]
     weakest = sorted((score["iou"], name) for name, score in scores["classes"].items())[:2]
-    unseen = {
-        fold: [
-            cell["scores"][f"fold {fold}"]["miou"]
-            for cell in found["cells"]
-            if (cell["network"], cell["fold"]) == (NETWORK, fold)
-        ]
-        for fold in dict.fromkeys(cell["fold"] for cell in found["cells"] if cell["fold"])
-    }
+    unseen: dict[str, list[float]] = {}
+    for cell in found["cells"]:
+        if cell["network"] == NETWORK and cell["fold"] != TEST:
+            unseen.setdefault(cell["fold"], []).append(cell["scores"][f"fold {cell['fold']}"]["miou"])
     folds = ", ".join(
         f"tile{'s' * ('+' in fold)} {fold.replace('+', ' and ')} {with_spread(mean_and_spread(of))}"
         for fold, of in unseen.items()

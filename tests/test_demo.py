@@ -42,7 +42,7 @@ def test_a_run_is_published(tmp_path, monkeypatch):
     training.save(training.place_of(run, "branch"), variables)
     cell = {"network": "branch", "seed": 0, "steps": 7, "seconds": 30.0}
     cells = [
-        cell | {"fold": "", "scores": {"tile2": {"miou": 60.0}}},
+        cell | {"fold": "test", "scores": {"tile2": {"miou": 60.0}}},
         cell | {"fold": "4+8", "scores": {"fold 4+8": {"miou": 40.0}}},
         cell | {"fold": "4+8", "seed": 1, "scores": {"fold 4+8": {"miou": 42.0}}},
     ]

@@ -142,13 +142,12 @@ def fold_of(fold: str, scenes: Placed, names: Sequence[str], groups: Mapping[str
 
 def fill(cells: Cells, given: argparse.Namespace, end: float) -> None:
     """Run what is missing: seed by seed, and what is compiled before what is not."""
-    cell = lambda text, fold, seed: (text, "" if fold == TEST else fold, seed)  # noqa: E731
     left = [
         (text, fold, seed)
         for seed in range(given.seeds)
         for fold in given.folds
         for text in given.networks
-        if not cells.has(*cell(text, fold, seed))
+        if not cells.has(text, fold, seed)
     ]
     if not left:
         return

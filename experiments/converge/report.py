@@ -1,4 +1,4 @@
-"""The table of a comparison: means and spreads over seeds, and differences that are paired by fold, scene and seed."""
+"""The table of a comparison: means and spreads over seeds, and differences that are paired by scene and seed."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,11 +10,11 @@ from glcanet_jax.metrics import paired_test
 
 
 def _scenes(cell: Mapping[str, Any]) -> dict[tuple[Any, ...], float]:
-    """mIoU of every scene of a cell, by group, fold, seed and scene."""
+    """mIoU of every scene of a cell, by group, seed and scene."""
     found = {}
     for group, scores in cell["scores"].items():
         for name, score in scores.get("scenes", {group: scores}).items():
-            found[group, cell["fold"], cell["seed"], name] = score["miou"]
+            found[group, cell["seed"], name] = score["miou"]
     return found
 
 
@@ -31,8 +31,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     """Networks by what was scored, mean mIoU of the seeds, their spread and number; then every two networks, paired."""
     cells, made, settings = result["cells"], result["machine"], result["settings"]
     names = list(dict.fromkeys(cell["network"] for cell in cells))
-    places = list(dict.fromkeys((cell["fold"], group) for cell in cells for group in cell["scores"]))
-    call = lambda fold, group: f"fold {fold}" if fold else group  # noqa: E731
+    groups = list(dict.fromkeys(group for cell in cells for group in cell["scores"]))
     lines = [
         "# MBRSC: converged runs",
         "",
@@ -44,21 +43,21 @@ def markdown(result: Mapping[str, Any]) -> str:
         "",
         "mIoU in percent of the moving average at the last step: the mean over seeds, ± their standard deviation, (how many).",
         "",
-        f"| network | steps | {' | '.join(call(*place) for place in places)} |",
-        "|---" * (len(places) + 2) + "|",
+        f"| network | steps | {' | '.join(groups)} |",
+        "|---" * (len(groups) + 2) + "|",
     ]
     for name in names:
         own = [cell for cell in cells if cell["network"] == name]
         steps = sorted({cell["steps"] for cell in own})
         row = []
-        for fold, group in places:
-            values = [c["scores"][group]["miou"] for c in own if c["fold"] == fold and group in c["scores"]]
+        for group in groups:
+            values = [cell["scores"][group]["miou"] for cell in own if group in cell["scores"]]
             told = f"{with_spread(mean_and_spread(values))} ({len(values)})" if values else "not run"
             row.append(told)
         lines.append(f"| {name} | {steps[0]}{f' to {steps[-1]}' if len(steps) > 1 else ''} | {' | '.join(row)} |")
     lines += [
         "",
-        "Paired by fold, scene and seed; p is of a two-sided test of sign flips, - where pairs are too few for one.",
+        "Paired by scene and seed; p is of a two-sided test of sign flips, - where pairs are too few for one.",
         "",
     ]
     lines += ["| | mean difference | pairs | p |", "|---|---|---|---|"]

@@ -111,8 +111,7 @@ class Entry:
             if length.still is not None and done % length.every == 0:
                 curve.append([done, self.score(state.average, next(iter(fold.tests.values())))["miou"]])
                 print(f"{self.text}, {name}, seed {seed}: {curve[-1][1]:.1f} at step {done}", flush=True)
-        named = "" if name == TEST else name
-        found = {"network": self.text, "fold": named, "seed": seed, "steps": done, "loss": float(loss.mean())}
+        found = {"network": self.text, "fold": name, "seed": seed, "steps": done, "loss": float(loss.mean())}
         found |= {"seconds": round(time.time() - began, 1), "compile_seconds": self.compile_seconds}
         found |= {"curve": curve} if curve else {}
         if seed == 0 and name == TEST:
