@@ -76,7 +76,7 @@ def test_cards_are_sizes_or_gpus_that_are_described(monkeypatch):
     assert memory_case.target("24GB") == {"target": "h100", "device_memory": 24 * 2**30}
     assert memory_case.target("10.5 gb")["device_memory"] == 10.5 * 2**30
     assert memory_case.target("h100") == {"target": "h100"}
-    with pytest.raises(UserError, match="--card is 'a100'; it must be a size, as 24GB, or one of h100"):
+    with pytest.raises(UserError, match="--card is 'a100'; it must be a size, as 24GB, or one of h100, h200"):
         memory_case.target("a100")
     monkeypatch.setattr(aot, "available", lambda: True)
     with pytest.raises(UserError, match="--card is 'huge'"):

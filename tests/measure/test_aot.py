@@ -143,7 +143,7 @@ def test_another_card_is_the_same_gpu_with_another_memory():
 def test_an_unknown_gpu_is_told(ask, monkeypatch):
     monkeypatch.setattr(aot, "available", lambda: True)
     more = {"batch": 1, "context": (400, 400)} if ask is aot.predict_memory else {}
-    with pytest.raises(UserError, match="no GPU is described as 'a100'; there are h100"):
+    with pytest.raises(UserError, match="no GPU is described as 'a100'; there are h100, h200"):
         ask(SMALL, 5, 3, target="a100", **more)
 
 
