@@ -27,7 +27,8 @@ COLUMN = 32  # where the words of an option begin
 def run(main: Callable[[], Any]) -> None:
     """Run a command; bad input ends in its message alone and exit code 2, Ctrl-C in 130; a second Ctrl-C ends at once."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding lacks ends no command
+        # a name that the terminal's encoding lacks ends no command; what is said is seen at once, in pipes and files, too
+        sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
     # of pictures that lie nowhere; hidden where they are opened, too, but filters are one for all threads
     warnings.filterwarnings("ignore", "Dataset has no geotransform")
     try:

@@ -180,6 +180,7 @@ def _balanced(dataset: Any, split: str, power: float) -> tuple[float, ...]:
     classes that are not there.
     """
     labelled = [scene for scene in dataset.scenes(split) if scene.labelled]
+    print(f"counting the labels of {split} ({len(labelled)} scenes), for its classes are balanced")
     counts = sum((class_counts(scene, len(dataset.classes.names)) for scene in labelled), np.zeros(1))
     there = counts > 0
     if not there.any():

@@ -1,5 +1,6 @@
 """A split scored: classes and bands checked, all scenes walked, tables and pictures written."""
 
+import contextlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from glcanet_jax import config as configs
 from glcanet_jax import metrics, report, runs, weights
 from glcanet_jax.config import Config
 from glcanet_jax.data.scenes import check_labels, filled, mean_values
+from glcanet_jax.durations import compiling, predicting
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference.evaluation import countable, evaluate
 from glcanet_jax.inference.predictor import Predictor
@@ -99,6 +101,14 @@ def first_of(scenes: Any, predictor: Predictor) -> tuple[Any, tuple[int, int]]:
     return first.read_image(0, 0, 1, 1).dtype, predictor.views.context_extent(first.height, first.width)
 
 
+def make_ready(predictor: Predictor, scenes: Any, config: Config, what: str) -> None:
+    """Compile what walks scenes like the first of these, and say that ``what`` begins with it, unless something was compiled before."""
+    dtype, context = first_of(scenes, predictor)
+    kind = predicting(config, predictor, dtype, context)
+    with contextlib.nullcontext() if predictor.traces else compiling(f"{what}: compiling the network", kind):
+        predictor.compile(dtype, context)
+
+
 def score_scenes(
     predictor: Predictor,
     scenes: Any,
@@ -113,7 +123,7 @@ def score_scenes(
     ``asked``, its ``split`` among it, is told beside the configuration. ``worst`` keeps the windows with most errors.
     """
     split = asked["split"]
-    predictor.compile(*first_of(scenes, predictor))
+    make_ready(predictor, scenes, config, f"scoring {split}")
     left_out = [p.name for p in dataset.protocols if p not in countable(dataset, scenes)]
     if left_out:
         print(f"left out, for a scene of {split} lacks their labels: {', '.join(left_out)}")

@@ -94,6 +94,7 @@ def trained(tmp_path_factory):
         "--train.steps", "4", "--overlays", "1", "--track", "csv", *SMALL,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
+    (root / "told").write_text(result.stdout)
     return root
 
 
@@ -114,6 +115,33 @@ def test_train_writes_a_run(trained):
         "update_norm/global", "lr/global", "seconds_per_step", "images_per_second", "data_wait", "memory/host_peak_mb",
     }  # fmt: skip
     assert wanted <= set(steps[0]) and all(np.isfinite(r["loss"]) for r in steps)
+
+
+def test_whatever_takes_long_is_said_before(trained):
+    told = [line.partition(" (last time")[0] for line in (trained / "told").read_text().splitlines()]
+    said = [
+        "making the network (glcanet): compiling what draws its first weights",
+        f"training on 2 scenes for 4 steps; everything is written to {trained / 'run'}",
+        "phase joint: compiling its first step",
+        "scoring test: compiling the network",
+    ]
+    table = next(i for i, line in enumerate(told) if line.startswith("class "))
+    assert [line for line in told[:table] if line in said] == said
+
+
+def test_what_is_said_is_seen_at_once(monkeypatch):
+    """Though it goes into a pipe, which Python fills in blocks."""
+    pipe = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(pipe, encoding="ascii"))
+    seen = []
+
+    def main():
+        print("compiling ä")
+        seen.append(pipe.getvalue())
+
+    with pytest.raises(SystemExit):
+        cli.run(main)
+    assert seen == [b"compiling \\xe4\n"]
 
 
 def test_eval_of_a_run(trained, tmp_path):

@@ -17,7 +17,7 @@ FLOORS = (
     ("border",),
     ("data", "dialects", "models.layers"),
     ("models", "metrics", "page", "report", "hub"),
-    ("config", "weights", "inference"),
+    ("config", "weights", "inference", "durations"),
     ("starting",),
     ("cli", "presets", "runs"),
     ("scoring",),

@@ -10,6 +10,7 @@ import numpy as np
 
 from glcanet_jax import geometry
 from glcanet_jax.data.loader import cores
+from glcanet_jax.durations import compiling, predicting
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference import reading
 from glcanet_jax.inference.pipeline import reader_threads
@@ -100,8 +101,14 @@ def prepare(model: Model, options: MapOptions, source: Any, *, scenes: int = 1, 
     views = model.predictor.views
     context = views.context_extent(source.height, source.width)
     patches = scenes * len(geometry.walk_scene(source.height, source.width, views))
-    choose_batch(model.predictor, options, source.dtype, context, patches)
-    check_memory(model.predictor, source.dtype, context, tell=tell)
+    kind = predicting(model.config, model.predictor, source.dtype, context)
+    with (
+        compiling(f"compiling the network, for contexts of {context[0]} x {context[1]} px", kind)
+        if tell
+        else contextlib.nullcontext()
+    ):
+        choose_batch(model.predictor, options, source.dtype, context, patches)
+        check_memory(model.predictor, source.dtype, context, tell=tell)
     if tell and scenes > 1:
         readers, writers = pools(options)
         room = in_units(pool_bytes(model.predictor, options, source.dtype, context))

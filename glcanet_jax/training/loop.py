@@ -13,12 +13,13 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from glcanet_jax import backend, geometry, models, report, runs
+from glcanet_jax import backend, geometry, models, report, runs, scoring
 from glcanet_jax.config import Config, numbers_of, to_dict
 from glcanet_jax.data import disk, files
 from glcanet_jax.data.cached import cached
 from glcanet_jax.data.loader import TrainLoader
 from glcanet_jax.data.scenes import Dataset, check_labels
+from glcanet_jax.durations import compiling
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference.evaluation import countable, evaluate
 from glcanet_jax.inference.predictor import Predictor
@@ -27,9 +28,9 @@ from glcanet_jax.progress import Progress
 from glcanet_jax.starting import Start
 from glcanet_jax.training import doubts, extending, freezing, optim, phases, processes, sources
 from glcanet_jax.training.checkpoints import Checkpoints
-from glcanet_jax.training.compiling import Durations, Pace
 from glcanet_jax.training.messages import native_kept, warnings_kept
 from glcanet_jax.training.on_device import Plan
+from glcanet_jax.training.pace import Pace
 from glcanet_jax.training.phases import Phase
 from glcanet_jax.training.records import Log, Monitor, Timer, record, room_told
 from glcanet_jax.training.residents import All, Pool
@@ -98,7 +99,9 @@ def _train(config: Config, tracking: Tracking, advice: str) -> Path:
     config = work.config
 
     # ------------------------------------------------------------------ the network and its state
-    variables, taken = runs.initial_variables(config, work.model, work.bands, work.dataset.classes.names)
+    kind = {"weights": asdict(config.model), "bands": work.bands}
+    with compiling(f"making the network ({config.model.network}): compiling what draws its first weights", kind):
+        variables, taken = runs.initial_variables(config, work.model, work.bands, work.dataset.classes.names)
     freezing.frozen(variables["params"], config.freeze)  # what is no parameter is told
     out = Path(config.out)
     with contextlib.ExitStack() as stack:
@@ -425,12 +428,14 @@ def compile_step(run: Run, train_step: Any, state: TrainState, batch: Any, phase
     Raises:
         UserError: the device has less memory than it needs.
     """
-    config, durations = run.work.config, Durations()
+    config = run.work.config
     shapes = [x.shape for x in jax.tree.leaves(batch)]
     kind = {"step": phase, "model": asdict(config.model), "parts": config.train.accumulation, "shapes": shapes}
-    last_time = durations.told(kind)
-    print(f"phase {phase}: compiling its first step{last_time}", flush=True)
-    with run.progress.doing(f"compiling{last_time}"), _native_kept(run), durations.noting(kind):
+    with (
+        compiling(f"phase {phase}: compiling its first step", kind) as last_time,
+        run.progress.doing(f"compiling{last_time}"),
+        _native_kept(run),
+    ):
         options = backend.compiler_options(config.train.deterministic)
         compiled = train_step.lower(state, batch).compile(options)
     processes.meet("compiled")
@@ -471,9 +476,8 @@ def validate(run: Run, state: TrainState, step: int) -> float | None:
     run.predictor.variables = state.answering
     scenes = processes.share(run.work.val_scenes)
     if scenes and not run.predictor.traces:
-        dtype, context = scenes[0].read_image(0, 0, 1, 1).dtype, (scenes[0].height, scenes[0].width)
         with run.progress.doing("compiling what validates"), _native_kept(run):
-            run.predictor.compile(dtype, run.work.config.views.context_extent(*context))
+            scoring.make_ready(run.predictor, scenes, run.work.config, "validation")
     with run.progress.part(sum(s.height * s.width for s in scenes) / 1e6, "validating", "Mpx") as part:
 
         def advance(pixels: int) -> None:

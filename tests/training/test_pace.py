@@ -1,12 +1,10 @@
-"""What is remembered of how long programs took to compile."""
-
-import json
+"""How long all steps will take, told once."""
 
 import jax
 import pytest
 
-from glcanet_jax.training import compiling
-from glcanet_jax.training.compiling import Durations, Pace
+from glcanet_jax.training import pace as pacing
+from glcanet_jax.training.pace import Pace
 
 
 @pytest.fixture
@@ -15,54 +13,11 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_what_was_measured_is_told_the_next_time(folder, monkeypatch):
-    now = iter([0.0, 41.6, 50.0, 50.2, 60.0])
-    monkeypatch.setattr(compiling.time, "perf_counter", lambda: next(now))
-    kind = {"step": "joint", "shapes": {"patches": (6, 1, 500, 500, 3)}}
-    assert Durations().told(kind) == ""
-    with Durations().noting(kind):
-        pass
-    assert Durations().told(kind) == " (last time: 42 s)"
-    assert Durations().told(kind | {"step": "rest"}) == ""
-    with Durations().noting(kind):  # it was among the kept programs
-        pass
-    assert Durations().told(kind) == " (last time: 1 s)"
-    with pytest.raises(ValueError), Durations().noting("other"):
-        raise ValueError
-    assert Durations().told("other") == ""
-
-
-@pytest.mark.parametrize("content", ["", "[]", '{"a": "b"}', "\x00\xff"])
-def test_a_file_that_says_nothing_is_no_loss(folder, content):
-    (folder / "seconds.json").write_text(content)
-    assert Durations().told("kind") == ""
-    with Durations().noting("kind"):
-        pass
-    assert Durations().told("kind") == " (last time: 1 s)"
-
-
-def test_it_does_not_grow(folder):
-    (folder / "seconds.json").write_text(json.dumps({str(i): 1.0 for i in range(500)}))
-    with Durations().noting("kind"):
-        pass
-    kept = list(json.loads((folder / "seconds.json").read_text()))
-    assert len(kept) == compiling.KEPT and kept[:-1] == [str(i) for i in range(500 - compiling.KEPT + 1, 500)]
-
-
-def test_without_a_place_nothing_is_known(tmp_path, monkeypatch):
-    for place in (None, str(tmp_path / "none")):
-        monkeypatch.setattr(type(jax.config), "jax_compilation_cache_dir", place, raising=False)
-        with Durations().noting("kind"):
-            pass
-        assert Durations().told("kind") == "" and not any(tmp_path.iterdir())
-
-
-# ------------------------------------------------------------------------------------------------- how long all steps take
 @pytest.fixture
 def clock(monkeypatch):
     """A clock that is set by hand."""
     now = [0.0]
-    monkeypatch.setattr(compiling.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(pacing.time, "perf_counter", lambda: now[0])
     return now
 
 
@@ -120,4 +75,4 @@ def test_on_a_gpu_and_in_a_few_steps_nothing_is_told(folder, clock, capsys, monk
     [(0.1, "1 seconds"), (89.0, "89 seconds"), (2900.0, "48 minutes"), (3e4, "8.3 hours"), (9e5, "10 days")],
 )
 def test_times_in_words(seconds, words):
-    assert compiling.in_words(seconds) == words
+    assert pacing.in_words(seconds) == words
