@@ -179,7 +179,7 @@ def evaluate(argv: Sequence[str], page: tuple[str, str]) -> None:
         options = {"tta": args.tta, "devices": args.devices, "overlays": args.overlays}
         result = scoring.evaluate_split(path, dataset, args.split, args.out, args.batch, **options)
     for name, scores in result["protocols"].items():
-        print(f"\n{dataset.name} {args.split}, protocol {name}\n{metrics.format_table(scores)}")
+        print(f"\n{dataset.title} {args.split}, protocol {name}\n{metrics.format_table(scores)}")
     print(f"\nwritten to {args.out}")
 
 

@@ -86,7 +86,7 @@ def tell(dataset: Any, split: str, weights: Path, result: dict[str, Any]) -> Non
     """Scores as tables."""
     for name, scores in result["protocols"].items():
         print(
-            f"\n{dataset.name}, split {split}, protocol {name}, weights {weights.name}\n{metrics.format_table(scores)}"
+            f"\n{dataset.title}, split {split}, protocol {name}, weights {weights.name}\n{metrics.format_table(scores)}"
         )
         majority = result["majority"][name]
         miou, accuracy = (f"{100 * (majority[key] or 0):.2f}" for key in ("miou", "oa"))

@@ -48,7 +48,7 @@ def write(out: Path, config: Config, dataset: Any, scored: Mapping[str, dict[str
             sections.append(Section(f"Worst windows of {split}", list(_worst(folder, result))))
     made = machine()
     lead = (
-        f"{config.model.network} on {dataset.name}; {made['device']}, {made['cores']} cores, jax {made['jax']}, {made['date']}; scored "
+        f"{config.model.network} on {dataset.title}; {made['device']}, {made['cores']} cores, jax {made['jax']}, {made['date']}; scored "
         f"with {weights.name}. In percent of labelled pixels."
     )
     path = out / NAME

@@ -26,7 +26,7 @@ def check_fit(dataset: Any, scenes: Any, predictor: Predictor, class_names: list
     """Raises UserError if weights cannot be scored on these scenes."""
     if list(dataset.classes.names) != class_names:
         raise UserError(
-            f"the weights know the classes {', '.join(class_names)}; {dataset.name} has {', '.join(dataset.classes.names)}; "
+            f"the weights know the classes {', '.join(class_names)}; {dataset.title} has {', '.join(dataset.classes.names)}; "
             "give weights trained on these classes"
         )
     for scene in scenes:
@@ -49,7 +49,7 @@ def labelled_scenes(dataset: Any, split: str) -> list[Any]:
     scenes = dataset.scenes(split)
     without = [scene.name for scene in scenes if not scene.labelled]
     if len(without) == len(scenes):
-        raise UserError(f"no scene of split {split!r} of {dataset.name} has labels; choose another with --split")
+        raise UserError(f"no scene of split {split!r} of {dataset.title} has labels; choose another with --split")
     if without:
         shown = ", ".join(without[:8]) + f" and {len(without) - 8} more" * (len(without) > 8)
         print(f"left out, for they have no labels: {shown}")
@@ -88,11 +88,17 @@ def evaluate_split(
     predictor, config, classes = loaded or runs.load_predictor(weights_path, batch, tta=tta, devices=devices)
     check_fit(dataset, scenes, predictor, classes["names"], split)
     scenes = tuple(filled(scene, mean_values(predictor.normalisation, scene.bands)) for scene in scenes)
-    asked = {"split": split, "weights": weights.named(weights_path), "evaluated": dataset.name, "tta": tta}
     worst = Worst(windows, dataset.protocols[0].ignore, dataset.scale) if windows else None
-    result, pictures = score_scenes(predictor, scenes, dataset, config, asked, overlays, worst)
+    settings = asked_for(weights_path, dataset, split, tta)
+    result, pictures = score_scenes(predictor, scenes, dataset, config, settings, overlays, worst)
     write_scores(out, result, pictures, dataset, () if worst is None else worst.cuts)
     return result
+
+
+def asked_for(weights_path: Path, dataset: Any, split: str, tta: bool) -> dict[str, Any]:
+    """What a ``metrics.json`` says of itself, beside the configuration of the weights."""
+    told = {"split": split, "weights": weights.named(weights_path), "evaluated": dataset.name, "called": dataset.title}
+    return told | {"tta": tta}
 
 
 def first_of(scenes: Any, predictor: Predictor) -> tuple[Any, tuple[int, int]]:

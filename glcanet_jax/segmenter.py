@@ -39,7 +39,6 @@ from glcanet_jax.maps.options import MapOptions
 from glcanet_jax.maps.outputs import outputs_of
 from glcanet_jax.profiling import parse_bytes
 from glcanet_jax.progress import Progress
-from glcanet_jax.weights import named
 
 Colours = tuple[tuple[int, int, int], ...]
 
@@ -378,7 +377,7 @@ class Segmenter:
         scoring.check_fit(dataset, scenes, predictor, list(self.classes), split)
         patches = sum(len(geometry.walk_scene(s.height, s.width, predictor.views)) for s in scenes)
         choose_batch(predictor, self._options, *scoring.first_of(scenes, predictor), patches)
-        asked = {"split": split, "weights": named(self.weights), "evaluated": dataset.name, "tta": tta}
+        asked = scoring.asked_for(self.weights, dataset, split, tta)
         with memory_told(predictor):
             pictured = 0 if out is None else None
             result, pictures = scoring.score_scenes(predictor, scenes, dataset, self.config, asked, pictured)

@@ -127,7 +127,7 @@ def build(
         | ({"stage": stage} if stage else {})
         for name, (path, stage) in asked.items()
     ]
-    told = {"dataset": dataset.name, "split": split, "scenes": [scene.name for scene in scenes]}
+    told = {"dataset": dataset.title, "split": split, "scenes": [scene.name for scene in scenes]}
     told |= {"protocol": protocol.name, "command": command, "machine": machine()}
     told |= summary(total, entries, dataset.classes.names, protocol)
     return Compared(told | {"paired": paired(by_scene, list(asked))}, cuts, dataset.classes)

@@ -7,12 +7,12 @@ from glcanet_jax.data.deepglobe import open_deepglobe
 from glcanet_jax.data.folder import open_folder
 from glcanet_jax.data.isprs import open_potsdam, open_vaihingen
 from glcanet_jax.data.mbrsc import open_mbrsc, open_sample
-from glcanet_jax.data.scenes import ClassTable, Dataset, DatasetMissing, Protocol
+from glcanet_jax.data.scenes import OWN, ClassTable, Dataset, DatasetMissing, Protocol
 from glcanet_jax.data.tiled import open_tiles
 from glcanet_jax.errors import UserError
 from glcanet_jax.options import perhaps
 
-__all__ = ["ClassTable", "Dataset", "DatasetMissing", "Protocol", "check_options", "names", "open_dataset"]
+__all__ = ["OWN", "ClassTable", "Dataset", "DatasetMissing", "Protocol", "check_options", "names", "open_dataset"]
 
 DATASETS = {
     "deepglobe": open_deepglobe,
@@ -30,7 +30,6 @@ OPTIONS = {
     "folder": ("bands",),
     "tiles": ("bands",),
 }
-OWN = ("folder", "tiles")  # of the user's own, whose bands are chosen by number
 
 
 def names() -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from glcanet_jax.errors import UserError
 from glcanet_jax.options import perhaps
 
 IGNORE = 255
+OWN = ("folder", "tiles")  # datasets of the user's own
 
 
 @dataclass(frozen=True)
@@ -538,6 +539,11 @@ class Dataset:
     extra: ExtraBand | None = None  # the band behind the colours, if there is one
     called: Mapping[str, str] = field(default_factory=dict)  # splits that its files call otherwise: theirs, ours
 
+    @property
+    def title(self) -> str:
+        """What people call it: its name; one of the user's own has that of its folder."""
+        return (self.root.resolve().name if self.name in OWN and self.root is not None else "") or self.name
+
     def scenes(self, split: str) -> tuple[Any, ...]:
         """The scenes of a split.
 
@@ -548,11 +554,11 @@ class Dataset:
             ours = self.called[split]
             names = ", ".join(scene.name for scene in self.splits.get(ours, ()))
             raise UserError(
-                f"{self.name} has no split {split!r}: what its files call so ({names}) is its {ours}; give {ours}"
+                f"{self.title} has no split {split!r}: what its files call so ({names}) is its {ours}; give {ours}"
             )
         if split not in self.splits:
             near = perhaps(split, list(self.splits))
-            raise UserError(f"{self.name} has no split {split!r}{near}; it has {', '.join(self.splits)}")
+            raise UserError(f"{self.title} has no split {split!r}{near}; it has {', '.join(self.splits)}")
         for scene in self.splits[split]:
             getattr(scene, "verify", lambda: None)()
         return self.splits[split]

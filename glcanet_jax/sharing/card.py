@@ -133,7 +133,7 @@ def _input(facts: Facts) -> str:
 
 def _scores(scores: Scores) -> str:
     percent = lambda v: f"{100 * v:.1f}"  # noqa: E731
-    where = " ".join(filter(None, [scores.dataset, scores.split]))
+    where = " ".join(filter(None, [scores.called, scores.split]))
     head = (
         f"**{plain(where) or 'scored'}**, protocol {plain(scores.protocol)}: mIoU **{percent(scores.miou)}**, mean F1 "
     )
@@ -195,7 +195,7 @@ def text(facts: Facts) -> str:
         "licence": facts.licence or UNKNOWN,
     }
     for scores in facts.scores:
-        where = " ".join(filter(None, [scores.dataset, scores.split, scores.protocol]))
+        where = " ".join(filter(None, [scores.called, scores.split, scores.protocol]))
         lines[f"mIoU {100 * scores.miou:.1f}"] = (
             f"{where}, overall accuracy {100 * scores.oa:.1f}" + f". {CHOSE}" * scores.chose
         )

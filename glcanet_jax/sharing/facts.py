@@ -20,6 +20,7 @@ COLOURS = {1: ("grey",), 3: ("red", "green", "blue"), 4: ("red", "green", "blue"
 CHOSEN = {"rgb": COLOURS[3], "irrg": ("nir", "red", "green"), "irrgb": ("nir", "red", "green", "blue")}
 TITLES = {"glcanet": "GLCANet", "glnet": "GLNet", "fcn8s": "FCN-8s", "unet": "U-Net", "segnet": "SegNet"}
 TITLES |= {"pspnet": "PSPNet", "deeplabv3plus": "DeepLabv3+", "icnet": "ICNet", "branch": "GLCANet, one branch"}
+SAID = ("evaluated", "split", "called")  # by a metrics.json, of what was scored
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -36,6 +37,7 @@ class Scores:
     classes: tuple[tuple[str, float], ...] = ()  # name and IoU
     majority: float | None = None  # mIoU of the commonest class everywhere
     chose: bool = False  # the split chose the weights
+    called: str = ""  # what people call the dataset
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,9 @@ def read(
     names = stored.classes["names"]
     data = stored.classes.get("dataset", "") or config.data.dataset
     scored = tuple(score for file in found for score in read_scores(Path(file), names))
-    chose = lambda s: s.split == config.data.val_split and s.dataset in ("", data)  # noqa: E731
+    own = _data_name(data, config.data.dir)
+    scored = tuple(dataclasses.replace(s, called=s.called or (own if s.dataset == data else s.dataset)) for s in scored)
+    chose = lambda s: s.split == config.data.val_split and s.dataset in ("", data) and s.called in ("", own)  # noqa: E731
     options = stored.config.get("model", {}) if stored.network is None else stored.network.options
     began = None if stored.network is not None else _began(config)
     return Facts(
@@ -127,7 +131,7 @@ def read(
         bands=band_names(config.data.bands, stored.bands),
         normalisation=_by_band(stored.normalisation, stored.bands),
         ground_resolution=stored.ground_resolution or config.data.ground_resolution,
-        dataset=_data_name(data, config.data.dir),
+        dataset=own,
         licence=licence or config.data.licence,
         pretrained=began,
         steps=config.train.steps if stored.network is None else None,
@@ -230,10 +234,8 @@ def read_scores(path: Path, classes: list[str]) -> list[Scores]:
                 f"{path} scores a class {strange[0]!r}{near}, which the weights do not know; give their own scores"
             )
         majority = told.get("majority", {}).get(name, {}).get("miou")
-        said = (
-            str(settings.get(key) or told.get(key) or fallback) for key, fallback in (("evaluated", ""), ("split", ""))
-        )
-        out.append(Scores(*said, name, *means, each, majority))
+        dataset, split, called = (str(settings.get(key) or told.get(key) or "") for key in SAID)
+        out.append(Scores(dataset, split, name, *means, each, majority, called=called))
     if not all(math.isfinite(v) for s in out for v in (s.miou, s.mf1, s.oa)):
         raise UserError(f"{path} holds scores that are not finite; score a split with labels")
     return out

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import urllib.parse
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -183,6 +184,30 @@ def test_scores_of_the_validation_chose_the_weights(run_folder, tmp_path):
 )  # fmt: skip
 def test_data_of_ones_own_are_called_as_their_folder(dataset, folder, name):
     assert facts._data_name(dataset, folder) == name
+
+
+def test_a_dataset_of_ones_own_is_called_as_its_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = lambda name, root: Dataset(name, ClassTable((), ()), {}, (), root)  # noqa: E731
+    assert made("folder", tmp_path / "my fields").title == "my fields"
+    assert made("tiles", Path(".")).title == tmp_path.name
+    assert (made("mbrsc", tmp_path).title, made("folder", None).title) == ("mbrsc", "folder")
+
+
+def test_scores_have_the_name_of_the_data_that_people_know(run_folder, tmp_path):
+    """Not "folder", which is what a command calls all data of one's own."""
+    config, stored = runs.read_weights(run_folder / "best.safetensors")
+    saved = stored.classes | {"dataset": "folder"}
+    path = tmp_path / "mine.safetensors"
+    weights.save_weights(path, stored.variables, stored.config, saved, stored.normalisation, None, stored.bands)
+    scored = json.loads((run_folder / "eval-test" / "metrics.json").read_text())
+    scored["config"] |= {"evaluated": "folder", "split": "val"}
+    for called, told, chose in ((None, "fields", True), ("fields", "fields", True), ("others", "others", False)):
+        scored["config"] |= {} if called is None else {"called": called}
+        (tmp_path / "metrics.json").write_text(json.dumps(scored))
+        found = facts.read(path, scores=(tmp_path / "metrics.json",))
+        assert f"**{told} val**, protocol all" in card.markdown(found) and f"{told} val all" in card.text(found)
+        assert "folder test" not in card.markdown(found) and found.scores[0].chose is chose
 
 
 def test_a_title_may_be_given(run_folder):

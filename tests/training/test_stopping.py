@@ -336,8 +336,8 @@ def blank(root, name):
         (lambda root: (root / "masks" / "s0.png").unlink(), {}, "scene s0 of split train has no labels; training needs"),
         (None, {"train_split": "none"}, "split none holds no scenes; training needs some"),
         (None, {"val_split": "none"}, "split none holds no scenes; validation needs some"),
-        (None, {"val_split": "vla"}, "folder has no split 'vla' (perhaps you meant 'val')"),
-        (None, {"train_split": "trian"}, "folder has no split 'trian' (perhaps you meant 'train')"),
+        (None, {"val_split": "vla"}, "has no split 'vla' (perhaps you meant 'val')"),
+        (None, {"train_split": "trian"}, "has no split 'trian' (perhaps you meant 'train')"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_trained_on_is_told_before_anything_is_compiled(
