@@ -138,7 +138,7 @@ class OptimiserConfig:
     b1: Annotated[float, DECAY] = 0.9  # decay a step of the mean of the gradients
     b2: Annotated[float, DECAY] = 0.999  # and of their squares
     weight_decay: Annotated[float, WEIGHT] = 0.0  # coupled L2, as GLNet's Adam
-    clip: Annotated[float | None, Range(0, open="low")] = None  # largest norm of a root's gradient
+    clip: Annotated[float | None, Range(0, open="low")] = None  # largest norm of a root's gradient; None: any
     schedule: Literal["poly", "cosine", "constant"] = "poly"  # how the rates fall
     power: Annotated[float, Range(0, 100)] = 0.9  # of poly
     warmup_steps: Annotated[int, Range(0, MOST)] = 0  # linear, from zero

@@ -12,7 +12,7 @@ from typing import Annotated, NamedTuple
 import numpy as np
 
 from glcanet_jax.errors import UserError
-from glcanet_jax.limits import Range, check_fields
+from glcanet_jax.limits import Nothing, Range, check_fields
 
 SIDE = Range(1, 2**20)  # of contexts, pixels
 WHOLE = Range(32, 2**14)  # of what a network looks at whole, pixels a side
@@ -23,12 +23,14 @@ LEAST_STEP = 8  # patches overlap so that one begins at least every eighth of a 
 class Views:
     """How a scene is cut into contexts and patches; the same for training, evaluation and prediction, saved with the weights."""
 
-    context_size: Annotated[int | None, SIDE] = 2448  # scene pixels a side; None: the whole scene is one context
+    context_size: Annotated[int | None, SIDE, Nothing("whole")] = (
+        2448  # scene pixels a side; None: the whole scene is one context
+    )
     global_size: Annotated[int, WHOLE] = 500  # pixels a side of the shrunk context
     patch_size: Annotated[int, WHOLE] = 500  # pixels a side of a patch
     overlap: Annotated[int, Range(0, 2**14)] = 50  # least overlap of neighbouring patches, pixels
     scene_size: Annotated[int | None, Range(1, 2**31)] = (
-        None  # with context_size None: the longest side trained on, scene pixels
+        None  # where whole scenes are contexts: the longest side trained on, pixels, which the data say
     )
 
     def __post_init__(self):
@@ -40,8 +42,8 @@ class Views:
             )
         if self.context_size is not None and self.context_size < self.patch_size:
             raise UserError(
-                f"views.context_size is {self.context_size} px; it must be at least the patch size, {self.patch_size} px, or None: "
-                f"give --context {self.patch_size} or more, or a smaller --patch"
+                f"views.context_size is {self.context_size} px; it must be at least the patch size, {self.patch_size} px: "
+                f"give --context {self.patch_size} or more, or whole, or a smaller --patch"
             )
 
     def context_length(self, length: int) -> int:

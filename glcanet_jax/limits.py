@@ -53,6 +53,13 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Nothing:
+    """What stands for None on a command line, where that is a choice of its own."""
+
+    word: str = "none"
+
+
+@dataclass(frozen=True)
 class Length:
     """How many of a list there may be."""
 

@@ -10,6 +10,7 @@ import difflib
 import inspect
 import io
 import itertools
+import re
 import textwrap
 import tokenize
 import typing
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from glcanet_jax.errors import UserError
-from glcanet_jax.limits import FINITE, Range, fields_of, unmarked
+from glcanet_jax.limits import FINITE, Nothing, Range, fields_of, mark_of, unmarked
 
 MISSING = dataclasses.MISSING  # the default of what must be given
 SHORT = {
@@ -57,6 +58,7 @@ class Option:
     choices: tuple[Any, ...] = ()
     positional: bool = False
     span: Range = FINITE
+    nothing: str | None = None  # the word for None, of what may be None
 
     @property
     def group(self) -> str:
@@ -69,9 +71,15 @@ class Option:
         return f"{group}{dot}no-{name}"
 
     @property
+    def offers_nothing(self) -> bool:
+        """Whether None may be given, and is not what holds without the option."""
+        return self.nothing is not None and self.default is not None
+
+    @property
     def offered(self) -> tuple[str, ...]:
-        """The choices that are told: None is not where it is what holds without the option."""
-        return tuple(str(c) for c in self.choices if c is not None or self.default is not None)
+        """The choices that are told."""
+        own = tuple(str(c) for c in self.choices if c is not None)
+        return (*own, self.nothing) if self.choices and self.offers_nothing else own
 
     @property
     def flag(self) -> bool:
@@ -101,7 +109,16 @@ def options_of(kind: type, default: Any = MISSING, prefix: str = "") -> Iterator
             continue
         name = f"{prefix}{f.name}".replace("_", "-")
         told = f.metadata.get("words", words.get(f.name, ""))
-        yield Option(name, hint, value, told, choices, Positional in marks, span)
+        nothing = _word_for_none(hint, choices, mark_of(Nothing, marks, Nothing()))
+        yield Option(name, hint, value, told, choices, Positional in marks, span, nothing)
+
+
+def _word_for_none(hint: Any, choices: tuple[Any, ...], mark: Nothing) -> str | None:
+    """What stands for None; in the place of any text, which may be "none", that is "None"."""
+    parts = typing.get_args(hint)
+    if None in choices or (type(None) in parts and {int, float, bool} & set(parts)):
+        return mark.word
+    return "None" if type(None) in parts else None
 
 
 def comments(kind: type) -> dict[str, str]:
@@ -145,7 +162,10 @@ def canonical(argv: Sequence[str], options: Sequence[Option]) -> list[str]:
         name, equals, value = word[2:].partition("=")
         name = _long(name.replace("_", "-"), known)
         if name not in flags:
-            out.append(f"--{name}{equals}{value}")
+            nothing = known[name].nothing if name in known else None
+            if not equals and words[:1] == [nothing]:
+                words[0] = "None"
+            out.append(f"--{name}{equals}{'None' if equals and value == nothing else value}")
             continue
         if not equals and words and words[0].lower() in ("true", "false"):
             value = words.pop(0)
@@ -207,7 +227,10 @@ def _check_values(name: str, given: Sequence[str], option: Option) -> None:
             raise UserError(f"--{name} is {word!r}{near}; it must be one of {', '.join(option.offered)}")
         wanted = {} if option.flag else dict(_wanted(option.type, option.span))
         if wanted and not any(fits(word) for fits in wanted.values()):
-            raise UserError(f"--{name} is {word!r}; it must be {' or '.join(wanted)}")
+            told = [
+                kind if kind != "None" else option.nothing for kind in wanted if kind != "None" or option.offers_nothing
+            ]
+            raise UserError(f"--{name} is {word!r}; it must be {' or '.join(told)}")
 
 
 def _wanted(hint: Any, span: Range) -> Iterator[tuple[str, Callable[[str], bool]]]:
@@ -270,7 +293,8 @@ def metavar(option: Option) -> str:
     if option.choices:
         told = "{" + ",".join(option.offered) + "}"
         return f"{told} ..." if typing.get_origin(option.type) is tuple else told
-    return _placeholder(option.type, option.name.rpartition(".")[2])
+    told = _placeholder(option.type, option.name.rpartition(".")[2])
+    return f"{told}|{option.nothing}" if option.offers_nothing else told
 
 
 def _placeholder(hint: Any, name: str) -> str:
@@ -279,12 +303,12 @@ def _placeholder(hint: Any, name: str) -> str:
         parts = [_placeholder(part, name) for part in arguments if part is not Ellipsis]
         return " ".join(parts) + " ..." * (Ellipsis in arguments)
     if arguments:
-        parts = dict.fromkeys(_placeholder(part, name) for part in arguments)
+        parts = dict.fromkeys(_placeholder(part, name) for part in arguments if part is not type(None))
         if "X" in parts:
             parts.pop("N", None)  # a number is a number
         return "|".join(parts)
     by_name = {"dir": "DIR", "tfds-dir": "DIR", "dataset": "NAME", "network": "NAME"}
-    by_type = {int: "N", float: "X", str: "TEXT", bool: "True|False", type(None): "None"}
+    by_type = {int: "N", float: "X", str: "TEXT", bool: "True|False"}
     if hint is str and name in by_name:
         return by_name[name]
     return by_type.get(hint, "PATH")
@@ -305,4 +329,6 @@ def sentence(option: Option) -> str:
         told = f"default: {told}"
     short = [f"--{s}" for s in list(SHORT)[:SHOWN] if SHORT[s] == option.name]
     notes = "; ".join(filter(None, [told, *(f"short: {s}" for s in short)]))
-    return f"{option.words} ({notes})".strip() if notes else option.words
+    # fields are told of as Python has them
+    words = re.sub(r"\bNone:", f"{option.nothing if option.offers_nothing else 'without'}:", option.words)
+    return f"{words} ({notes})".strip() if notes else words

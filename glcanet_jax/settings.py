@@ -34,7 +34,7 @@ LOOKED_AT = 64  # scenes whose ground resolution is looked up
 class Train(Config):
     """A run, whole, and what is made of it in the end."""
 
-    # settings to begin with, whose patches and contexts are fitted to the scenes; none: the paper's network, as it is
+    # settings to begin with, whose patches and contexts are fitted to the scenes; None: the paper's network, as it is
     preset: Literal["recipe", "fast", "paper", "tiny"] | None = None
     # settings over the preset's, that options replace: a run's config.json or its folder, or a .json, .yaml or .toml file of yours
     config: Path | None = None

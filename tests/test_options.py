@@ -4,7 +4,7 @@ import contextlib
 import importlib
 import io
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -13,10 +13,12 @@ import tyro
 
 from glcanet_jax import __main__ as main
 from glcanet_jax import cli, data, models
-from glcanet_jax.config import Config, from_dict, model_config, to_dict
+from glcanet_jax.config import Config, OptimiserConfig, from_dict, model_config, to_dict
 from glcanet_jax.errors import UserError
+from glcanet_jax.geometry import Views
 from glcanet_jax.measure.info import Info
 from glcanet_jax.options import canonical, check, comments, options_of
+from glcanet_jax.presets import PRESETS
 from glcanet_jax.settings import Train
 
 EXPERIMENTS = ("table1", "ablation", "recipe", "errors", "report", "extent", "memory", "speed", "scene_memory", "tile_memory")  # fmt: skip
@@ -173,7 +175,7 @@ def test_a_configuration_survives_its_words():
         ("-x", "there is no option -x;"),
         ("--train.schedule jont", "--train.schedule is 'jont' (perhaps you meant 'joint'); it must be one of joint, staged"),
         ("--model.depth 51", "--model.depth is '51'; it must be one of 10, 18, 34, 50, 101"),
-        ("--train.steps many", "--train.steps is 'many'; it must be a whole number from 1 to 1000000000 or None"),
+        ("--train.steps many", "--train.steps is 'many'; it must be a whole number from 1 to 1000000000"),
         ("--loader.scale-jitter 1 b", "--loader.scale-jitter is 'b'; it must be a number"),
         ("--eval-tta=perhaps", "--eval-tta takes no value; got 'perhaps'"),
         ("--out", "Missing value for argument '--out'"),
@@ -187,9 +189,37 @@ def test_what_is_wrong_is_told_in_one_line(line, message):
 
 def test_none_is_offered_where_it_is_another_choice_alone():
     preset, position = (next(o for o in options_of(Train) if o.name == name) for name in ("preset", "model.position"))
-    assert "None" not in preset.offered and "None" in position.offered
+    assert preset.offered == ("recipe", "fast", "paper", "tiny") and position.offered == ("sine", "none")
     with pytest.raises(UserError, match="one of recipe, fast, paper, tiny$"):
         check(["--preset", "x"], [preset], "glcanet train")
+
+
+@pytest.mark.parametrize("preset", [None, *PRESETS])
+def test_pages_say_what_nothing_means(preset):
+    """None is Python's word: pages say what holds without an option, and have a word for it where that is not the default."""
+    default = Train(**{f.name: getattr(PRESETS[preset][1], f.name) for f in fields(Config)}) if preset else Train()
+    for kind, given in [(Train, [default]), *((kind, []) for kind in COMMANDS.values())]:
+        told = cli.page(list(options_of(kind, *given)), kind, *(given or [cli.MISSING]), "glcanet it", "Does it.")
+        assert "None" not in told
+    told = cli.page(list(options_of(Train, default)), Train, default, "glcanet it", "Does it.")
+    assert ("--views.context-size N|whole " in told) == (preset != "paper")
+    assert ("--train.steps N|none " in told) == (default.train.steps is not None)
+
+
+@pytest.mark.parametrize("before", [2448, None])
+def test_a_word_stands_for_nothing(before):
+    default = Config(views=Views(context_size=before), optimiser=OptimiserConfig(clip=1.0))
+    for words in ("--views.context-size whole --optimiser.clip=none", "--context=whole --optimiser.clip None"):
+        config = read(Config, *words.split(), "--train.steps", "3", default=default)
+        assert (config.views.context_size, config.optimiser.clip, config.train.steps) == (None, None, 3)
+    for words, told in (
+        ("--views.context-size none", "must be a whole number from 1 to 1048576" + " or whole" * (before is not None)),
+        ("--optimiser.clip 0", "must be a number above 0 or none"),
+        ("--model.position whole", "must be one of sine, none"),
+    ):
+        with pytest.raises(UserError, match=f"{told}$"):
+            read(Config, *words.split(), default=default)
+    assert read(Config, "--data.licence", "none", default=default).data.licence == "none"  # any text
 
 
 def test_options_beside_weights_that_are_described_are_refused():
