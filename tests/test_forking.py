@@ -89,6 +89,8 @@ def returning(answer):
         (changed(backbone="resnet"), "whose depth and stride must be options"),
         (changed(__call__=lambda self, image: (image, {})), "__call__ takes no train"),
         (changed(encode_global=lambda self, image, *, train=False: {}), "it has no encode_local"),
+        (changed(loss=lambda self, stages, labels: {}), r"write `def loss\(self, stages, labels, key\)`"),
+        (changed(loss=0.1, __annotations__={"loss": float}), "no option may be called loss"),
         (returning(lambda image: image[..., :2]), "Changed returned .*; it must return"),
         (returning(lambda image: (image, {})), r"returned logits \[1, 64, 64, 3\]; it must return \(logits \[b, h, w, 2\]"),
         (returning(lambda image: (image[:, 1:-1, ::3, :2], {})), "Changed: 62 cells are no map of 64 pixels"),

@@ -67,7 +67,7 @@ def register(name: str, network: Callable[..., nn.Module]) -> None:
     """Add a network that is not in :data:`NETWORKS`; training, evaluation, prediction, export and ``info`` know it then.
 
     A network of one view is ``Model(num_classes, ...)`` with ``__call__(image [b, h, w, c], *, train) -> (logits [b, h, w, k],
-    stages)``, logits at any stride. One of two views has ``encode_global``, ``encode_local`` and ``fuse``, too. Its further
+    stages)``, logits at any stride; a loss of its own is ``loss(stages, labels, key) -> terms``. One of two views has ``encode_global``, ``encode_local`` and ``fuse``, too. Its further
     fields are its options.
 
     Raises:
@@ -215,7 +215,7 @@ def for_inference(model: Any, bands: int, collapse: bool = True) -> Inference:
 
 def compute_type(model: Any) -> Any:
     """The type that a network computes in."""
-    network = model.make(parent=None) if isinstance(model, SingleView) else model
+    network = model.network if isinstance(model, SingleView) else model
     return jnp.dtype(getattr(network, "dtype", None) or "float32")
 
 
@@ -227,6 +227,19 @@ def stages(model: nn.Module) -> tuple[str, ...]:
 def auxiliary(model: nn.Module) -> Mapping[str, int | float]:
     """Weights of a network's own auxiliary losses, by the name of the logits in its ``out``."""
     return getattr(model, "auxiliary", {})
+
+
+class OwnLoss(NamedTuple):
+    """The loss that a network brings, as a function of what a step of training knows."""
+
+    terms: Callable[..., Mapping[str, Array]]  # (stages by name, labels by view, key) -> weighted terms by name
+    alone: bool  # instead of the common loss and auxiliary ones, not beside them
+
+
+def own_loss(model: nn.Module) -> OwnLoss | None:
+    """A network's own loss, if it brings one: ``loss(stages, labels, key)``; with ``loss_alone = True`` there is no other."""
+    terms = getattr(model, "loss", None)
+    return None if terms is None else OwnLoss(terms, bool(getattr(model, "loss_alone", False)))
 
 
 def backbone(name: str) -> str | None:

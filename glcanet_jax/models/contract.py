@@ -3,10 +3,11 @@
 import dataclasses
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from glcanet_jax import geometry
 from glcanet_jax.errors import UserError
@@ -16,7 +17,7 @@ ROOTS = ("global", "local", "fusion", "feedback")  # of the parameters of a netw
 COLLECTIONS = ("params", "batch_stats")
 BACKBONES = ("resnet", "vgg")  # modules that hold what is trained elsewhere
 NOT_OPTIONS = ("num_classes", "parent", "name")  # fields that Flax or the classes fill in
-TAKEN = ("network", "view")  # names of options that every network has already
+TAKEN = ("network", "view", "loss")  # names of options that every network has already, or that mean something else
 
 
 @functools.cache
@@ -50,6 +51,10 @@ def check(name: str, network: Any) -> None:
         taken = inspect.signature(getattr(network, call)).parameters.values()
         if not any(p.name == "train" or p.kind is p.VAR_KEYWORD for p in taken):
             raise refuse(f"{call} takes no train; add `*, train: bool = False`")
+    if hasattr(network, "loss") and not _takes(network.loss, "self", "stages", "labels", "key"):
+        raise refuse(
+            "its loss cannot be called with stages, labels and key; write `def loss(self, stages, labels, key)`"
+        )
     if getattr(network, "backbone", None) == "resnet" and not {"depth", "stride"} <= {f for f, *_ in options(network)}:
         raise refuse("its backbone is a resnet, whose depth and stride must be options; add both")
 
@@ -68,6 +73,14 @@ def options(network: type[nn.Module]) -> list[tuple[str, Any, Any]]:
 def looks_twice(network: Any) -> bool:
     """Whether a class is a network of two views."""
     return hasattr(network, OF_TWO_VIEWS[0])
+
+
+def _takes(function: Any, *args: Any) -> bool:
+    try:
+        inspect.signature(function).bind(*args)
+    except TypeError:  # it is no function, or takes others
+        return False
+    return True
 
 
 def _is_plain(value: Any) -> bool:
@@ -112,3 +125,28 @@ def check_answer(network: nn.Module, answer: Any, image: Any, num_classes: int) 
         raise UserError(
             f"{type(network).__name__}: {error}; pad as `padding='SAME'` does, or resize the logits"
         ) from error
+
+
+def check_terms(model: nn.Module, terms: Any, common: Collection[str]) -> Mapping[str, Any]:
+    """The terms of a network's own loss, as they are.
+
+    Args:
+        common: names of the terms that stand beside them.
+
+    Raises:
+        UserError: they are not numbers by name, there are none at all, or one has the name of a common one.
+    """
+    name = type(getattr(model, "network", model)).__name__
+    wanted = "it must return a dict of numbers (floats of no axes) by name"
+    if not isinstance(terms, Mapping):
+        raise UserError(f"the loss of {name} returned {type(terms).__name__}; {wanted}")
+    for term, value in terms.items():
+        shape, dtype = jnp.shape(value), jnp.result_type(value)
+        if not isinstance(term, str) or shape != () or not jnp.issubdtype(dtype, jnp.floating):
+            raise UserError(f"the loss of {name} returned {term!r}, {dtype} {list(shape)}; {wanted}")
+    if not terms and not common:
+        raise UserError(f"the loss of {name} returned no term, and stands alone; {wanted}")
+    twice = sorted(set(terms) & set(common))
+    if twice:
+        raise UserError(f"the loss of {name} has a term called {', '.join(twice)}, as the common loss has; rename it")
+    return terms

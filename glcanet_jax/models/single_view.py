@@ -1,6 +1,7 @@
 """A network of one view under the contract of those of two, so that everything else need not know the difference."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -28,7 +29,7 @@ class SingleView(nn.Module):
 
     def __post_init__(self):
         choices.check(self, {"view": tuple(VIEWS)})
-        self.make(parent=None)  # bad options are refused at once
+        _ = self.network  # bad options are refused at once
         super().__post_init__()
 
     def setup(self):
@@ -39,12 +40,30 @@ class SingleView(nn.Module):
         return ("global",) if self.view == "global" else ("joint",)
 
     @property
+    def network(self) -> nn.Module:
+        """The network by itself, of which the options are asked."""
+        return self.make(parent=None)
+
+    @property
     def auxiliary(self) -> Mapping[str, int | float]:
-        return getattr(self.make(parent=None), "auxiliary", {})
+        return getattr(self.network, "auxiliary", {})
+
+    @property
+    def exact(self) -> tuple[str, ...]:
+        return tuple(f"{VIEWS[self.view]}/{pattern}" for pattern in getattr(self.network, "exact", ()))
+
+    @property
+    def loss_alone(self) -> bool:
+        return getattr(self.network, "loss_alone", False)
+
+    @property
+    def loss(self) -> Callable[..., Any] | None:
+        """The network's own, if it has one, on the stages and labels of its view: patches are images by themselves there."""
+        return partial(_loss_of_view, self.network, VIEWS[self.view]) if hasattr(self.network, "loss") else None
 
     def collapse(self, params: dict[str, Any]) -> dict[str, Any]:
         """Of the network, if it has any."""
-        own, root = self.make(parent=None), VIEWS[self.view]
+        own, root = self.network, VIEWS[self.view]
         made = own.collapse(params[root]) if hasattr(own, "collapse") else {}
         return {root: made} if made else {}
 
@@ -67,12 +86,14 @@ class SingleView(nn.Module):
         return {k: rearrange(v, "(b n) ... -> b n ...", b=patches.shape[0]) for k, v in out.items()}
 
     def encode_global(self, global_image: Float[Array, "b h w c"], *, train: bool = False) -> Maps:
-        """The answer for the shrunk scene, or next to nothing."""
-        return _answers(self._global_stages(global_image, train))
+        """The answer for the shrunk scene, or next to nothing; in training all stages, which a loss may read."""
+        out = self._global_stages(global_image, train)
+        return out if train else _answers(out)
 
     def encode_local(self, patches: Float[Array, "b n h w c"], *, train: bool = False) -> Maps:
-        """The answer for the patches, or next to nothing."""
-        return _answers(self._local_stages(patches, train))
+        """The answer for the patches, or next to nothing; in training all stages, which a loss may read."""
+        out = self._local_stages(patches, train)
+        return out if train else _answers(out)
 
     def fuse(
         self, context: Maps, features: Maps, boxes: Float[Array, "b n 4"], *, train: bool = False
@@ -104,3 +125,13 @@ class SingleView(nn.Module):
 def _answers(stages: Maps) -> Maps:
     """Of the stages what answers for pixels, and the grid: the rest would only be carried about."""
     return {k: v for k, v in stages.items() if k == "grid" or k.endswith("logits")}
+
+
+def _loss_of_view(network: nn.Module, root: str, stages: Maps, labels: Maps, key: Array) -> Any:
+    """Terms of a network's own loss, as it gives them, from the stages and labels of both views."""
+    own = {k.removeprefix(f"{root}/"): v for k, v in stages.items() if k.startswith(f"{root}/")}
+    own.pop("grid", None)
+    if root == "global":
+        return network.loss(own, labels[root], key)
+    flat = lambda x: rearrange(x, "b n ... -> (b n) ...")  # noqa: E731
+    return network.loss({k: flat(v) for k, v in (own | {"logits": stages["logits"]}).items()}, flat(labels[root]), key)

@@ -30,7 +30,7 @@ def whole(model: nn.Module, variables: Variables, batch: Batch, key: Array) -> P
 def global_alone(model: nn.Module, variables: Variables, batch: Batch, key: Array) -> Pass:
     """The global branch by its own answers; the patches are not looked at."""
     context, stats = functions(model).encode_global(variables, batch["global_image"], train=True, key=key)
-    return (None, _answers_of(context)), variables["batch_stats"] | stats
+    return (None, _stages_of(context)), variables["batch_stats"] | stats
 
 
 def beside_global(model: nn.Module, variables: Variables, batch: Batch, key: Array) -> Pass:
@@ -61,11 +61,11 @@ def back_to_global(model: nn.Module, variables: Variables, batch: Batch, key: Ar
     again, stats = second.encode_again(variables, context, gathered, batch["global_image"], train=True, key=key)
     variables = variables | {"batch_stats": variables["batch_stats"] | stats}
     (logits, out), fused = second.fuse_again(variables, again, kept, batch["boxes"], train=True, key=key)
-    return (logits, out | _answers_of(again)), variables["batch_stats"] | fused
+    return (logits, out | _stages_of(again)), variables["batch_stats"] | fused
 
 
-def _answers_of(context: dict[str, Array]) -> dict[str, Array]:
-    return {f"global/{k}": v for k, v in context.items() if k.endswith("logits")}
+def _stages_of(context: dict[str, Array]) -> dict[str, Array]:
+    return {f"global/{k}": v for k, v in context.items()}
 
 
 # --------------------------------------------------------------------------------------------------------------- stages

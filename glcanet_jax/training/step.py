@@ -13,7 +13,7 @@ from jaxtyping import Array
 
 from glcanet_jax.config import Config, LossConfig
 from glcanet_jax.data.scenes import IGNORE
-from glcanet_jax.models import auxiliary, normalise
+from glcanet_jax.models import auxiliary, contract, normalise, own_loss
 from glcanet_jax.training import freezing, losses, optim
 from glcanet_jax.training.phases import Batch, Phase
 
@@ -88,6 +88,28 @@ def jitter_colour(
     )
 
 
+def labels_of(batch: Batch) -> dict[str, Array]:
+    """Labels of every pixel by view: ``local`` ``[b, n, h, w]``, all ignored in patches that only fill a batch up, and ``global`` ``[b, h, w]``."""
+    valid = batch["valid"][..., None, None]
+    return {"local": jnp.where(valid, batch["patch_labels"], IGNORE), "global": batch["global_labels"]}
+
+
+def all_terms(
+    config: LossConfig, model: nn.Module, logits: Array | None, out: dict[str, Array], batch: Batch, key: Array
+) -> dict[str, Array]:
+    """The weighted terms of the loss: the common ones, and those of a network's own loss beside or instead of them.
+
+    Raises:
+        UserError: the network's own are not what is asked of them.
+    """
+    own = own_loss(model)
+    common = {} if own and own.alone else loss_terms(config, logits, out, batch, auxiliary(model))
+    if own is None:
+        return common
+    stages = out if logits is None else out | {"logits": logits}
+    return common | contract.check_terms(model, own.terms(stages, labels_of(batch), key), common)
+
+
 def loss_terms(
     config: LossConfig,
     logits: Array | None,
@@ -95,15 +117,12 @@ def loss_terms(
     batch: Batch,
     auxiliary: Mapping[str, int | float] | None = None,
 ) -> dict[str, Array]:
-    """The weighted terms of the loss (docs/design.md); absent outputs have no term.
+    """The weighted common terms of the loss (docs/design.md); absent outputs have no term.
 
     ``auxiliary`` are the weights of a network's own further logits, ``NAME/logits`` of either view.
     """
     weights = jnp.asarray(config.class_weights, jnp.float32) if config.class_weights else None
-    labels = {
-        "local": jnp.where(batch["valid"][..., None, None], batch["patch_labels"], IGNORE),
-        "global": batch["global_labels"],
-    }
+    labels = labels_of(batch)
 
     def of(logits: Array, view: str) -> Array:
         truth = losses.at_logits(labels[view], logits)
@@ -154,7 +173,7 @@ def make_train_step(
         variables = {"params": params, "batch_stats": batch_stats}
         with freezing.frozen_norms(params, config.freeze):
             (logits, out), batch_stats = phase.stage.forward(model, variables, batch | inputs, drop)
-        terms = loss_terms(config.loss, logits, out, batch, auxiliary(model))
+        terms = all_terms(config.loss, model, logits, out, batch, jax.random.fold_in(key, 2))
         return sum(terms.values()), (terms, batch_stats)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
