@@ -33,7 +33,7 @@ NAMES = {"building": "roof", "land": "ground", "vegetation": "plants"}  # of ``f
 FOLDERS = {"tile2": ({}, 1.0), "five": (NAMES, 2 / 3)}  # classes with other names, and the resolution
 SCORED = 4  # times along a run
 CHOOSING = 1000  # the seed of the runs that choose
-VIEWS = Views(context_size=320, global_size=128, patch_size=128, overlap=32)
+VIEWS = Views(context_size=384, global_size=96, patch_size=96, overlap=16)
 WORDS = {"tile2": "tile 2, five classes of the same names", "five": "a folder of five classes, two of the same names"}
 
 

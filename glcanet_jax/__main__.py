@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -250,10 +249,8 @@ def card(argv: Sequence[str], page: tuple[str, str]) -> None:
 
     told = _facts(args.weights, "card", args)
     name = args.name or args.weights[0]
-    for out, write in ((args.out, partial(pushing.write_card, name=name)), (args.stac, pushing.write_stac)):
-        if out is not None:
-            write(told, out)
-            print(f"written to {out}")
+    for path in pushing.write(told, args.out, args.stac, name):
+        print(f"written to {path}")
     if args.out is None and args.stac is None:
         print(cards.markdown(told, name, None if told.picture is None else str(told.picture)), end="")
 

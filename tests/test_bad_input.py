@@ -18,6 +18,8 @@ import threading
 import pytest
 
 from tests.campaign import bench, cases, kills, plan, verdict
+from tests.campaign.hubs import Odd
+from tests.hub.server import serving
 
 COUNT = int(os.environ.get("GLCANET_CAMPAIGN", 0))  # 0: all
 SEED = int(os.environ.get("GLCANET_CAMPAIGN_SEED", 0))
@@ -37,6 +39,15 @@ def site(tmp_path_factory):
         cases.write_site(folder)
         cases.write_results(folder)
     return folder
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A hub on this machine, so that no other is ever asked."""
+    with serving(Odd) as (address, _):
+        for name, value in (("ENDPOINT", address), ("TOKEN", "mine"), ("HOME", str(tmp_path / "hub"))):
+            monkeypatch.setenv(f"HF_{name}", value)
+        yield
 
 
 def tried(chosen, folder, site):
@@ -71,7 +82,7 @@ def tried(chosen, folder, site):
         thread.join()
 
 
-def test_bad_input_ends_in_one_line(site, tmp_path):
+def test_bad_input_ends_in_one_line(site, hub, tmp_path):
     every = plan.cases(SEED, site)
     assert len({(case.kind, case.name, case.argv) for case in every}) >= LEAST
     assert {case.command for case in every} >= set(cases.ARGV)

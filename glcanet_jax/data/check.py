@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from glcanet_jax.border import read_json
-from glcanet_jax.data import OWN, deepglobe, folder, isprs, open_dataset
+from glcanet_jax.data import OWN, deepglobe, disk, folder, isprs, open_dataset
 from glcanet_jax.data.bands import parse_bands
 from glcanet_jax.data.findings import write_normalisation
 from glcanet_jax.data.mbrsc import SAMPLE, as_test, assign, splits_of
@@ -254,6 +254,8 @@ def main(
         normalisation: a file to write what values that are not of 8 bits should be normalised by.
         patch: pixels a side; smaller scenes are told.
     """
+    if normalisation is not None:
+        disk.make_place(normalisation)
     seen = Survey(parse_bands(bands) if name in OWN else None)
     problems = check_dataset(name, data_dir, seen)
     dataset = None

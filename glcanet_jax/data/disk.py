@@ -3,10 +3,11 @@
 import contextlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from glcanet_jax import border
 from glcanet_jax.errors import UserError
 
 BLOCK = 2**20  # bytes
@@ -43,6 +44,29 @@ def whole(path: str | Path, *, shared: bool = False) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def make_place(path: str | Path, reads: Iterable[Path] = ()) -> None:
+    """See to it that a file can be written under a name that somebody gave: its folder is made.
+
+    Args:
+        reads: files that it must not replace, as what it is made from.
+
+    Raises:
+        UserError: something else than a file stands there, or one of those; or its folder cannot be made.
+    """
+    path = Path(path)
+    try:
+        if path.exists():
+            other = border.what_is_there(path)
+            if other is not None:
+                raise UserError(f"{path} is {other}; give the name of a file to write")
+            if any(own.exists() and path.samefile(own) for own in reads):
+                raise UserError(f"{path} is what is read, and would be replaced; give another name")
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:  # a name with a zero byte is a ValueError
+        told = "there is a file in its way" if isinstance(error, FileExistsError) else getattr(error, "strerror", None)
+        raise UserError(f"{str(path)[:300]} cannot be made ({told or error}); give another name") from error
 
 
 def is_at(path: Path, file: Any) -> bool:

@@ -281,4 +281,4 @@ def _is_class(name: str | None, known: tuple[str, ...]) -> bool:
 
 
 def _no_class(name: str, known: tuple[str, ...]) -> str:
-    return f"{name!r}, which is no class{perhaps(name, known)}; classes are {', '.join(known[: border.SHOWN])}{' ...' * (len(known) > border.SHOWN)}"
+    return f"{name[:60]!r}, which is no class{perhaps(name[:60], known)}; classes are {', '.join(known[: border.SHOWN])}{' ...' * (len(known) > border.SHOWN)}"

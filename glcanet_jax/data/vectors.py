@@ -149,6 +149,10 @@ def _told(path: Path) -> Iterator[None]:
     try:
         with environment(), silent():  # what it warns of is told where it matters
             yield
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} has text in another encoding than it says ({error.encoding}); save it again in UTF-8, a Shapefile with its .cpg"
+        ) from error
     except (
         errors.DataLayerError, errors.DataSourceError, errors.FeatureError, errors.GeometryError,
         shapely.errors.GEOSException,

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
+from glcanet_jax.data import disk
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference.exported import Exported, load
 
@@ -30,14 +31,13 @@ def export(
     """
     out = Path(out)
     ends = {ending: name for name, ending in FORMATS.items()}
-    if out.is_dir():
-        raise UserError(f"{out} is a folder; give the name of a file to write, {out / 'network.zip'} say")
     if out.suffix not in ends:
         known = " or ".join(f"{ending} ({name})" for ending, name in ends.items())
         raise UserError(f"{out} ends in {out.suffix or 'nothing'}; exports end in {known}: give such a name")
     format = format or ends[out.suffix]
     if ends[out.suffix] != format:
         raise UserError(f"{out} ends as a file of {ends[out.suffix]}, and {format} was asked for; give another name")
+    disk.make_place(out)
     if format == "onnx":
         from glcanet_jax.export import onnx
 

@@ -246,7 +246,6 @@ def write(weights: str | Path, out: Path, size: int | None) -> dict[str, float]:
             f"the graph's probabilities differ from the network's by {worst:.2g}, at most {TOLERANCE:g} was wanted; nothing was "
             "written: export with --format stablehlo, or try another release of jax2onnx"
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
     with disk.whole(out) as place:
         place.write_bytes(data)
     return {OUTPUT: worst}

@@ -52,7 +52,6 @@ def write(weights: str | Path, out: str | Path) -> dict[str, float]:
         **{f"{name}.bin": bytes(program.serialize()) for name, program in programs.items()},
         "weights.safetensors": save_arrays(flat),
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
     with disk.whole(out) as place:
         with zipfile.ZipFile(place, "w", zipfile.ZIP_STORED) as archive:
             for name, part in parts.items():

@@ -80,6 +80,14 @@ class _Unreachable(Exception):
     """The hub gave no answer. The message says to what."""
 
 
+def _words(error: Exception) -> str:
+    """What an error of the library says, in a line."""
+    told, kind = str(error).strip().partition("\n")[0][:200], type(error).__name__
+    if isinstance(error, TypeError | AttributeError | LookupError):  # of the library itself, over what it was answered
+        return "it answered what huggingface_hub cannot read"
+    return told if isinstance(error, ValueError) and told else f"{kind}{': ' * bool(told)}{told}"
+
+
 @contextmanager
 def _told(what: str, verb: str = "fetched") -> Iterator[None]:
     """The library's errors as UserError with what to do, or as :class:`_Unreachable`: it has no common base for them."""
@@ -99,6 +107,5 @@ def _told(what: str, verb: str = "fetched") -> Iterator[None]:
         elif status in (401, 403, 404):
             cure = "there is no such repository, or it is not public: correct its name, or log in with `hf auth login`"
         else:
-            told = str(error).strip().partition("\n")[0][:200]
-            raise _Unreachable(f"{what} could not be {verb} ({kind}{': ' * bool(told)}{told})") from error
+            raise _Unreachable(f"{what} could not be {verb} ({_words(error)})") from error
         raise UserError(f"{what} could not be {verb}; {cure}") from error

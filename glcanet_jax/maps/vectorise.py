@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from glcanet_jax.data import disk
 from glcanet_jax.data.gdal import cause, environment, failures, open_raster, rectangle, steps
 from glcanet_jax.data.georeference import Georeference
 from glcanet_jax.data.raster import RasterSource
@@ -67,11 +68,11 @@ def vectorise(
         if os.path.lexists(file) and (file.is_dir() or not overwrite):
             mend = "it is a folder: give another --out" if file.is_dir() else "give another --out, or --overwrite"
             raise UserError(f"{file} exists; {mend}")
+        disk.make_place(file, [path])
     check_folder(out.parent)
     about = read_class_map(path)
     if kind == "geojson":
         check_degrees(str(path), about.place, about.height, about.width)
-    out.parent.mkdir(parents=True, exist_ok=True)
     try:
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=".vectorise-") as folder:
             made = Path(folder) / f"polygons.{kind}"

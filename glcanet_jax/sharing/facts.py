@@ -20,6 +20,7 @@ COLOURS = {1: ("grey",), 3: ("red", "green", "blue"), 4: ("red", "green", "blue"
 CHOSEN = {"rgb": COLOURS[3], "irrg": ("nir", "red", "green"), "irrgb": ("nir", "red", "green", "blue")}
 TITLES = {"glcanet": "GLCANet", "glnet": "GLNet", "fcn8s": "FCN-8s", "unet": "U-Net", "segnet": "SegNet"}
 TITLES |= {"pspnet": "PSPNet", "deeplabv3plus": "DeepLabv3+", "icnet": "ICNet", "branch": "GLCANet, one branch"}
+SCORED = "give a metrics.json that `eval` wrote"
 SAID = ("evaluated", "split", "called")  # by a metrics.json, of what was scored
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -66,6 +67,7 @@ class Facts:
     scores: tuple[Scores, ...] = ()
     picture: Path | None = None
     given_title: str | None = None
+    reads: tuple[Path, ...] = ()  # files that all this is from
 
     @property
     def called(self) -> str:
@@ -104,16 +106,13 @@ def read(
     found = _own_scores(run, path.name) if run is not None and not scores else scores
     if picture is None and run is not None:
         picture = next(iter(sorted(run.glob("*/overlay_*.png"))), None)
-    elif picture is not None:
+    if picture is not None:
         _check_picture(picture)
     if title is not None and not title.strip():
         raise UserError(f"--title is {title!r}; give what the weights are to be called, or leave it out")
     names = stored.classes["names"]
     data = stored.classes.get("dataset", "") or config.data.dataset
-    scored = tuple(score for file in found for score in read_scores(Path(file), names))
     own = _data_name(data, config.data.dir)
-    scored = tuple(dataclasses.replace(s, called=s.called or (own if s.dataset == data else s.dataset)) for s in scored)
-    chose = lambda s: s.split == config.data.val_split and s.dataset in ("", data) and s.called in ("", own)  # noqa: E731
     options = stored.config.get("model", {}) if stored.network is None else stored.network.options
     began = None if stored.network is not None else _began(config)
     return Facts(
@@ -136,19 +135,31 @@ def read(
         pretrained=began,
         steps=config.train.steps if stored.network is None else None,
         scenes=_scenes(run, data),
-        scores=tuple(dataclasses.replace(score, chose=chose(score)) for score in scored),
+        scores=tuple(_own(s, data, own, config.data.val_split) for f in found for s in read_scores(Path(f), names)),
         picture=picture,
         given_title=None if title is None else " ".join(title.split()),
+        reads=tuple(file for file in (path, picture, *found, *_records(run)) if file is not None),
     )
 
 
 def _own_scores(run: Path, weights: str) -> list[Path]:
     """The scores below a run's folder that are of a file of its weights."""
-    files = sorted(run.glob("*/metrics.json"))
-    told = {file: border.read_object(file).get("config") for file in files}
-    return [
-        f for f in files if isinstance(told[f], dict) and Path(str(told[f].get("weights", weights))).name == weights
-    ]
+    told = {
+        file: border.read_object(file, SCORED, config=dict)["config"] for file in sorted(run.glob("*/metrics.json"))
+    }
+    return [file for file, settings in told.items() if Path(str(settings.get("weights", weights))).name == weights]
+
+
+def _records(run: Path | None) -> list[Path]:
+    """What else a run's folder says of it."""
+    return [] if run is None else [run / "config.json", run / runs.DATA]
+
+
+def _own(scores: Scores, data: str, title: str, chosen_on: str | None) -> Scores:
+    """Scores with what people call their data, and whether their split chose weights that were trained on ``data``."""
+    called = scores.called or (title if scores.dataset == data else scores.dataset)
+    same = scores.dataset in ("", data) and called in ("", title)
+    return dataclasses.replace(scores, called=called, chose=same and scores.split == chosen_on)
 
 
 def _data_name(dataset: str, folder: str | None) -> str:
@@ -195,7 +206,11 @@ def _scenes(run: Path | None, dataset: str) -> dict[str, int]:
     """Scenes by split: those that a run was trained on, if it says so, and others of the data that it was scored on."""
     if run is None or not (run / runs.DATA).exists():
         return {}
-    counts = {split: len(s) for split, s in border.read_object(run / runs.DATA, scenes=dict)["scenes"].items()}
+    of_splits = border.read_object(run / runs.DATA, scenes=dict)["scenes"]
+    odd = next((split for split, members in of_splits.items() if not isinstance(members, dict)), None)
+    if odd is not None:
+        raise UserError(f"{run / runs.DATA}: scenes of {odd[:60]} is no object of scenes by name; restore the file")
+    counts = {split: len(members) for split, members in of_splits.items()}
     for told in map(border.read_object, sorted(run.glob("*/metrics.json"))):
         asked, scored = told.get("config"), told.get("scenes")
         if isinstance(asked, dict) and isinstance(scored, dict) and asked.get("evaluated", dataset) == dataset:
@@ -208,6 +223,24 @@ def _check_picture(path: Path) -> None:
         raise UserError(f"--picture is {path}; it must be one of {', '.join(PICTURES)}")
     if not path.is_file():
         raise UserError(f"there is no picture at {path}; give one that `predict --overlay` or `eval` made")
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        Image.DecompressionBombError,
+    ) as error:  # Pillow has no common base for them
+        told = "no picture" if isinstance(error, UnidentifiedImageError) else str(error)[:200]
+        raise UserError(f"{path} cannot be shown ({told}); give another --picture") from error
+
+
+def _object(value: Any) -> dict[str, Any]:
+    """An object of JSON; an empty one in the place of anything else."""
+    return value if isinstance(value, dict) else {}
 
 
 def read_scores(path: Path, classes: list[str]) -> list[Scores]:
@@ -216,26 +249,26 @@ def read_scores(path: Path, classes: list[str]) -> list[Scores]:
     Raises:
         UserError: it is none, or of other classes.
     """
-    told = border.read_object(path, "give a metrics.json that `eval` wrote", protocols=dict)
-    settings = told.get("config") if isinstance(told.get("config"), dict) else {}
+    told = border.read_object(path, SCORED, protocols=dict)
+    settings = _object(told.get("config"))
     out = []
     for name, scores in told["protocols"].items():
         try:
             means = [float(scores[key]) for key in ("miou", "mf1", "oa")]
             each = tuple((str(k), float(v["iou"])) for k, v in scores["classes"].items() if v["iou"] is not None)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(
-                f"{path} has no scores of protocol {name}; give a metrics.json that `eval` wrote"
-            ) from error
+            raise UserError(f"{path} has no scores of protocol {name[:60]}; {SCORED}") from error
         strange = [k for k, _ in each if k not in classes]
         if strange:
             near = perhaps(strange[0], classes)
             raise UserError(
                 f"{path} scores a class {strange[0]!r}{near}, which the weights do not know; give their own scores"
             )
-        majority = told.get("majority", {}).get(name, {}).get("miou")
+        majority = _object(_object(told.get("majority")).get(name)).get("miou")
+        if majority is not None and type(majority) not in (int, float):
+            raise UserError(f"{path}: majority of {name[:60]} has an miou that is no number; {SCORED}")
         dataset, split, called = (str(settings.get(key) or told.get(key) or "") for key in SAID)
         out.append(Scores(dataset, split, name, *means, each, majority, called=called))
-    if not all(math.isfinite(v) for s in out for v in (s.miou, s.mf1, s.oa)):
+    if not all(math.isfinite(v) for s in out for v in (s.miou, s.mf1, s.oa, s.majority or 0.0)):
         raise UserError(f"{path} holds scores that are not finite; score a split with labels")
     return out

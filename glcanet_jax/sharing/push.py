@@ -20,22 +20,28 @@ CARD, STAC = "README.md", "stac-item.json"
 EXPORT = "network.zip"  # what a published export is called
 
 
-def write_card(facts: Facts, out: Path, name: str | None = None) -> None:
-    """The card as a file, whole or not at all; a picture stays where it is."""
-    _write(out, card.markdown(facts, name, None if facts.picture is None else card.beside(facts.picture, out)))
+def write(facts: Facts, out: Path | None, item: Path | None = None, name: str | None = None) -> list[Path]:
+    """The card as a file, and the STAC Item as another, those that are asked for, each whole or not at all; a picture stays where
+    it is.
 
-
-def write_stac(facts: Facts, out: Path) -> None:
-    """The STAC Item as a file."""
-    _write(out, json.dumps(stac.item(facts), indent=1) + "\n")
-
-
-def _write(out: Path, text: str) -> None:
-    if out.is_dir():
-        raise UserError(f"{out} is a folder; give the name of a file to write")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with disk.whole(out) as place:
-        place.write_text(text, encoding="utf-8")
+    Raises:
+        UserError: a file has another ending, or cannot be written, or is one that all this is made from.
+    """
+    texts = {}
+    for path, ending, what in ((out, ".md", "a card"), (item, ".json", "a STAC Item")):
+        if path is None:
+            continue
+        if path.suffix.lower() != ending and not path.is_dir():
+            raise UserError(f"{str(path)[:300]} is no name of {what}, which ends in {ending}; give such a name")
+        disk.make_place(path, facts.reads)
+    if out is not None:
+        texts[out] = card.markdown(facts, name, None if facts.picture is None else card.beside(facts.picture, out))
+    if item is not None:
+        texts[item] = json.dumps(stac.item(facts), indent=1) + "\n"
+    for path, text in texts.items():
+        with disk.whole(path) as place:
+            place.write_text(text, encoding="utf-8")
+    return list(texts)
 
 
 def push(facts: Facts, repository: str, message: str | None = None, private: bool = False) -> str:

@@ -3,7 +3,7 @@
 from itertools import chain, cycle
 from pathlib import Path
 
-from tests.campaign import jsons, networks, options, rasters
+from tests.campaign import jsons, networks, options, published, rasters, vectors
 from tests.campaign.cases import Case, dice
 
 SHORT_LEAVES_OUT = ("run",)  # kinds that take seconds a case
@@ -25,6 +25,9 @@ def cases(seed: int, site: Path) -> list[Case]:
         networks.scratches(seed, 30, site),
         networks.reports(seed, 12, site),
         networks.trained(seed, 6, site),
+        vectors.labels(seed, 30),
+        vectors.gdals(seed, 12, site),
+        published.published(seed, 24, site),
         options.options(seed),
         options.lines(seed),
     )

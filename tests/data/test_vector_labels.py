@@ -509,6 +509,18 @@ def test_damaged_files_are_told(tmp_path, name):
     assert told > 50
 
 
+def test_a_shapefile_in_another_encoding_than_it_says_is_told(tmp_path):
+    with_gdal(tmp_path / "l.shp", boxes((0, 0, 5, 5)), crs=None, geometry="Polygon", kind=["haus"])
+    table = tmp_path / "l.dbf"
+    table.write_bytes(table.read_bytes().replace(b"haus", "häus".encode("latin-1")))
+    rules = {"layers": [{"file": "l.shp", "attribute": "kind", "classes": {"haus": "crop"}}]}
+    image(tmp_path / "images" / "a.tif", crs=None, transform=None, height=8, width=8)
+    with pytest.raises(
+        UserError, match=r"l\.shp has text in another encoding than it says \(utf-8\); save it again in UTF-8"
+    ):
+        folder(tmp_path, rules).read_labels()
+
+
 def test_what_cannot_be_placed_is_told(tmp_path):
     image(tmp_path / "images/a.tif", height=20, width=30)
     with_gdal(tmp_path / "l.shp", boxes((0, 0, 5, 5)), crs=None, geometry="Polygon", n=[1])

@@ -104,10 +104,10 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving():
+def serving(handler=Handler):
     """The address of a hub, and what it holds."""
     repositories = Repositories()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Own", (Handler,), {"repositories": repositories}))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Own", (handler,), {"repositories": repositories}))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

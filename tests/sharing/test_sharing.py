@@ -338,10 +338,9 @@ def test_what_is_published_comes_back(known, tmp_path, monkeypatch):
 
 
 def test_cards_and_items_are_files(known, tmp_path):
-    push.write_card(known, tmp_path / "made" / "CARD.md")
-    push.write_stac(known, tmp_path / "item.json")
+    push.write(known, tmp_path / "made" / "CARD.md", tmp_path / "item.json")
     (picture,) = re.findall(r"\]\((.*overlay_a.png)\)", (tmp_path / "made" / "CARD.md").read_text())
     assert (tmp_path / "made" / picture).resolve() == known.picture.resolve()
     assert json.loads((tmp_path / "item.json").read_text())["type"] == "Feature"
     with pytest.raises(UserError, match="is a folder; give the name of a file to write"):
-        push.write_card(known, tmp_path)
+        push.write(known, tmp_path)
