@@ -22,7 +22,7 @@ import numpy as np
 from experiments.common.stub import Stub
 from glcanet_jax import cli, geometry, metrics, report
 from glcanet_jax.config import Config
-from glcanet_jax.data.scenes import Protocol
+from glcanet_jax.data.datasets import Protocol
 from glcanet_jax.inference import evaluation
 from glcanet_jax.inference.walk import predict_scenes
 from glcanet_jax.maps import mapping

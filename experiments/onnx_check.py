@@ -41,7 +41,9 @@ def small_weights(name: str, options: dict, path: Path) -> None:
     """A weights file of a small network with random weights."""
     from glcanet_jax import geometry, runs
     from glcanet_jax.config import Config, NormalisationConfig, model_config
-    from glcanet_jax.data.scenes import ArrayScene, ClassTable, Dataset, Protocol
+    from glcanet_jax.data.classes import ClassTable
+    from glcanet_jax.data.datasets import Dataset, Protocol
+    from glcanet_jax.data.scenes import ArrayScene
     from tests.drawn import drawn
 
     views = geometry.Views(context_size=160, global_size=64, patch_size=64, overlap=16)

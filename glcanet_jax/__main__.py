@@ -157,12 +157,13 @@ def train(argv: Sequence[str], page: tuple[str, str]) -> None:
         with processes.quiet():
             if asked.hint:
                 print(asked.hint)
-            config = settings.fit(asked, runs.open_data(asked.config.data)) if asked.args.preset else asked.config
-        config = extending.named(config)
+            dataset = runs.open_data(asked.config.data)
+            config = settings.fit(asked, dataset) if asked.args.preset else asked.config
+        config, told = extending.named(config), {"tracking": tracking, "advice": asked.advice, "dataset": dataset}
         if asked.args.report:
-            experiment.run(config, overlays=asked.args.overlays, tracking=tracking, advice=asked.advice)
+            experiment.run(config, overlays=asked.args.overlays, **told)
         else:
-            loop.train(config, tracking, asked.advice)
+            loop.train(config, **told)
     if processes.first():
         print(f"done: {config.out}")
 

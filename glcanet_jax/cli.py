@@ -16,7 +16,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from glcanet_jax.errors import Stopped, UserError
 from glcanet_jax.options import MISSING, SHORT, Option, canonical, check, metavar, options_of, perhaps, sentence
@@ -156,16 +156,30 @@ def chosen(argv: Sequence[str], name: str = "model.network") -> str | None:
     return found
 
 
-def begun(config: Any, argv: Sequence[str], views: bool = True) -> Any:
-    """What a command line changes that begins with weights, or goes on with a run: the network and the views of the ones, if those
-    are wanted, or all of the other's configuration.
+class Laid(NamedTuple):
+    """Some settings, of a file, that are laid over what a run begins with."""
+
+    own: Any  # the configuration with them
+    over: Callable[[Any], Any]  # lays them over another one
+    network: str | None = None  # that they name
+
+
+def begun(config: Any, argv: Sequence[str], views: bool = True, laid: Laid | None = None) -> Any:
+    """What a run begins with: weights, whose network it has, and their views, if those are wanted; or a run that it goes on from,
+    whose configuration it has; or a configuration as it is.
+
+    The command line says which, or settings that are ``laid`` over it; those of weights that the command line names lie over them.
     """
     from glcanet_jax import starting
 
-    name = chosen(argv, "init.weights")
-    if chosen(argv, "more-steps") is not None:
-        return starting.of_run(name or chosen(argv, "out") or config.out)
-    return config if name is None else starting.like(config, name, chosen(argv), views)
+    name, network = chosen(argv, "init.weights"), chosen(argv)
+    own, over = (config, lambda begun: begun) if laid is None else (laid.own, laid.over)
+    theirs = None if laid is None else own.init.weights
+    if chosen(argv, "more-steps") is not None or own.more_steps is not None:
+        return over(starting.of_run(name or theirs or chosen(argv, "out") or own.out))
+    if name is not None:
+        return starting.like(own, name, network, views and laid is None)
+    return own if theirs is None else over(starting.like(config, theirs, laid.network or network, views))
 
 
 def choose_preset(

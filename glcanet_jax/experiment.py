@@ -6,6 +6,7 @@ from typing import Any
 
 from glcanet_jax import metrics, report, run_report, runs, scoring
 from glcanet_jax.config import Config
+from glcanet_jax.data.datasets import Dataset
 from glcanet_jax.errors import UserError
 from glcanet_jax.training import loop, processes
 from glcanet_jax.training.tracking import Tracking
@@ -20,6 +21,7 @@ def run(
     overlays: int = 12,
     tracking: Tracking | None = None,
     advice: str = "",
+    dataset: Dataset | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Train (or go on), score with the weights that the run chose, draw, and write the run's page; prints tables and every path.
 
@@ -28,27 +30,29 @@ def run(
     Args:
         splits: to be scored; None: validation and test, where they exist and have labels.
         overlays: scenes of a split that are drawn, at most.
-        tracking: who else is told. advice: as :func:`glcanet_jax.training.loop.train` has it.
+        tracking: who else is told. advice, dataset: as :func:`glcanet_jax.training.loop.train` has them.
 
     Returns:
         metrics by split.
     """
     with tracking or Tracking() as told:
-        out = loop.train(config, told, advice)
+        processes.begin(config.distributed)
+        with processes.quiet():
+            dataset = dataset or runs.open_data(config.data)
+        out = loop.train(config, told, advice, dataset)
         scored: dict[str, dict[str, Any]] = {}
         with processes.quiet(), processes.led("the report") as leads:
             if leads:
-                scored = finish(out, config, splits, overlays, told)
+                scored = finish(out, config, dataset, splits, overlays, told)
         return scored
 
 
 def finish(
-    out: Path, config: Config, splits: Sequence[str] | None, overlays: int, tracking: Tracking
+    out: Path, config: Config, dataset: Dataset, splits: Sequence[str] | None, overlays: int, tracking: Tracking
 ) -> dict[str, dict[str, Any]]:
     """Scores, pictures and the page of a trained run."""
     report.save_curve(out / "curve.png", report.read_log(out / "log.jsonl"))
-    path, dataset = runs.find_weights(out), runs.open_data(config.data)
-    loaded, scored = None, {}
+    path, loaded, scored = runs.find_weights(out), None, {}
     for split in scorable(dataset, config) if splits is None else splits:
         loaded = loaded or runs.load_predictor(path, config.eval_batch, tta=config.eval_tta)
         given = {"tta": config.eval_tta, "overlays": overlays, "windows": WINDOWS, "loaded": loaded}

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from glcanet_jax.data.scenes import IGNORE
+from glcanet_jax.data.classes import IGNORE
 from glcanet_jax.errors import UserError
 
 FLIPS = 2**14  # sign flips that the paired test looks at, all of them where there are no more

@@ -11,7 +11,7 @@ import numpy as np
 
 from glcanet_jax import border
 from glcanet_jax.data import disk
-from glcanet_jax.data.scenes import IGNORE
+from glcanet_jax.data.classes import IGNORE
 
 GREY = 128
 BLANK = 235  # grey of what holds no data in pictures of maps

@@ -16,7 +16,8 @@ from glcanet_jax.config import Config
 from glcanet_jax.data import OPTIONS, OWN, identity, open_dataset
 from glcanet_jax.data.bands import parse_bands
 from glcanet_jax.data.ground import median_resolution
-from glcanet_jax.data.scenes import class_counts, mean_values
+from glcanet_jax.data.labelled import class_counts
+from glcanet_jax.data.scenes import mean_values
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference import exported
 from glcanet_jax.inference.predictor import Predictor
@@ -225,7 +226,9 @@ def initial_variables(
     if config.init.weights is None or config.more_steps is not None:  # a state that goes on replaces all of it
         return variables, None
     axes = models.axes(lambda k: build_model(config, k), len(names), bands)
-    return starting.take(starting.Source.read(config.init.weights), variables, axes, config, names)
+    taken = starting.take(starting.Source.read(config.init.weights), variables, axes, config, names)
+    starting.forget()  # they were asked for the last time
+    return taken
 
 
 def save(path: Path, config: Config, dataset: Any, variables: Any, dtype: Any = None) -> None:

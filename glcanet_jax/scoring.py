@@ -11,7 +11,8 @@ import numpy as np
 from glcanet_jax import config as configs
 from glcanet_jax import metrics, report, runs, weights
 from glcanet_jax.config import Config
-from glcanet_jax.data.scenes import check_labels, filled, mean_values
+from glcanet_jax.data.labelled import check_labels
+from glcanet_jax.data.scenes import filled, mean_values
 from glcanet_jax.durations import compiling, predicting
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference.evaluation import countable, evaluate

@@ -18,8 +18,9 @@ from glcanet_jax.config import Config
 from glcanet_jax.data import Dataset
 from glcanet_jax.data.arrays import ArraySource
 from glcanet_jax.data.bands import parse_bands
+from glcanet_jax.data.classes import IGNORE, ClassTable
 from glcanet_jax.data.raster import RasterSource
-from glcanet_jax.data.scenes import IGNORE, ClassTable, mean_values
+from glcanet_jax.data.scenes import mean_values
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference import walk
 from glcanet_jax.inference.forward import PROBABILITY_STEPS

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from glcanet_jax import cli, presets, runs, starting
+from glcanet_jax import cli, presets, runs
 from glcanet_jax import config as configs
 from glcanet_jax.config import Config
+from glcanet_jax.data.datasets import Dataset
 from glcanet_jax.data.ground import median_resolution
-from glcanet_jax.data.scenes import Dataset
 from glcanet_jax.dialects import read_settings
 from glcanet_jax.errors import UserError
 from glcanet_jax.geometry import WHOLE
@@ -88,13 +88,19 @@ def read(argv: Sequence[str], page: tuple[str, str]) -> Asked:
     base = Config()
     if name is not None and name in presets.PRESETS:  # what is none is told below
         base = presets.preset(name, bool(cli.chosen(argv, "backbone") or values.get("backbone")))
-    if file is not None:
-        base = with_file(base, values, file, argv, views=name is None)
-    saved = base
-    if network is not None:
-        base = dataclasses.replace(base, model=configs.with_network(base.model, network))
-    if whole(values) or file is None or not goes_on(base, argv):
-        base = cli.begun(base, argv, views=name is None and file is None)
+    base = with_patch(base, _object(values, "views").get("patch_size"), values)
+
+    def laid(over_it: Config) -> Config:
+        """With the file's settings, and the network that was asked for."""
+        settings = over_it if file is None else over(over_it, values, file)
+        model = settings.model if network is None else configs.with_network(settings.model, network)
+        return dataclasses.replace(settings, model=model)
+
+    own, views = laid(base), name is None and not whole(values)
+    if file is None or whole(values):  # all is decided there
+        base = cli.begun(own, argv, views)
+    else:
+        base = cli.begun(base, argv, views, cli.Laid(own, laid, _object(values, "model").get("network")))
     base = with_patch(base, cli.chosen(argv, "views.patch-size"), values, argv)
     default = Train(**{f.name: getattr(base, f.name) for f in dataclasses.fields(Config)})
     program, words = page
@@ -102,7 +108,7 @@ def read(argv: Sequence[str], page: tuple[str, str]) -> Asked:
     args = cli.parse(Train, argv, program, f"{words}\n\npresets:\n{listed}", default)
     config = Config(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Config)})
     by_options, forgotten = given(argv, Train, default), ""
-    other = (config.data.dataset, config.data.dir) != (saved.data.dataset, saved.data.dir)
+    other = (config.data.dataset, config.data.dir) != (own.data.dataset, own.data.dir)
     if whole(values) and other:
         config, before = forgetting(config, by_options), config
         if config.init.weights != before.init.weights:
@@ -132,35 +138,14 @@ def of_file(file: str) -> dict[str, Any]:
     return values
 
 
-def with_file(base: Config, values: Mapping[str, Any], file: str, argv: Sequence[str], views: bool) -> Config:
-    """A configuration with a file's settings over it, and over those of the weights or the run that the file begins with.
-
-    Raises:
-        UserError: the file has what is no setting, or no value of one.
-    """
-    model, seen = values.get("model"), values.get("views")
-    base = with_patch(base, seen.get("patch_size") if isinstance(seen, dict) else None, values)
-    own = over(base, values, file)
-    init = cli.chosen(argv, "init.weights")
-    name = init or own.init.weights
-    if whole(values):
-        return own
-    if goes_on(own, argv):
-        return over(starting.of_run(name or cli.chosen(argv, "out") or own.out), values, file)
-    if init is not None or name is None:  # a command line's is taken behind the file
-        return own
-    return over(starting.like(base, name, (model or {}).get("network") or cli.chosen(argv), views), values, file)
-
-
-def goes_on(config: Config, argv: Sequence[str]) -> bool:
-    """Whether a file or a command line asks for more steps of a run."""
-    return config.more_steps is not None or cli.chosen(argv, "more-steps") is not None
+def _object(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A part of a file's settings; none where it is no object, which is told elsewhere."""
+    return values[name] if isinstance(values.get(name), dict) else {}
 
 
 def with_patch(base: Config, patch: Any, values: Mapping[str, Any], argv: Sequence[str] = ()) -> Config:
     """With sizes that go with a patch that was given, where they were not given, too; what is no size of one is told later."""
-    views = values.get("views")
-    kept = set(views if isinstance(views, dict) else ())
+    kept = set(_object(values, "views"))
     kept |= {
         name for name in ("context_size", "overlap") if cli.chosen(argv, f"views.{name.replace('_', '-')}") is not None
     }

@@ -1,7 +1,7 @@
 """What a run begins with: noise, backbones of a file, or weights that exist, of which everything that fits is taken."""
 
 import dataclasses
-import hashlib
+import functools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from glcanet_jax import border, hub, models, weights
 from glcanet_jax import config as configs
 from glcanet_jax.config import Config
+from glcanet_jax.data.identity import digest
 from glcanet_jax.errors import UserError
 from glcanet_jax.weights.fitting import canonical, fitted, pair_classes, part_of, relatives, spellings, unused
 
@@ -63,21 +64,32 @@ class Source:
 
     @classmethod
     def read(cls, name: str) -> "Source":
-        """From what :func:`weights.resolve` finds.
+        """From what :func:`weights.resolve` finds; the last one is kept for whoever asks for it next, until :func:`forget`.
 
         Raises:
             UserError: there is nothing, or nothing that can be read.
         """
         path = weights.resolve(name)
-        if weights.is_ours(path):
-            stored = weights.load_weights(path)
-            return cls(name, path, configs.from_dict(stored.config, f"{path} (config)"), stored)
-        return cls(name, path, backbone=weights.load_torchvision(path))
+        status = path.stat()
+        return _read(name, path, (status.st_size, status.st_mtime_ns))
 
     def __str__(self) -> str:
         if self.backbone is not None:
             return f"{self.name} ({self.backbone.called})"
         return f"{self.name} ({self.config.model.network}, {len(self.stored.classes['names'])} classes, {self.stored.bands} bands)"
+
+
+@functools.lru_cache(maxsize=1)
+def _read(name: str, path: Path, _stamp: tuple[int, int]) -> Source:
+    if weights.is_ours(path):
+        stored = weights.load_weights(path)
+        return Source(name, path, configs.from_dict(stored.config, f"{path} (config)"), stored)
+    return Source(name, path, backbone=weights.load_torchvision(path))
+
+
+def forget() -> None:
+    """Nobody asks for weights any more that were read: their memory is free."""
+    _read.cache_clear()
 
 
 @dataclass
@@ -118,7 +130,7 @@ class Start:
         """For the run's folder: what, of which bytes, was taken."""
         return {
             "weights": self.source.name,
-            "sha256": hashlib.sha256(self.source.path.read_bytes()).hexdigest(),
+            "sha256": digest(self.source.path, whole=True),
             "arrays": {part: dict(counts) for part, counts in sorted(self.parts.items())},
             "classes": {name: list(self.classes.get(name, ())) for name in (*self.classes, *self.new_classes)},
         }

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from glcanet_jax import metrics
-from glcanet_jax.data.scenes import Protocol
+from glcanet_jax.data.datasets import Protocol
 from glcanet_jax.errors import UserError
 
 NAMES = ("a", "b", "c", "d")

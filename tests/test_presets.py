@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 
 from glcanet_jax import presets
 from glcanet_jax.data import folder
+from glcanet_jax.data.classes import ClassTable
 from glcanet_jax.data.ground import ground_resolution
-from glcanet_jax.data.scenes import ArrayScene, ClassTable, WindowScene
+from glcanet_jax.data.scenes import ArrayScene, WindowScene
 from glcanet_jax.errors import UserError
 from glcanet_jax.geometry import Views
 

@@ -9,7 +9,9 @@ import pytest
 from glcanet_jax import metrics, report, run_report
 from glcanet_jax.config import Config, DataConfig
 from glcanet_jax.data import open_dataset
-from glcanet_jax.data.scenes import ArrayScene, ClassTable, Protocol
+from glcanet_jax.data.classes import ClassTable
+from glcanet_jax.data.datasets import Protocol
+from glcanet_jax.data.scenes import ArrayScene
 
 BAD = "<b>ro|of</b>"
 

@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from glcanet_jax import __main__ as main
 from glcanet_jax import config as configs
-from glcanet_jax import presets, settings
+from glcanet_jax import experiment, presets, runs, settings
 from glcanet_jax.config import Config
 from glcanet_jax.data import open_dataset
 from glcanet_jax.data.scenes import ArrayScene
 from glcanet_jax.errors import UserError
+from glcanet_jax.training import loop
 
 DOCS = Path(__file__).parents[1] / "docs"
 PRINTED = re.findall(r"^```yaml\n(.*?)^```", (DOCS / "own-data.md").read_text(), re.DOTALL | re.MULTILINE)
@@ -150,6 +152,16 @@ def test_bad_words_are_told(tmp_path, monkeypatch, words, message):
     (tmp_path / "preset.json").write_text('{"preset": "tiny"}')
     with pytest.raises(UserError, match=message):
         read(*words)
+
+
+@pytest.mark.parametrize("words", [["--preset", "tiny"], ["--no-report"], []])
+def test_train_opens_its_data_once(monkeypatch, tmp_path, words):
+    opened, given, real = [], [], runs.open_data
+    monkeypatch.setattr(runs, "open_data", lambda data: opened.append(real(data)) or opened[-1])
+    monkeypatch.setattr(loop, "train", lambda config, tracking, advice, dataset: given.append(dataset) or tmp_path)
+    monkeypatch.setattr(experiment, "finish", lambda out, config, dataset, *_: given.append(dataset) or {})
+    main.train([*words, "--out", str(tmp_path / "run")], ("glcanet train", "Train. ``glcanet train``"))
+    assert len(opened) == 1 and given == opened * (1 if "--no-report" in words else 2)
 
 
 def test_sizes_are_fitted_and_told(capsys):

@@ -1,6 +1,8 @@
 """What a network takes of weights that exist: every array that fits, to the bit; class layers by name, bands as a backbone's."""
 
 import dataclasses
+import os
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -219,6 +221,20 @@ def test_a_command_that_begins_with_weights_has_their_network_and_views():
     kept = dict(stride="v1", fpn_channels=128, norm="frozen", lem_norm="group")
     assert whole.model == model_config("glcanet", dtype="bfloat16", **kept)
     assert cli.begun(Config(), ["--out", "x"]) == Config()
+
+
+def test_weights_are_read_once(monkeypatch, tmp_path):
+    """By a command line, what resolves it, and what takes their arrays; then their memory is free, and files that changed are read anew."""
+    read, load = [], weights.load_weights
+    monkeypatch.setattr(weights, "load_weights", lambda path: read.append(path) or load(path))
+    path = Path(shutil.copyfile(weights.resolve("demo"), tmp_path / "w.safetensors"))
+    config = cli.begun(Config(), ["--init", str(path)])
+    assert Source.read(str(path)) is Source.read(str(path)) and read == [path] and config.model.network == "branch"
+    os.utime(path, ns=(1, 1))
+    Source.read(str(path))
+    starting.forget()
+    Source.read(str(path))
+    assert read == [path] * 3
 
 
 def test_a_small_batch_changes_no_norm_of_the_weights(monkeypatch):

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Integer
 from PIL import Image
 
+from glcanet_jax.data.classes import IGNORE, ClassTable
 from glcanet_jax.data.mbrsc import SAMPLE, as_test, splits_of
-from glcanet_jax.data.scenes import IGNORE, ClassTable
 
 Scene = tuple[Integer[np.ndarray, "h w c"], Integer[np.ndarray, "h w"]]  # image and labels
 TILE = 512  # pixels a side of the files' tiles

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from glcanet_jax.data.scenes import IGNORE
+from glcanet_jax.data.classes import IGNORE
 
 TASKS = {
     "texture": "local texture: the stripes of a field lie or stand",

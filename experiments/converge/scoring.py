@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Integer
 
 from glcanet_jax import models
 from glcanet_jax.config import Config
-from glcanet_jax.data.scenes import IGNORE
+from glcanet_jax.data.classes import IGNORE
 
 EDGE = 32  # pixels over which a patch's answer fades where patches meet
 

@@ -22,7 +22,7 @@ import numpy as np
 from glcanet_jax import config as configs
 from glcanet_jax import models, profiling, runs
 from glcanet_jax.config import Config
-from glcanet_jax.data.scenes import Protocol
+from glcanet_jax.data.datasets import Protocol
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference.evaluation import evaluate
 from glcanet_jax.inference.predictor import Predictor

@@ -19,7 +19,7 @@ from experiments.common.sizes import SPLITS
 from experiments.report import claims, evidence
 from glcanet_jax import border, cli, page, report, runs
 from glcanet_jax.data import open_dataset
-from glcanet_jax.data.scenes import IGNORE
+from glcanet_jax.data.classes import IGNORE
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference import walk
 from glcanet_jax.inference.attention_maps import attention_map

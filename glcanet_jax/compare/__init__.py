@@ -22,7 +22,8 @@ from glcanet_jax import backend, metrics, page, report, runs, scoring
 from glcanet_jax.compare import tables
 from glcanet_jax.compare.counts import BORDER_BINS, OUTCOMES, SIZE_BINS, STRIP, Counts, count_scene
 from glcanet_jax.data import Dataset
-from glcanet_jax.data.scenes import IGNORE, ClassTable, Protocol
+from glcanet_jax.data.classes import IGNORE, ClassTable
+from glcanet_jax.data.datasets import Protocol
 from glcanet_jax.data.tiles import check_disk
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference import walk

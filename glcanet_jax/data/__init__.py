@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+from glcanet_jax.data.classes import ClassTable
+from glcanet_jax.data.datasets import OWN, Dataset, DatasetMissing, Protocol
 from glcanet_jax.data.deepglobe import open_deepglobe
 from glcanet_jax.data.folder import open_folder
 from glcanet_jax.data.isprs import open_potsdam, open_vaihingen
 from glcanet_jax.data.mbrsc import open_mbrsc, open_sample
-from glcanet_jax.data.scenes import OWN, ClassTable, Dataset, DatasetMissing, Protocol
 from glcanet_jax.data.tiled import open_tiles
 from glcanet_jax.errors import UserError
 from glcanet_jax.options import perhaps

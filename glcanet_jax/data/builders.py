@@ -19,6 +19,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from glcanet_jax.data import OPTIONS, check_options
+from glcanet_jax.data.classes import IGNORE, ClassTable
+from glcanet_jax.data.datasets import Dataset, Protocol
 from glcanet_jax.data.deepglobe import open_deepglobe
 from glcanet_jax.data.files import CACHE, FileScene, open_image
 from glcanet_jax.data.folder import open_folder
@@ -27,7 +29,7 @@ from glcanet_jax.data.isprs import SURVEYS, open_potsdam, open_vaihingen
 from glcanet_jax.data.mbrsc import CALLED, FOLD, as_test, assign, open_mbrsc
 from glcanet_jax.data.moments import ExtraBand, Moments
 from glcanet_jax.data.raster import in_memory, with_fill
-from glcanet_jax.data.scenes import IGNORE, ClassTable, Dataset, GridScene, Protocol, WindowScene, has_truth, window
+from glcanet_jax.data.scenes import GridScene, WindowScene, has_truth, window
 from glcanet_jax.errors import UserError
 
 PART = 2448  # pixels a side, at most, of the parts that scenes without parts of their own are cut into
@@ -246,10 +248,9 @@ class RecordScene:
     truths: tuple[str, ...] = ()  # besides the labels
     fill: tuple[float, ...] | None = None  # a value per band where there is no data
 
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The records of its split, those of other scenes among them."""
-        return _record_files(self.key)
+    def read_from(self) -> Iterator[tuple[Path, bool]]:
+        """The records of its split, those of other scenes among them; none is of labels alone."""
+        return ((path, False) for path in _record_files(self.key))
 
     def _record(self, what: str) -> np.ndarray:
         def decoded() -> np.ndarray:

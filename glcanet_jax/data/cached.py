@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 
 from glcanet_jax.data import blocks, disk, files, views
+from glcanet_jax.data.datasets import Dataset
 from glcanet_jax.data.identity import digest, files_of
 from glcanet_jax.data.isprs import TileScene
 from glcanet_jax.data.loader import cores, readers
-from glcanet_jax.data.scenes import Dataset, GridScene, WindowScene
+from glcanet_jax.data.scenes import leaves
 from glcanet_jax.data.tiles import check_disk
 from glcanet_jax.errors import UserError
 from glcanet_jax.progress import Progress
@@ -51,10 +52,10 @@ class Cost:
 
 def cost_of(scene: Any) -> Cost:
     """Of a scene by the kinds of its files; those of other kinds than plain files cannot be known."""
-    if isinstance(scene, GridScene):
-        return _any([cost_of(part) for part, _, _ in scene.parts])
-    if isinstance(scene, WindowScene):
-        return cost_of(scene.scene)
+    return _any([_of_leaf(leaf) for leaf in leaves(scene)])
+
+
+def _of_leaf(scene: Any) -> Cost:
     if isinstance(scene, TileScene):
         sources = [files.open_image(path, picked, False) for path, picked in scene.colours]
         heights = [] if scene.heights is None else [files.open_image(scene.heights.path, (1,))]

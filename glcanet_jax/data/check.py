@@ -14,10 +14,12 @@ import numpy as np
 from glcanet_jax.border import read_json
 from glcanet_jax.data import OWN, deepglobe, disk, folder, isprs, open_dataset
 from glcanet_jax.data.bands import parse_bands
+from glcanet_jax.data.classes import ClassTable
+from glcanet_jax.data.datasets import Dataset, DatasetMissing
 from glcanet_jax.data.findings import write_normalisation
+from glcanet_jax.data.labelled import check_labels
 from glcanet_jax.data.mbrsc import SAMPLE, as_test, assign, splits_of
 from glcanet_jax.data.own_maps import is_map
-from glcanet_jax.data.scenes import ClassTable, Dataset, DatasetMissing, check_labels
 from glcanet_jax.data.survey import Survey, check_kinds
 from glcanet_jax.data.tables import class_table, entries_of, lacking, same, split_lists
 from glcanet_jax.data.vector_labels import VectorLabels

@@ -4,8 +4,9 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
+from glcanet_jax.data.classes import ClassTable
+from glcanet_jax.data.datasets import Dataset, DatasetMissing, Protocol
 from glcanet_jax.data.files import FileScene
-from glcanet_jax.data.scenes import ClassTable, Dataset, DatasetMissing, Protocol
 
 TREE = """
 DIR/                               the archive of the challenge:

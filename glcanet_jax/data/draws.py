@@ -13,7 +13,7 @@ import numpy as np
 
 from glcanet_jax import geometry
 from glcanet_jax.data import views as data_views
-from glcanet_jax.data.scenes import IGNORE
+from glcanet_jax.data.classes import IGNORE
 
 COARSE = 8  # pixels from one place to the next where a class is looked for
 

@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from glcanet_jax.data.classes import IGNORE, ClassTable
 from glcanet_jax.data.masks import MaskSource, misplaced
+from glcanet_jax.data.memory import Cache
 from glcanet_jax.data.provenance import local_file
 from glcanet_jax.data.raster import RasterSource, with_fill
-from glcanet_jax.data.scenes import IGNORE, Cache, ClassTable, window
+from glcanet_jax.data.scenes import window
 from glcanet_jax.data.vector_labels import VectorLabels, VectorSource
 from glcanet_jax.errors import UserError
 
@@ -174,6 +176,12 @@ class FileScene:
     def drawn_by(self) -> dict[str, Any] | None:
         """What decides, beside the files, what is drawn from vectors: the rules, and where the scene lies."""
         return {"rules": self.mask.told, "place": self._mask().facts} if isinstance(self.mask, VectorLabels) else None
+
+    @property
+    def ground_resolution(self) -> float | None:
+        """Metres a pixel; None where the image does not say."""
+        source = self._image()
+        return source.georeference.ground_resolution(source.height, source.width)
 
     def _image(self) -> RasterSource:
         return open_image(self.image, self.choice, self.heed_alpha)

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from glcanet_jax.data import disk
+from glcanet_jax.data.classes import IGNORE, ClassTable
 from glcanet_jax.data.moments import Moments
 from glcanet_jax.data.raster import RasterSource
-from glcanet_jax.data.scenes import IGNORE, ClassTable
 
 LISTED = 5  # names in a line
 

@@ -10,11 +10,12 @@ import numpy as np
 
 from glcanet_jax.border import read_json
 from glcanet_jax.data.bands import parse_bands
+from glcanet_jax.data.classes import ClassTable
+from glcanet_jax.data.datasets import Dataset, DatasetMissing
 from glcanet_jax.data.files import FileScene
 from glcanet_jax.data.masks import meant_as_colours
 from glcanet_jax.data.mbrsc import protocols
 from glcanet_jax.data.own_maps import is_map
-from glcanet_jax.data.scenes import ClassTable, Dataset, DatasetMissing
 from glcanet_jax.data.tables import check_splits, class_table, labels_file, same, split_lists
 from glcanet_jax.data.vector_labels import VectorLabels, labels_of
 from glcanet_jax.errors import UserError

@@ -5,23 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from glcanet_jax.data.files import FileScene
-from glcanet_jax.data.isprs import TileScene
-from glcanet_jax.data.scenes import GridScene, WindowScene
+from glcanet_jax.data.scenes import leaves
 
 
 def ground_resolution(scene: Any) -> float | None:
-    """Metres a pixel of a scene; None where its files do not say."""
-    if isinstance(scene, GridScene):
-        return ground_resolution(scene.parts[0][0])
-    if isinstance(scene, WindowScene):
-        return ground_resolution(scene.scene)
-    if isinstance(scene, TileScene):
-        return ground_resolution(scene.truth)
-    if not isinstance(scene, FileScene):
-        return None
-    source = scene._image()
-    return source.georeference.ground_resolution(source.height, source.width)
+    """Metres a pixel of a scene, of the first that it is put together from; None where its files do not say."""
+    return getattr(next(leaves(scene)), "ground_resolution", None)
 
 
 def median_resolution(scenes: Iterable[Any]) -> float | None:

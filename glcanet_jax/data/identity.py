@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from glcanet_jax import border
-from glcanet_jax.data.files import FileScene
-from glcanet_jax.data.isprs import TileScene
-from glcanet_jax.data.scenes import Dataset, GridScene, WindowScene
+from glcanet_jax.data.datasets import Dataset
+from glcanet_jax.data.scenes import GridScene, WindowScene, leaves
 from glcanet_jax.errors import UserError
 from glcanet_jax.progress import Progress
 
@@ -27,28 +26,15 @@ Record = dict[str, Any]  # as JSON has it
 
 def files_of(scene: Any) -> Iterator[tuple[Path, bool]]:
     """The files that a scene is read from, and whether each holds labels; none of a scene in memory."""
-    if isinstance(scene, GridScene):
-        for part, _, _ in scene.parts:
-            yield from files_of(part)
-    elif isinstance(scene, WindowScene):
-        yield from files_of(scene.scene)
-    elif isinstance(scene, TileScene):
-        masks = [truth.mask for truth in (scene.truth, scene.eroded) if truth is not None]
-        yield from ((path, path in masks) for path in scene.files)
-    elif isinstance(scene, FileScene):
-        yield from scene.read_from()
-    else:
-        yield from ((path, False) for path in getattr(scene, "files", ()))
+    for leaf in leaves(scene):
+        if hasattr(leaf, "read_from"):
+            yield from leaf.read_from()
 
 
 def drawn_by(scene: Any) -> list[Record]:
     """By what rules labels of a scene are drawn from vector files; nothing where they are masks."""
-    if isinstance(scene, GridScene):
-        return [rules for part, _, _ in scene.parts for rules in drawn_by(part)]
-    if isinstance(scene, WindowScene):
-        return drawn_by(scene.scene)
-    rules = scene.drawn_by if isinstance(scene, FileScene) else None
-    return [] if rules is None else [rules]
+    found = (getattr(leaf, "drawn_by", None) for leaf in leaves(scene))
+    return [rules for rules in found if rules is not None]
 
 
 def digest(path: Path, whole: bool = False) -> str:

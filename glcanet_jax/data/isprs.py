@@ -14,10 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
+from glcanet_jax.data.classes import IGNORE, ClassTable
+from glcanet_jax.data.datasets import Dataset, DatasetMissing, Protocol
 from glcanet_jax.data.files import FileScene, open_image, read_image, read_valid
 from glcanet_jax.data.moments import ExtraBand, Moments, total
 from glcanet_jax.data.raster import with_fill
-from glcanet_jax.data.scenes import IGNORE, ClassTable, Dataset, DatasetMissing, Protocol, window
+from glcanet_jax.data.scenes import window
 from glcanet_jax.errors import UserError
 
 CLASSES = ClassTable(
@@ -232,12 +234,18 @@ class TileScene:
         """Those besides the labels."""
         return ("eroded",) if self.eroded is not None else ()
 
+    def read_from(self) -> Iterator[tuple[Path, bool]]:
+        """All files that are read, and whether each holds labels."""
+        yield from ((path, False) for path, _ in self.colours)
+        truths = (truth for truth in (self.truth, self.eroded) if truth is not None)
+        yield from ((truth.mask, True) for truth in truths if truth.mask is not None)
+        if self.heights is not None:
+            yield self.heights.path, False
+
     @property
-    def files(self) -> tuple[Path, ...]:
-        """All that is read."""
-        found = [path for path, _ in self.colours]
-        found += [scene.mask for scene in (self.truth, self.eroded) if scene is not None and scene.mask is not None]
-        return (*found, self.heights.path) if self.heights is not None else tuple(found)
+    def ground_resolution(self) -> float | None:
+        """Metres a pixel; None where the first file does not say."""
+        return self.truth.ground_resolution
 
     @property
     def dtype(self) -> str:

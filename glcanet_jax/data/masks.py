@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from glcanet_jax.data.bands import NUMBERS
+from glcanet_jax.data.classes import IGNORE, ClassTable
 from glcanet_jax.data.gdal import strips
 from glcanet_jax.data.raster import RasterSource
-from glcanet_jax.data.scenes import IGNORE, ClassTable, window
+from glcanet_jax.data.scenes import window
 from glcanet_jax.errors import UserError
 
 SAMPLE = 32  # masks that say how grey ones are meant

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from glcanet_jax.border import read_json
+from glcanet_jax.data.classes import ClassTable
+from glcanet_jax.data.datasets import Dataset, DatasetMissing, Protocol
 from glcanet_jax.data.files import FileScene
-from glcanet_jax.data.scenes import ClassTable, Dataset, DatasetMissing, GridScene, Protocol, WindowScene
+from glcanet_jax.data.scenes import GridScene, WindowScene
 from glcanet_jax.data.tables import class_table, entries_of, scene_entry
 from glcanet_jax.errors import UserError
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from glcanet_jax.data.scenes import IGNORE, ClassTable
+from glcanet_jax.data.classes import IGNORE, ClassTable
 from glcanet_jax.data.tables import LayerEntry, same
 from glcanet_jax.data.vectors import Features, Layer
 from glcanet_jax.errors import UserError

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from glcanet_jax.data.classes import IGNORE
 from glcanet_jax.data.gdal import steps
 from glcanet_jax.data.raster import STAGING_BYTES, RasterSource
-from glcanet_jax.data.scenes import IGNORE
 from glcanet_jax.data.tiles import TILE
 
 

@@ -1,153 +1,22 @@
-"""Scenes, class tables and protocols: what a dataset is made of. Pixels are read by window."""
+"""Scenes: an image and its labels, whatever they are put together from. Pixels are read by window."""
 
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
-from typing import Any
-from typing import Protocol as TypingProtocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from glcanet_jax.data.moments import ExtraBand
+from glcanet_jax.data.classes import IGNORE
 from glcanet_jax.errors import UserError
-from glcanet_jax.options import perhaps
-
-IGNORE = 255
-OWN = ("folder", "tiles")  # datasets of the user's own
 
 
-@dataclass(frozen=True)
-class Protocol:
-    """How scores are counted: named, and never mixed."""
-
-    name: str
-    classes: tuple[int, ...]  # ids that means are taken over
-    ignore: tuple[int, ...] = ()  # truth ids whose pixels are dropped
-    predict: tuple[int, ...] | None = None  # ids that the argmax is restricted to
-    truth: str = field(default="labels", repr=False)  # a scene's read_<truth>; no part of older builds' fingerprints
-
-
-@dataclass(frozen=True)
-class ClassTable:
-    """Names and colours of the classes, and the colours that mean "ignore"."""
-
-    names: tuple[str, ...]
-    palette: tuple[tuple[int, int, int], ...]
-    ignore_colours: tuple[tuple[int, int, int], ...] = ()
-    threshold: bool = False  # masks hold values slightly off 0 and 255: each channel is cut at 128
-    values: tuple[int, ...] | None = None  # numbers that stand for the classes in masks of one band; None: their ids
-
-    @property
-    def greys(self) -> tuple[int, ...] | None:
-        """The classes' colours as greys, if all are."""
-        return tuple(c[0] for c in self.palette) if all(len(set(c)) == 1 for c in self.palette) else None
-
-    def _table(self) -> np.ndarray:
-        """Id of every 24-bit colour, 254 for those that are no class."""
-        table = np.full(2**24, 254, np.uint8)
-        table[_code(np.array(self.ignore_colours).reshape(-1, 3))] = IGNORE
-        table[_code(np.array(self.palette))] = np.arange(len(self.palette))
-        return table
-
-    def _ids(self, rgb: np.ndarray) -> np.ndarray:
-        if self.threshold:
-            rgb = np.where(rgb >= 128, 255, 0).astype(np.uint8)
-        return _table_of(self)[_code(rgb)]
-
-    def unknown_colours(self, rgb: np.ndarray) -> dict[tuple[int, int, int], tuple[int, tuple[int, int]]]:
-        """Colours of a mask ``[h, w, 3]`` that are no class: how many pixels, and the first (row, column)."""
-        bad = self._ids(rgb) == 254
-        if not bad.any():
-            return {}
-        colours, first, counts = np.unique(_code(rgb)[bad], return_index=True, return_counts=True)
-        rows, columns = np.nonzero(bad)
-        return {
-            (int(c) >> 16, int(c) >> 8 & 255, int(c) & 255): (int(n), (int(rows[i]), int(columns[i])))
-            for c, i, n in zip(colours, first, counts, strict=True)
-        }
-
-    def encode(self, rgb: np.ndarray) -> np.ndarray:
-        """Class ids ``[h, w]`` of an RGB mask ``[h, w, 3]``, 255 where ignored.
-
-        Raises:
-            UserError: a colour is no class.
-        """
-        ids = self._ids(rgb)
-        if (ids == 254).any():
-            raise UserError(
-                f"a mask has {describe_colours(self.unknown_colours(rgb))}; its colours must be those of the classes"
-            )
-        return ids
-
-    @property
-    def numbers(self) -> tuple[int, ...]:
-        """What stands for the classes in masks of one band."""
-        return tuple(range(len(self.names))) if self.values is None else self.values
-
-    def unknown_ids(self, ids: np.ndarray) -> np.ndarray:
-        """Where a mask of one band has neither a class nor 255."""
-        return ~np.isin(ids, [*self.numbers, IGNORE])
-
-    def encode_ids(self, ids: np.ndarray) -> np.ndarray:
-        """Class ids ``[h, w]`` of a mask of one band, 255 where ignored.
-
-        Raises:
-            UserError: a number is no class.
-        """
-        if (unknown := self.unknown_ids(ids)).any():
-            raise UserError(f"a mask has ids {np.unique(ids[unknown])[:5].tolist()}; {self.numbers_told}")
-        if self.values is None:
-            return ids.astype(np.uint8)
-        table = np.full(max(*self.values, IGNORE) + 1, IGNORE, np.uint8)
-        table[list(self.values)] = np.arange(len(self.values))
-        return table[ids.astype(np.int64)]
-
-    @property
-    def numbers_told(self) -> str:
-        """What a mask of one band may hold, in words."""
-        if self.values is None:
-            return f"ids must be 0 to {len(self.names) - 1}, or 255 to ignore"
-        listed = ", ".join(map(str, self.values))
-        return f"they must be {listed}" + ", or 255 to ignore" * (IGNORE not in self.values)
-
-    def decode(self, ids: np.ndarray) -> np.ndarray:
-        """Colours ``[h, w, 3]`` of ids, grey where ignored."""
-        colours = np.full((256, 3), 128, np.uint8)
-        colours[: len(self.palette)] = self.palette
-        return colours[ids]
-
-
-def describe_colours(unknown: dict[tuple[int, int, int], tuple[int, tuple[int, int]]]) -> str:
-    """The commonest unknown colours, in words."""
-    worst = sorted(unknown.items(), key=lambda item: -item[1][0])
-    text = ", ".join(f"{c} on {n} pixels from row {p[0]} column {p[1]}" for c, (n, p) in worst[:3])
-    return f"{len(unknown)} colours that are no class: {text}{' ...' if len(worst) > 3 else ''}"
-
-
-def _code(rgb: np.ndarray) -> np.ndarray:
-    """Colours as 24-bit numbers, uint32: red is the highest byte."""
-    parts = np.zeros((*rgb.shape[:-1], 4), np.uint8)
-    parts[..., 2], parts[..., 1], parts[..., 0] = (rgb[..., i] for i in range(3))
-    return parts.view("<u4")[..., 0]
-
-
-_tables: dict[ClassTable, np.ndarray] = {}
-
-
-def _table_of(classes: ClassTable) -> np.ndarray:
-    if classes not in _tables:
-        _tables[classes] = classes._table()
-    return _tables[classes]
-
-
-class Scene(TypingProtocol):
+class Scene(Protocol):
     """An image, and when labelled a class map of the same size. Windows lie inside the scene; defaults reach its end.
 
-    A scene with ``truths``, as ``("eroded",)``, has further class maps, read by methods as ``read_eroded``.
+    A scene with ``truths``, as ``("eroded",)``, has further class maps, read by methods as ``read_eroded``. One that is put together
+    has what it is put together from as ``inner`` (:func:`leaves`). One of files tells them by ``read_from()``, and may tell its
+    ``ground_resolution``, and by what rules its labels are ``drawn_by``.
     """
 
     name: str
@@ -181,95 +50,18 @@ def window(scene: Any, top: int, left: int, height: int | None, width: int | Non
     return slice(top, bottom), slice(left, right)
 
 
+def leaves(scene: Any) -> Iterator[Any]:
+    """The scenes that a scene is put together from, of which none is put together itself; one that is not, alone."""
+    inner = getattr(scene, "inner", ())
+    if not inner:
+        yield scene
+    for part in inner:
+        yield from leaves(part)
+
+
 def has_truth(scene: Any, truth: str) -> bool:
     """Whether a scene has the class map that a protocol is counted against."""
     return scene.labelled if truth == "labels" else truth in getattr(scene, "truths", ())
-
-
-def class_counts(scene: Any, num_classes: int, rows: int = 512) -> np.ndarray:
-    """Labelled pixels of a scene by class, ``[num_classes]``, read ``rows`` at a time."""
-    counts = np.zeros(num_classes, np.int64)
-    for top in range(0, scene.height, rows):
-        labels = scene.read_labels(top, 0, min(rows, scene.height - top), scene.width)
-        counts += np.bincount(labels[labels < num_classes], minlength=num_classes)
-    return counts
-
-
-def has_label(scene: Any, ignored: Iterable[int] = (), rows: int = 512) -> bool:
-    """Whether a scene has a pixel that counts: looked for from the top, ``rows`` at a time, up to the first.
-
-    Args:
-        ignored: ids that do not count either, as a protocol's.
-    """
-    drop = [IGNORE, *ignored]
-    tops = range(0, scene.height if scene.labelled else 0, rows)
-    return any(
-        not np.isin(scene.read_labels(top, 0, min(rows, scene.height - top), scene.width), drop).all() for top in tops
-    )
-
-
-def check_labels(scenes: Sequence[Any], split: str, ignored: Iterable[int] = (), *, what: str) -> None:
-    """Look for what nothing can be learnt or scored without, and stop at the first pixel that is.
-
-    Args:
-        what: needs it, as "training".
-
-    Raises:
-        UserError: a split holds no scene, one of its scenes has no mask, or no pixel of it is labelled.
-    """
-    if not scenes:
-        raise UserError(f"split {split} holds no scenes; {what} needs some: add scenes to it, or choose another split")
-    bare = [scene.name for scene in scenes if not scene.labelled]
-    if bare:
-        more = f" and {len(bare) - 1} more" * (len(bare) > 1)
-        raise UserError(
-            f"scene {bare[0]}{more} of split {split} has no labels; {what} needs them: add masks, or choose another split"
-        )
-    if not any(has_label(scene, ignored) for scene in scenes):
-        raise UserError(
-            f"no pixel of split {split} is labelled ({len(scenes)} scenes, all of them ignored); {what} needs some: "
-            "mend the masks, or choose another split"
-        )
-
-
-class Cache:
-    """Decoded files, the least recently used dropped first; several threads may ask at once, each file is decoded once.
-
-    Its files together take no more than ``limit`` bytes, unless a single one does.
-    """
-
-    def __init__(self, limit: int = 256 * 2**20):
-        self.limit, self.size = limit, 0  # bytes; the latter of what is kept
-        self._items: OrderedDict[Any, Any] = OrderedDict()  # each with its nbytes
-        self._lock = threading.Lock()
-        self._making: dict[Any, Future[Any]] = {}  # by the thread that asked first, for all that ask meanwhile
-
-    def get(self, key: Any, make: Callable[[], Any]) -> Any:
-        with self._lock:
-            if key in self._items:
-                self._items.move_to_end(key)
-                return self._items[key]
-            made, mine = self._making.get(key), key not in self._making
-            if made is None:
-                made = self._making[key] = Future()
-        return self._make(key, make, made) if mine else made.result()
-
-    def _make(self, key: Any, make: Callable[[], Any], made: "Future[Any]") -> Any:
-        try:
-            value = make()
-        except BaseException as error:
-            with self._lock:
-                del self._making[key]
-            made.set_exception(error)
-            raise
-        with self._lock:
-            self._items[key] = value
-            self.size += value.nbytes
-            while self.size > self.limit and len(self._items) > 1:
-                self.size -= self._items.popitem(last=False)[1].nbytes
-            del self._making[key]
-        made.set_result(value)
-        return value
 
 
 def covered(boxes: np.ndarray) -> int:
@@ -294,6 +86,11 @@ class GridScene:
     crop: tuple[int, int, int, int] | None = None  # left, top, right, bottom; labels outside are ignored
     dtype: str = "uint8"  # of the image
     fill: tuple[float, ...] | None = None  # a value per band where no part lies
+
+    @property
+    def inner(self) -> tuple[Any, ...]:
+        """What it is put together from."""
+        return tuple(part for part, _, _ in self.parts)
 
     @cached_property
     def boxes(self) -> np.ndarray:
@@ -400,6 +197,11 @@ class WindowScene:
     left: int
     height: int
     width: int
+
+    @property
+    def inner(self) -> tuple[Any, ...]:
+        """What it is a window of."""
+        return (self.scene,)
 
     @property
     def bands(self) -> int:
@@ -522,70 +324,3 @@ def filled(scene: Any, fill: Sequence[float]) -> Any:
     if hasattr(scene, "filled"):
         return scene.filled(tuple(fill))
     return replace(scene, fill=tuple(fill)) if hasattr(scene, "fill") else scene
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Scenes by split, with classes and protocols."""
-
-    name: str
-    classes: ClassTable
-    splits: dict[str, tuple[Any, ...]]
-    protocols: tuple[Protocol, ...]
-    root: Path | None = None
-    validation_split: str | None = None  # chooses a checkpoint; never one that is reported
-    scale: float = 255.0  # full scale of the images' values
-    bands: str | None = None  # which were chosen, where there is a choice
-    extra: ExtraBand | None = None  # the band behind the colours, if there is one
-    called: Mapping[str, str] = field(default_factory=dict)  # splits that its files call otherwise: theirs, ours
-
-    @property
-    def title(self) -> str:
-        """What people call it: its name; one of the user's own has that of its folder."""
-        return (self.root.resolve().name if self.name in OWN and self.root is not None else "") or self.name
-
-    def scenes(self, split: str) -> tuple[Any, ...]:
-        """The scenes of a split.
-
-        Raises:
-            UserError: no such split.
-        """
-        if split in self.called and split not in self.splits:
-            ours = self.called[split]
-            names = ", ".join(scene.name for scene in self.splits.get(ours, ()))
-            raise UserError(
-                f"{self.title} has no split {split!r}: what its files call so ({names}) is its {ours}; give {ours}"
-            )
-        if split not in self.splits:
-            near = perhaps(split, list(self.splits))
-            raise UserError(f"{self.title} has no split {split!r}{near}; it has {', '.join(self.splits)}")
-        for scene in self.splits[split]:
-            getattr(scene, "verify", lambda: None)()
-        return self.splits[split]
-
-    def filled(self, fill: Sequence[float]) -> "Dataset":
-        """The dataset with a value per band, in the images' units, where there is no data."""
-        return replace(self, splits={k: tuple(filled(scene, fill) for scene in v) for k, v in self.splits.items()})
-
-
-class DatasetMissing(UserError):
-    """A dataset is not where it was looked for. The message spans lines: path, what was found, layout, how to get it."""
-
-    lines = True
-
-    def __init__(self, name: str, path: Path, tree: str, how: str):
-        found = "nothing: the folder does not exist"
-        if path.exists() and not path.is_dir():
-            found = "a file, where a folder should be"
-        if path.is_dir():
-            entries = sorted(p.name + "/" * p.is_dir() for p in path.iterdir())
-            found = (
-                ", ".join(entries[:8]) + (f" ... ({len(entries)} entries)" if len(entries) > 8 else "")
-                if entries
-                else "an empty folder"
-            )
-        super().__init__(
-            f"{name} was not found\n  looked at: {path}\n  found:     {found}\n  expected:\n"
-            + "".join(f"    {line}\n" for line in tree.strip("\n").splitlines())
-            + f"  get it:    {how}\n  or try the bundled scene: python -m experiments.deepglobe sample"
-        )

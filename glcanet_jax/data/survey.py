@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from glcanet_jax.data.classes import ClassTable, describe_colours
 from glcanet_jax.data.files import FileScene, problems_of_pair
 from glcanet_jax.data.findings import Images, Labels, LayerFound, Vectors, kind_of
 from glcanet_jax.data.gdal import strips
 from glcanet_jax.data.masks import MaskSource
 from glcanet_jax.data.meanings import Meanings, NoClassError
 from glcanet_jax.data.raster import RasterSource
-from glcanet_jax.data.scenes import ClassTable, describe_colours
 from glcanet_jax.data.tables import LayerEntry
 from glcanet_jax.data.vector_labels import VectorLabels, VectorSource
 from glcanet_jax.errors import UserError

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from glcanet_jax import border
-from glcanet_jax.data.scenes import ClassTable
+from glcanet_jax.data.classes import ClassTable
 from glcanet_jax.errors import UserError
 from glcanet_jax.limits import Length, Range, Text
 from glcanet_jax.options import perhaps

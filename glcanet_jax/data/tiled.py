@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from glcanet_jax.data.datasets import Dataset
 from glcanet_jax.data.files import FileScene
 from glcanet_jax.data.folder import read_folder
 from glcanet_jax.data.georeference import Georeference
-from glcanet_jax.data.scenes import Dataset, GridScene, covered
+from glcanet_jax.data.scenes import GridScene, covered
 from glcanet_jax.errors import UserError
 
 TREE = """

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from glcanet_jax.data.classes import IGNORE, ClassTable
 from glcanet_jax.data.drawing import TILE, Drawing, moved, widened
 from glcanet_jax.data.georeference import Georeference
 from glcanet_jax.data.meanings import Meanings, columns_of, ranks_of
+from glcanet_jax.data.memory import Cache
 from glcanet_jax.data.placement import Placement
-from glcanet_jax.data.scenes import IGNORE, Cache, ClassTable
 from glcanet_jax.data.tables import SCENE, AreaEntry, LabelsFile, LayerEntry, same
 from glcanet_jax.data.vectors import POLYGON, Features, Layer, Use, open_layer, parts_of, read_crs, simple_parts
 from glcanet_jax.errors import UserError

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from glcanet_jax.data.scenes import IGNORE
+from glcanet_jax.data.classes import IGNORE
 
 
 def resize_image(

@@ -7,7 +7,7 @@ A hub is three calls (:class:`glcanet_jax.hub.place.Hub`). :mod:`~glcanet_jax.hu
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from glcanet_jax.errors import UserError
 from glcanet_jax.hub.place import Hub
@@ -42,6 +42,9 @@ def _hugging_face() -> Hub:
 
 HUBS: dict[str, Callable[[], Hub]] = {PREFIX: _hugging_face}
 _origins: dict[Path, Name] = {}  # of what this process has fetched
+_fetched: dict[
+    tuple[Any, Name], Path
+] = {}  # by hub and name: a name stands for one commit as long as the process lives
 
 
 def is_name(text: object) -> bool:
@@ -71,17 +74,22 @@ def parse_repository(text: str) -> Name:
 def fetch(name: str) -> Path:
     """The weights of a name, on this machine: from the cache where it has them, or where there is no network.
 
+    The hub is asked once by a process, until it publishes there itself.
+
     Without a file in the name it is the repository's ``model.safetensors``, or its only safetensors file.
 
     Raises:
         UserError: the name is wrong, there are no such weights, or the hub cannot be reached and they are not in its cache.
     """
     wanted = parse(name)
+    key = HUBS[PREFIX], wanted
+    if key in _fetched and _fetched[key].is_file():
+        return _fetched[key]
     hub = HUBS[PREFIX]()
     found = hub.look(wanted.repository, wanted.revision)
     file = _choose(wanted, found.names)
     path = Path(hub.get(wanted.repository, found.commit, file))
-    _origins[path] = Name(wanted.repository, wanted.file, found.commit)
+    _origins[path], _fetched[key] = Name(wanted.repository, wanted.file, found.commit), path
     return path
 
 
@@ -101,6 +109,8 @@ def push(name: str, files: Mapping[str, Path], message: str, private: bool = Fal
     if wanted.file or wanted.revision:
         raise UserError(f"{name[:200]!r} names a file or a revision; give organisation/repository alone to publish to")
     made = HUBS[PREFIX]().put(wanted.repository, files, message, private)
+    for key in [key for key in _fetched if key[1].repository == wanted.repository]:
+        del _fetched[key]
     return str(Name(wanted.repository, revision=made.commit))
 
 

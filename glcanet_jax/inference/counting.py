@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from glcanet_jax.data.scenes import IGNORE
+from glcanet_jax.data.classes import IGNORE
 from glcanet_jax.inference.predictor import Predictor
 from glcanet_jax.inference.reading import BlockStart, Row
 from glcanet_jax.inference.request import ROWS, Request

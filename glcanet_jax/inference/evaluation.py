@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from glcanet_jax import metrics
-from glcanet_jax.data.scenes import IGNORE, has_truth
+from glcanet_jax.data.classes import IGNORE
+from glcanet_jax.data.scenes import has_truth
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference.forward import AMONG
 from glcanet_jax.inference.pipeline import reader_threads
@@ -90,6 +91,9 @@ class Scored:
         # the answers that are asked for, by the classes that they choose from
         self._answers = {r: "classes" if r is None else AMONG + ",".join(map(str, r)) for r in accumulator.restrictions}
         self._pairs = {(t, self._answers[r]): (t, r) for t, r in accumulator.kinds} if on_device else {}
+        self._read: dict[
+            tuple[int, int], np.ndarray
+        ] = {}  # labels that the device counts, until what they miss is known, too
 
     def open(self) -> Request:
         if not self._scene.labelled:
@@ -107,7 +111,19 @@ class Scored:
         labels = self._scene.read_labels(top, left, height, width)
         if self._picture is not None:
             self._picture.know(top, left, labels)
+        if self._pairs and self._misses is not None:
+            self._read[top, left] = labels
         return labels
+
+    def _labels(self, top: int, left: int, height: int, width: int) -> np.ndarray:
+        """Labels of a window that is written: of the device's block that they were read for, which it may end."""
+        for (first, x), labels in tuple(self._read.items()):
+            rows, columns = slice(top - first, top - first + height), slice(left - x, left - x + width)
+            if min(rows.start, columns.start) >= 0 and rows.stop <= labels.shape[0] and columns.stop <= labels.shape[1]:
+                if (rows.stop, columns.stop) == labels.shape:
+                    del self._read[first, x]
+                return labels[rows, columns]
+        return self._scene.read_labels(top, left, height, width)
 
     def __getattr__(self, name: str) -> Any:
         """Other truths are the scene's."""
@@ -122,11 +138,12 @@ class Scored:
         return image
 
     def write(self, top: int, left: int, arrays: dict[str, np.ndarray]) -> None:
-        wanted = () if self._pairs else ("labels", *self._accumulator.truths)
-        if self._misses is not None:
-            wanted = wanted or ("labels",)
-        truths = {name: getattr(self, f"read_{name}")(top, left, *arrays["classes"].shape) for name in wanted}
-        if not self._pairs:
+        size = arrays["classes"].shape
+        if self._pairs:
+            truths = {} if self._misses is None else {"labels": self._labels(top, left, *size)}
+        else:
+            names = ("labels", *self._accumulator.truths)
+            truths = {name: getattr(self, f"read_{name}")(top, left, *size) for name in names}
             self._accumulator.add_maps(self._scene.name, truths, {r: arrays[name] for r, name in self._answers.items()})
         if self._picture is not None:
             self._picture.add(top, left, None, arrays["classes"])

@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Num, UInt8
 
 from glcanet_jax import geometry
-from glcanet_jax.data.scenes import IGNORE
+from glcanet_jax.data.classes import IGNORE
 from glcanet_jax.errors import UserError
 from glcanet_jax.models import Inference, normalise
 

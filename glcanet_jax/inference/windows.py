@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int, Shaped, UInt8
 
-from glcanet_jax.data.scenes import IGNORE
+from glcanet_jax.data.classes import IGNORE
 from glcanet_jax.data.tiles import check_disk
 from glcanet_jax.inference.evaluation import as_rgb
 

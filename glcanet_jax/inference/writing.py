@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from glcanet_jax import geometry
-from glcanet_jax.data.scenes import IGNORE
+from glcanet_jax.data.classes import IGNORE
 from glcanet_jax.inference.reading import BlockStart, Row
 from glcanet_jax.inference.request import ROWS, Sink
 from glcanet_jax.inference.scratch import Scratch

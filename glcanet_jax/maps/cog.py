@@ -12,9 +12,9 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
+from glcanet_jax.data.classes import IGNORE
 from glcanet_jax.data.gdal import environment, failures, open_raster, open_seen, rectangle, steps
 from glcanet_jax.data.georeference import Georeference
-from glcanet_jax.data.scenes import IGNORE
 from glcanet_jax.data.tiles import TILE, not_whole
 from glcanet_jax.inference.forward import PROBABILITY_STEPS
 from glcanet_jax.maps import pyramid

@@ -13,9 +13,9 @@ from typing import Annotated, Any
 import numpy as np
 
 from glcanet_jax import border, report
+from glcanet_jax.data.classes import IGNORE
 from glcanet_jax.data.georeference import Georeference
 from glcanet_jax.data.own_maps import SUFFIX
-from glcanet_jax.data.scenes import IGNORE
 from glcanet_jax.errors import UserError
 from glcanet_jax.limits import Range
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from glcanet_jax.data import disk
+from glcanet_jax.data.classes import IGNORE
 from glcanet_jax.data.gdal import environment, failures, import_pyogrio, open_raster
 from glcanet_jax.data.georeference import Georeference
-from glcanet_jax.data.scenes import IGNORE
 from glcanet_jax.data.tiles import not_whole
 from glcanet_jax.errors import UserError
 from glcanet_jax.maps.placing import Placer

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from glcanet_jax.data.classes import IGNORE
 from glcanet_jax.data.gdal import steps
-from glcanet_jax.data.scenes import IGNORE
 from glcanet_jax.data.tiles import TILE, Tiles
 
 ROWS = 256  # of a map in memory at a time: what is made of them stays in a core's cache

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from glcanet_jax.data import disk
+from glcanet_jax.data.classes import IGNORE
 from glcanet_jax.data.gdal import cause, environment, failures, open_raster, rectangle, steps
 from glcanet_jax.data.georeference import Georeference
 from glcanet_jax.data.raster import RasterSource
-from glcanet_jax.data.scenes import IGNORE
 from glcanet_jax.data.tiles import TILE, not_whole
 from glcanet_jax.errors import UserError
 from glcanet_jax.maps import polygons, styles

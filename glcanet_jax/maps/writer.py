@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from glcanet_jax.data.classes import IGNORE
 from glcanet_jax.data.gdal import failures
 from glcanet_jax.data.georeference import Georeference
 from glcanet_jax.data.own_maps import LAYERS
-from glcanet_jax.data.scenes import IGNORE
 from glcanet_jax.data.tiles import TILE, Tiles
 from glcanet_jax.inference.request import ROWS
 from glcanet_jax.maps.cog import Description, write_cog

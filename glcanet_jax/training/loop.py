@@ -17,8 +17,9 @@ from glcanet_jax import backend, geometry, models, report, runs, scoring
 from glcanet_jax.config import Config, numbers_of, to_dict
 from glcanet_jax.data import disk, files
 from glcanet_jax.data.cached import cached
+from glcanet_jax.data.datasets import Dataset
+from glcanet_jax.data.labelled import check_labels
 from glcanet_jax.data.loader import TrainLoader
-from glcanet_jax.data.scenes import Dataset, check_labels
 from glcanet_jax.durations import compiling
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference.evaluation import countable, evaluate
@@ -70,12 +71,12 @@ class Work(NamedTuple):
         return [self.loader.contexts(scene) for scene in self.scenes]
 
 
-def train(config: Config, tracking: Tracking | None = None, advice: str = "") -> Path:
+def train(config: Config, tracking: Tracking | None = None, advice: str = "", dataset: Dataset | None = None) -> Path:
     """Train to the end, from the last checkpoint if there is one; returns the run's folder.
 
     Args:
         tracking: who else is told; whoever made it closes it. advice: what would be quicker, told on a CPU beside the time that
-            all steps will take.
+            all steps will take. dataset: the configuration's, where it was opened before.
 
     Raises:
         UserError: the data, the weights or the options do not fit, the data are not those that the run began with, the
@@ -87,15 +88,15 @@ def train(config: Config, tracking: Tracking | None = None, advice: str = "") ->
     config = extending.named(replace(config, distributed="auto"))
     with processes.quiet(), backend.computing(config.train.precision):
         if tracking is not None:
-            return _train(config, tracking, advice)
+            return _train(config, tracking, advice, dataset)
         with Tracking() as own:
-            return _train(config, own, advice)
+            return _train(config, own, advice, dataset)
 
 
-def _train(config: Config, tracking: Tracking, advice: str) -> Path:
+def _train(config: Config, tracking: Tracking, advice: str, dataset: Dataset | None) -> Path:
     # ------------------------------------------------------------------ what there is to train on, and with what
     backend.enable_compilation_cache()
-    work = prepare(config)  # looks at every scene; where classes are balanced, at every label
+    work = prepare(config, dataset)  # looks at every scene; where classes are balanced, at every label
     config = work.config
 
     # ------------------------------------------------------------------ the network and its state
@@ -202,14 +203,14 @@ def _train_in(out: Path, work: Work, variables: dict[str, Any], tracking: Tracki
 
 
 # ------------------------------------------------------------------------------------------------------ before the steps
-def prepare(config: Config) -> Work:
-    """Open the data and build the network of a configuration.
+def prepare(config: Config, dataset: Dataset | None = None) -> Work:
+    """Open the data, unless they are, and build the network of a configuration.
 
     Raises:
         UserError: they do not fit each other.
     """
     files.CACHE.limit = config.data.kept_mb * 2**20
-    dataset = runs.open_data(config.data)
+    dataset = dataset or runs.open_data(config.data)
     check_labels(dataset.scenes(config.data.train_split), config.data.train_split, what="training")
     config = runs.resolve(config, dataset)
     for doubt in doubts.of(config, dataset.scenes(config.data.train_split)):  # before pixels without data are filled

@@ -18,9 +18,9 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Integer, UInt8
 
 from glcanet_jax import geometry
+from glcanet_jax.data.classes import IGNORE
 from glcanet_jax.data.draws import COARSE, scaled
 from glcanet_jax.data.loader import LoaderConfig
-from glcanet_jax.data.scenes import IGNORE
 
 _UNIT = np.concatenate([np.zeros((1, 4), np.float32), np.eye(4, dtype=np.float32)])
 _SEEN = np.stack([geometry.turn_boxes(_UNIT, view) for view in geometry.DIHEDRAL])

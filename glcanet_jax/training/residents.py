@@ -17,8 +17,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 from jaxtyping import Array
 
+from glcanet_jax.data.classes import IGNORE
 from glcanet_jax.data.loader import readers
-from glcanet_jax.data.scenes import IGNORE
 from glcanet_jax.data.turns import Arrival, Kind, Turns, kinds, pooled
 from glcanet_jax.inference.pipeline import in_order
 from glcanet_jax.progress import Progress

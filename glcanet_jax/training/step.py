@@ -12,7 +12,7 @@ import optax
 from jaxtyping import Array
 
 from glcanet_jax.config import Config, LossConfig
-from glcanet_jax.data.scenes import IGNORE
+from glcanet_jax.data.classes import IGNORE
 from glcanet_jax.models import auxiliary, contract, normalise, own_loss
 from glcanet_jax.training import freezing, losses, optim
 from glcanet_jax.training.phases import Batch, Phase

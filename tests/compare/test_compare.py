@@ -16,7 +16,8 @@ from glcanet_jax import compare, models, runs
 from glcanet_jax.compare import counts as error_counts
 from glcanet_jax.config import Config, NormalisationConfig, model_config
 from glcanet_jax.data import open_dataset
-from glcanet_jax.data.scenes import ArrayScene, Protocol, WindowScene
+from glcanet_jax.data.datasets import Protocol
+from glcanet_jax.data.scenes import ArrayScene, WindowScene
 from glcanet_jax.errors import UserError
 from glcanet_jax.geometry import Views
 from glcanet_jax.inference import evaluation, windows

@@ -11,7 +11,7 @@ from PIL import Image
 from glcanet_jax.data import DatasetMissing, deepglobe, open_dataset
 from glcanet_jax.data.identity import files_of
 from glcanet_jax.data.mbrsc import SAMPLE
-from glcanet_jax.data.scenes import Cache
+from glcanet_jax.data.memory import Cache
 from glcanet_jax.errors import UserError
 
 builders = pytest.importorskip("glcanet_jax.data.builders", reason="tensorflow-datasets is not installed")

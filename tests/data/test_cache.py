@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from glcanet_jax.data.scenes import Cache
+from glcanet_jax.data.memory import Cache
 
 ITEM = 1000  # bytes
 

@@ -16,9 +16,11 @@ from PIL import Image
 
 from glcanet_jax.data import blocks, cached, isprs, open_dataset
 from glcanet_jax.data import views as data_views
+from glcanet_jax.data.classes import ClassTable
+from glcanet_jax.data.datasets import Dataset
 from glcanet_jax.data.files import FileScene
 from glcanet_jax.data.loader import LoaderConfig, TrainLoader
-from glcanet_jax.data.scenes import ArrayScene, ClassTable, Dataset, GridScene, WindowScene
+from glcanet_jax.data.scenes import ArrayScene, GridScene, WindowScene
 from glcanet_jax.errors import UserError
 from glcanet_jax.geometry import Views
 

@@ -22,7 +22,8 @@ from glcanet_jax.data import ClassTable, DatasetMissing, check, deepglobe, mbrsc
 from glcanet_jax.data.check import check_dataset
 from glcanet_jax.data.folder import listing
 from glcanet_jax.data.mbrsc import SAMPLE
-from glcanet_jax.data.scenes import ArrayScene, Cache, GridScene, WindowScene
+from glcanet_jax.data.memory import Cache
+from glcanet_jax.data.scenes import ArrayScene, GridScene, WindowScene
 from glcanet_jax.errors import UserError
 
 RNG = np.random.default_rng(0)

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from glcanet_jax.data.scenes import IGNORE, ArrayScene, check_labels, has_label
+from glcanet_jax.data.classes import IGNORE
+from glcanet_jax.data.labelled import check_labels, has_label
+from glcanet_jax.data.scenes import ArrayScene
 from glcanet_jax.errors import UserError
 
 

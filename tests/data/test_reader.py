@@ -14,11 +14,12 @@ from rasterio.enums import ColorInterp
 
 from glcanet_jax.data import open_dataset
 from glcanet_jax.data.check import check_dataset, main
+from glcanet_jax.data.classes import ClassTable
 from glcanet_jax.data.files import FileScene
 from glcanet_jax.data.gdal import open_raster
 from glcanet_jax.data.masks import MaskSource
 from glcanet_jax.data.raster import RasterSource
-from glcanet_jax.data.scenes import ClassTable, filled
+from glcanet_jax.data.scenes import filled
 from glcanet_jax.errors import UserError
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)

@@ -7,12 +7,12 @@ from PIL import Image
 from rasterio import Affine
 from rasterio.control import GroundControlPoint
 
+from glcanet_jax.data.classes import ClassTable
 from glcanet_jax.data.files import FileScene
 from glcanet_jax.data.georeference import Georeference
 from glcanet_jax.data.ground import median_resolution
 from glcanet_jax.data.raster import RasterSource
 from glcanet_jax.data.resampled import at_resolution, differ, scaled
-from glcanet_jax.data.scenes import ClassTable
 from glcanet_jax.errors import UserError
 
 UTM = "EPSG:32640"

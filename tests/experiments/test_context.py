@@ -10,7 +10,7 @@ from experiments import context
 from experiments.context import scenes
 from experiments.context.scenes import Difficulty, Sizes
 from glcanet_jax import models
-from glcanet_jax.data.scenes import IGNORE
+from glcanet_jax.data.classes import IGNORE
 from glcanet_jax.errors import UserError
 
 SMALL = Sizes(512, 64)

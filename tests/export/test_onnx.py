@@ -10,7 +10,9 @@ import pytest
 
 from glcanet_jax import geometry, models, runs
 from glcanet_jax.config import Config, NormalisationConfig, model_config
-from glcanet_jax.data.scenes import ArrayScene, ClassTable, Dataset, Protocol
+from glcanet_jax.data.classes import ClassTable
+from glcanet_jax.data.datasets import Dataset, Protocol
+from glcanet_jax.data.scenes import ArrayScene
 from glcanet_jax.errors import UserError
 from glcanet_jax.export import onnx
 from glcanet_jax.inference import walk

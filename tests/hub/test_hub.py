@@ -71,6 +71,19 @@ def test_weights_come_by_name_with_the_commit_that_they_are_of(folder, tmp_path)
     assert runs.find_weights(Path(first)).read_text() == "one" and hub.origin(tmp_path) is None
 
 
+def test_a_name_stands_for_one_commit_until_this_process_publishes(folder, tmp_path, monkeypatch):
+    asked, look = [], Folder.look
+    monkeypatch.setattr(Folder, "look", lambda *given: asked.append(given[1]) or look(*given))
+    folder.put("org/repo", put(tmp_path, model__safetensors="one"), "first", False)
+    asked.clear()
+    first = hub.fetch("hf:org/repo")
+    folder.put("org/repo", put(tmp_path, model__safetensors="two"), "somebody else's", False)
+    asked.clear()
+    assert hub.fetch("hf:org/repo") == first and first.read_text() == "one" and asked == []
+    hub.push("org/repo", put(tmp_path, model__safetensors="three"), "ours")
+    assert hub.fetch("hf:org/repo").read_text() == "three" and hub.fetch("hf:org/repo@main").read_text() == "three"
+
+
 def test_the_file_is_chosen(folder, tmp_path):
     hub.push("org/one", put(tmp_path, other__safetensors="x", more__txt="y"), "m")
     assert hub.fetch("hf:org/one").name == "other.safetensors"

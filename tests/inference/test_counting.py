@@ -7,10 +7,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from glcanet_jax import geometry, metrics
+from glcanet_jax.data.classes import ClassTable
+from glcanet_jax.data.datasets import Dataset, Protocol
 from glcanet_jax.data.georeference import Georeference
-from glcanet_jax.data.scenes import ArrayScene, ClassTable, Dataset, Protocol
+from glcanet_jax.data.scenes import ArrayScene
 from glcanet_jax.errors import UserError
-from glcanet_jax.inference import evaluation, forward, walk
+from glcanet_jax.inference import evaluation, forward, walk, windows
 from glcanet_jax.inference.predictor import Predictor
 from glcanet_jax.inference.request import ROWS
 from glcanet_jax.maps.map_report import Areas
@@ -81,6 +83,25 @@ def test_a_label_that_is_no_class_is_told(there, on_device, strange):
     scene.labels[77, 5] = strange
     with pytest.raises(UserError, match=f"the truth holds class id {strange}; there are 3 classes, ids 0 to 2"):
         evaluation.evaluate(there if on_device else predictor(False), (scene,), dataset_of(scene), {})
+
+
+def test_labels_are_read_once_for_scores_and_for_the_worst_windows(there, monkeypatch):
+    scenes, seen = (scene_of(150, 211, 0, "one"), scene_of(97, 48, 2, "two")), []
+    read = Scene.read_labels
+
+    def counted(self, *window):
+        labels = read(self, *window)
+        seen.append(labels.size)
+        return labels
+
+    monkeypatch.setattr(Scene, "read_labels", counted)
+    evaluation.evaluate(there, scenes, dataset_of(*scenes), {}, worst=windows.Worst(0))
+    assert sum(seen) == 2 * sum(scene.height * scene.width for scene in scenes)  # there are two truths
+    monkeypatch.undo()
+    found, wanted = windows.Worst(3), windows.Worst(3)
+    evaluation.evaluate(there, scenes, dataset_of(*scenes), {}, worst=found)
+    evaluation.evaluate(predictor(False), scenes, dataset_of(*scenes), {}, worst=wanted)
+    assert [cut.record for cut in found.cuts] == [cut.record for cut in wanted.cuts] != []
 
 
 def test_several_devices_score_as_one(there):

@@ -10,7 +10,9 @@ import pytest
 
 from glcanet_jax import geometry, metrics, models, runs, scoring
 from glcanet_jax.config import Config, NormalisationConfig, model_config
-from glcanet_jax.data.scenes import ArrayScene, ClassTable, Dataset, Protocol
+from glcanet_jax.data.classes import ClassTable
+from glcanet_jax.data.datasets import Dataset, Protocol
+from glcanet_jax.data.scenes import ArrayScene
 from glcanet_jax.data.views import global_view
 from glcanet_jax.inference import evaluation, walk
 from glcanet_jax.inference.predictor import Predictor

@@ -16,7 +16,9 @@ from PIL import Image
 from glcanet_jax import config as configs
 from glcanet_jax import geometry, hub, report, runs, weights
 from glcanet_jax.config import Config, DataConfig, NormalisationConfig, model_config
-from glcanet_jax.data.scenes import ArrayScene, ClassTable, Dataset, Protocol
+from glcanet_jax.data.classes import ClassTable
+from glcanet_jax.data.datasets import Dataset, Protocol
+from glcanet_jax.data.scenes import ArrayScene
 from glcanet_jax.errors import UserError
 from glcanet_jax.hub.folder import Folder
 from glcanet_jax.sharing import card, facts, push, stac
