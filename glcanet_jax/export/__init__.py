@@ -31,13 +31,13 @@ def export(
     """
     out = Path(out)
     ends = {ending: name for name, ending in FORMATS.items()}
-    if out.suffix not in ends:
+    if out.suffix not in ends and not out.is_dir():
         known = " or ".join(f"{ending} ({name})" for ending, name in ends.items())
         raise UserError(f"{out} ends in {out.suffix or 'nothing'}; exports end in {known}: give such a name")
+    disk.make_place(out)
     format = format or ends[out.suffix]
     if ends[out.suffix] != format:
         raise UserError(f"{out} ends as a file of {ends[out.suffix]}, and {format} was asked for; give another name")
-    disk.make_place(out)
     if format == "onnx":
         from glcanet_jax.export import onnx
 

@@ -68,8 +68,9 @@ def vectorise(
         if os.path.lexists(file) and (file.is_dir() or not overwrite):
             mend = "it is a folder: give another --out" if file.is_dir() else "give another --out, or --overwrite"
             raise UserError(f"{file} exists; {mend}")
-        disk.make_place(file, [path])
     check_folder(out.parent)
+    for file in files.values():
+        disk.make_place(file, [path])
     about = read_class_map(path)
     if kind == "geojson":
         check_degrees(str(path), about.place, about.height, about.width)
