@@ -42,9 +42,8 @@ def _hugging_face() -> Hub:
 
 HUBS: dict[str, Callable[[], Hub]] = {PREFIX: _hugging_face}
 _origins: dict[Path, Name] = {}  # of what this process has fetched
-_fetched: dict[
-    tuple[Any, Name], Path
-] = {}  # by hub and name: a name stands for one commit as long as the process lives
+# by hub and name: a name stands for one commit as long as the process lives
+_fetched: dict[tuple[Any, Name], Path] = {}
 
 
 def is_name(text: object) -> bool:

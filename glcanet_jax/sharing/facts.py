@@ -104,10 +104,10 @@ def read(
     config, stored = runs.read_weights(path)
     run = path.parent if (path.parent / "config.json").exists() else None
     found = _own_scores(run, path.name) if run is not None and not scores else scores
-    if picture is None and run is not None:
-        picture = next(iter(sorted(run.glob("*/overlay_*.png"))), None)
     if picture is not None:
         _check_picture(picture)
+    elif run is not None:
+        picture = next((p for p in sorted(run.glob("*/overlay_*.png")) if _fault_of(p) is None), None)
     if title is not None and not title.strip():
         raise UserError(f"--title is {title!r}; give what the weights are to be called, or leave it out")
     names = stored.classes["names"]
@@ -223,19 +223,27 @@ def _check_picture(path: Path) -> None:
         raise UserError(f"--picture is {path}; it must be one of {', '.join(PICTURES)}")
     if not path.is_file():
         raise UserError(f"there is no picture at {path}; give one that `predict --overlay` or `eval` made")
+    if fault := _fault_of(path):
+        raise UserError(f"{path} cannot be shown ({fault}); give another --picture")
+
+
+def _fault_of(path: Path) -> str | None:
+    """Why a file cannot be shown as a picture; None: it can."""
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(path) as picture:
             picture.load()
+    except UnidentifiedImageError:
+        return "no picture"
     except (
         OSError,
         ValueError,
         SyntaxError,
         Image.DecompressionBombError,
     ) as error:  # Pillow has no common base for them
-        told = "no picture" if isinstance(error, UnidentifiedImageError) else str(error)[:200]
-        raise UserError(f"{path} cannot be shown ({told}); give another --picture") from error
+        return str(error)[:200]
+    return None
 
 
 def _object(value: Any) -> dict[str, Any]:

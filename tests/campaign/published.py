@@ -76,7 +76,8 @@ def _beside(seed: int, each: int, site: Path) -> Iterator[Case]:
     for name, content in pictures.items():
         for argv in (CARD, PUSH):
             yield Case("card", f"picture of {name}", (*argv, "--picture", "p.png"), with_run(site, p__png=content))
-        yield Case("card", f"own picture of {name}", PUSH, with_run(site, picture=content))
+        without = with_run(site, picture=content)
+        yield Case("card", f"own picture of {name}", PUSH, without, fine, "a card without a picture")
     for word in ("nowhere.png", "run", "run/best.safetensors", "", "p.svg"):
         yield Case("card", f"--picture {word!r}", (*CARD, "--picture", word), with_run(site, p__svg=b"<svg/>"))
     for word in ("nowhere.json", "run", "run/best.safetensors", ""):

@@ -153,3 +153,22 @@ def test_no_room_for_polygons(tmp_path, kind, least):
     told, left = done.stdout.splitlines()
     assert done.returncode == 0 and told.startswith("told: ") and "could not be written whole" in told, done.stderr
     assert left == "['map.tif']"
+
+
+def test_a_file_is_written_where_nothing_else_stands(tmp_path):
+    disk.make_place(tmp_path / "new" / "x.json")
+    assert (tmp_path / "new").is_dir()
+    (tmp_path / "file").write_text("x")
+    os.mkfifo(tmp_path / "pipe")
+    os.symlink("/dev/null", tmp_path / "device")
+    for name, told in (
+        ("new", "is a folder"),
+        ("pipe", "is a pipe"),
+        ("device", "is a device"),
+        ("file/x", "there is a file in its way"),
+    ):
+        with pytest.raises(UserError, match=told):
+            disk.make_place(tmp_path / name)
+    disk.make_place(tmp_path / "file")
+    with pytest.raises(UserError, match="file is what is read, and would be replaced; give another name"):
+        disk.make_place(tmp_path / "file", [tmp_path / "none", tmp_path / "file"])

@@ -3,8 +3,10 @@
 import ast
 import dataclasses
 import json
+import os
 import re
 import shlex
+import shutil
 import urllib.parse
 from pathlib import Path
 
@@ -210,6 +212,58 @@ def test_scores_have_the_name_of_the_data_that_people_know(run_folder, tmp_path)
         found = facts.read(path, scores=(tmp_path / "metrics.json",))
         assert f"**{told} val**, protocol all" in card.markdown(found) and f"{told} val all" in card.text(found)
         assert "folder test" not in card.markdown(found) and found.scores[0].chose is chose
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "told"),
+    [
+        ("metrics.json", {"protocols": {}}, "config is missing, it must be an object; give a metrics.json"),
+        ("metrics.json", {"majority": {"all": {"miou": "much"}}}, "majority of all has an miou that is no number"),
+        ("metrics.json", {"majority": {"all": {"miou": 1e999}}}, "is no JSON|not finite"),
+        ("metrics.json", {"majority": "much"}, None),
+        ("data.json", {"scenes": {"train": [1, 2]}}, "scenes of train is no object of scenes by name"),
+        ("overlay_a.png", "words", None),
+    ],
+)
+def test_files_beside_weights_that_are_of_another_form(run_folder, tmp_path, file, content, told):
+    """Each in one line; a picture that is none is left out."""
+    run = shutil.copytree(run_folder, tmp_path / "run")
+    (path,) = [p for p in run.rglob(file) if p.parent.name != "eval-last"]
+    if isinstance(content, dict):
+        before = json.loads(path.read_text()) if "protocols" not in content else {}
+        content = json.dumps(before | content)
+    path.write_text(content)
+    if told is not None:
+        with pytest.raises(UserError, match=told):
+            facts.read(run)
+        return
+    known = facts.read(run)
+    assert (known.picture is None) == (file == "overlay_a.png") and (known.scores[0].majority is None) == (
+        file == "metrics.json"
+    )
+
+
+def test_a_picture_that_is_given_must_be_one(run_folder, tmp_path):
+    whole = (run_folder / "eval-test" / "overlay_a.png").read_bytes()
+    for content in (b"", b"words", whole[: len(whole) // 2]):
+        (tmp_path / "p.png").write_bytes(content)
+        with pytest.raises(UserError, match=r"p\.png cannot be shown .*; give another --picture$"):
+            facts.read(run_folder, picture=tmp_path / "p.png")
+
+
+def test_what_a_card_is_of_is_not_replaced_by_it(known, run_folder, tmp_path):
+    before = (run_folder / "best.safetensors").read_bytes(), (run_folder / "config.json").read_bytes()
+    os.symlink(run_folder / "best.safetensors", tmp_path / "link.md")
+    for out, item, told in (
+        (run_folder / "best.safetensors", None, "is no name of a card, which ends in .md"),
+        (tmp_path / "link.md", None, "link.md is what is read, and would be replaced"),
+        (tmp_path / "made.md", run_folder / "config.json", "config.json is what is read, and would be replaced"),
+        (tmp_path / "made.md", tmp_path / "made.md", "is no name of a STAC Item, which ends in .json"),
+    ):
+        with pytest.raises(UserError, match=told):
+            push.write(known, out, item)
+    assert before == ((run_folder / "best.safetensors").read_bytes(), (run_folder / "config.json").read_bytes())
+    assert not (tmp_path / "made.md").exists()
 
 
 def test_a_title_may_be_given(run_folder):
