@@ -20,6 +20,7 @@ from glcanet_jax.errors import UserError
 from glcanet_jax.models import contract, folding
 from glcanet_jax.models.branch import OneBranch
 from glcanet_jax.models.deeplabv3plus import DeepLabV3Plus
+from glcanet_jax.models.encnet import EncNet
 from glcanet_jax.models.fcn8s import FCN8s
 from glcanet_jax.models.glcanet import GLCANet
 from glcanet_jax.models.glnet import GLNet
@@ -40,6 +41,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "pspnet": PSPNet,
     "deeplabv3plus": DeepLabV3Plus,
     "icnet": ICNet,
+    "encnet": EncNet,
     "branch": OneBranch,
 }
 VIEW = ("view", str, "patch")  # what a network of one view looks at

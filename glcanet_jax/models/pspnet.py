@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from glcanet_jax.errors import UserError
 from glcanet_jax.models.layers import choices, convolution, pooling, resnet
-from glcanet_jax.models.layers.blocks import ConvNorm
+from glcanet_jax.models.layers.blocks import ConvNorm, fcn_head
 from glcanet_jax.models.layers.resnet import backbone_of, new_norm_of
 from glcanet_jax.models.layers.sampling import logits_to_pixels
 
@@ -90,8 +90,7 @@ class PSPNet(nn.Module):
         out["fused"] = block(quarter, name="fuse")(out["pyramid"], train)
         logits = conv(self.num_classes, (1, 1), padding=0, name="classifier")(drop(name="drop")(out["fused"]))
         if train or self.is_initializing():
-            y = block(out["c4"].shape[-1] // 4, name="aux_conv")(out["c4"], train)
-            y = conv(self.num_classes, (1, 1), padding=0, name="aux_classifier")(drop(name="aux_drop")(y))
+            y = fcn_head(out["c4"], self.num_classes, conv, block, drop, train, prefix="aux_")
             out["aux/logits"] = logits_to_pixels(y, size)
         out["logits"] = logits_to_pixels(logits, size)
         return out["logits"], out

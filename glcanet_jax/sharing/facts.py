@@ -19,7 +19,13 @@ from glcanet_jax.weights import named
 COLOURS = {1: ("grey",), 3: ("red", "green", "blue"), 4: ("red", "green", "blue", "nir")}  # where nothing says which
 CHOSEN = {"rgb": COLOURS[3], "irrg": ("nir", "red", "green"), "irrgb": ("nir", "red", "green", "blue")}
 TITLES = {"glcanet": "GLCANet", "glnet": "GLNet", "fcn8s": "FCN-8s", "unet": "U-Net", "segnet": "SegNet"}
-TITLES |= {"pspnet": "PSPNet", "deeplabv3plus": "DeepLabv3+", "icnet": "ICNet", "branch": "GLCANet, one branch"}
+TITLES |= {
+    "pspnet": "PSPNet",
+    "deeplabv3plus": "DeepLabv3+",
+    "icnet": "ICNet",
+    "encnet": "EncNet",
+    "branch": "GLCANet, one branch",
+}
 SCORED = "give a metrics.json that `eval` wrote"
 SAID = ("evaluated", "split", "called")  # by a metrics.json, of what was scored
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")

@@ -19,6 +19,7 @@ from glcanet_jax.weights.files import (
     save_weights,
 )
 from glcanet_jax.weights.glnet import from_glnet
+from glcanet_jax.weights.layouts import from_encnet
 from glcanet_jax.weights.naming import DEMO, HUB, named, resolve
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "copy_weights",
     "fcn_classifier",
     "for_bands",
+    "from_encnet",
     "from_glnet",
     "is_ours",
     "load_torchvision",

@@ -1,4 +1,4 @@
-"""PSPNet, DeepLabv3+ and ICNet, and the dilated ResNet and the pooling that they stand on."""
+"""PSPNet, DeepLabv3+, ICNet and EncNet, and the dilated ResNet and the pooling that they stand on."""
 
 import re
 from functools import cache
@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from glcanet_jax import models
 from glcanet_jax.errors import UserError
 from glcanet_jax.models.deeplabv3plus import DeepLabV3Plus
+from glcanet_jax.models.encnet import EncNet
 from glcanet_jax.models.icnet import ICNet
-from glcanet_jax.models.layers import pooling
+from glcanet_jax.models.layers import encoding, pooling
 from glcanet_jax.models.layers.resnet import BLOCKS, ResNet, norm_layer
 from glcanet_jax.models.pspnet import PSPNet
 
@@ -24,11 +25,17 @@ NETWORKS = {
     "pspnet": (PSPNet, SMALL),
     "deeplabv3plus": (DeepLabV3Plus, {**SMALL, "channels": 16, "low_channels": 8}),
     "icnet": (ICNet, SMALL),
+    "encnet": (EncNet, {**SMALL, "channels": 16, "codewords": 4, "lateral": True}),
 }
-AUXILIARY = {"pspnet": {"aux": 1}, "deeplabv3plus": {}, "icnet": {"sub4": 16, "sub24": 8}}  # their strides
-STRIDE = {"pspnet": 1, "deeplabv3plus": 1, "icnet": 4}
+# their strides
+AUXILIARY = {"pspnet": {"aux": 1}, "deeplabv3plus": {}, "icnet": {"sub4": 16, "sub24": 8}, "encnet": {"aux": 1}}
+STRIDE = {"pspnet": 1, "deeplabv3plus": 1, "icnet": 4, "encnet": 1}
 BANDS, CLASSES, SIZE = 2, 5, (49, 38)
+SELDOM = ("encnet",)  # made of parts whose tests with the others run every time
 every_network = pytest.mark.parametrize("name", NETWORKS)
+most_networks = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=(pytest.mark.slow,) if n in SELDOM else ()) for n in NETWORKS]
+)
 
 
 def small(name, **options):
@@ -46,7 +53,7 @@ def variables_of(name, norm="batch"):
     rng = np.random.default_rng(0)
 
     def draw(path, a):
-        if path[-1].key == "kernel":
+        if a.ndim > 1:
             return rng.standard_normal(a.shape) * (2 / np.prod(a.shape[:-1])) ** 0.5
         return 0.2 * rng.standard_normal(a.shape) + (path[-1].key in ("scale", "var"))
 
@@ -85,6 +92,7 @@ def test_shapes_at_any_size(name, size, bands):
     strides = {
         "pspnet": {"c2": 4, "c3": 8, "c4": 8, "c5": 8, "pyramid": 8, "fused": 8},
         "deeplabv3plus": {"c2": 4, "c3": 8, "c4": 16, "c5": 16, "aspp": 16, "decoded": 4},
+        "encnet": {"c2": 4, "c3": 8, "c4": 8, "c5": 8, "weighed": 8},
         "icnet": {"sub1": 8, "sub2": 16, "c3": 32, "c5": 32, "pyramid": 32, "sub4": 32, "sub24": 16, "sub12": 8},
     }[name]
     assert {k: out[k].shape[1:3] for k in strides} == {k: cells(size, s) for k, s in strides.items()}
@@ -108,7 +116,7 @@ def test_auxiliary_logits_are_there_in_training_only(name):
     assert jax.tree.structure(new["batch_stats"]) == jax.tree.structure(variables["batch_stats"])
 
 
-@every_network
+@most_networks
 def test_the_logits_do_not_hear_the_auxiliary_heads(name):
     """Neither do they hear ``train``, with group norms and no dropout."""
     options = {"norm": "group"} | ({} if name == "icnet" else {"dropout": 0})
@@ -129,13 +137,15 @@ def test_dropout_is_seeded_and_in_training_only(name):
 
 
 def loss_of(name, **options):
-    """The weighted sum of the squares of all logits, a function of the parameters."""
+    """The weighted sum of the squares of all logits and of a network's own terms, a function of the parameters."""
     model, variables, x = small(name, **options), variables_of(name), image(3)
     names = {f"{k}/logits": w for k, w in models.auxiliary(model).items()}
+    labels, own = jnp.zeros((3, *SIZE), jnp.uint8), models.own_loss(model)
 
     def loss(params):
         logits, out = step(model)({**variables, "params": params}, x, jax.random.key(0))[0]
-        return (logits**2).mean() + sum(w * (out[k] ** 2).mean() for k, w in names.items())
+        terms = own.terms(out, labels, jax.random.key(2)) if own else {}
+        return (logits**2).mean() + sum(w * (out[k] ** 2).mean() for k, w in names.items()) + sum(terms.values())
 
     return loss, variables["params"]
 
@@ -154,7 +164,7 @@ def test_networks_hand_remat_on(name):
         assert str(jax.make_jaxpr(loss)(params)).count("prevent_cse=") == blocks
 
 
-@every_network
+@most_networks
 def test_bfloat16_is_close(name):
     variables = variables_of(name)
     exact, _ = still(small(name))(variables, image())
@@ -192,6 +202,8 @@ def test_bad_options_of_one_network():
     for wrong in (dict(output_stride=32), dict(depth=50, multi_grid=(1, 2)), dict(rates=(0, 6))):
         with pytest.raises(UserError, match=f"model.{list(wrong)[-1]}|must be"):
             small("deeplabv3plus", **wrong)
+    with pytest.raises(UserError, match="model.codewords is 0"):
+        small("encnet", codewords=0)
     for name in ("pspnet", "icnet"):
         for bins in ((), (0, 2)):
             with pytest.raises(UserError, match="model.bins"):
@@ -236,6 +248,14 @@ def icnet(k, width):
     return resnet50(width, "deep") + conv(1, 32 * width, 8 * width) + high + fusions + heads[0], sum(heads[1:])
 
 
+def encnet(k, lateral):
+    module = conv(1, 512, 512) + 32 * (512 + 1) + 2 * 32  # codewords, factors, and the norm over them
+    sides = conv(1, 512, 512) + conv(1, 1024, 512) + conv(3, 3 * 512, 512) if lateral else 0
+    dense = (512 + 1) * 512 + (512 + 1) * k  # gate and presence
+    head = conv(3, 2048, 512) + sides + module + dense + conv(1, 512, k, norm=False, bias=True)
+    return resnet50(64, "conv7") + head, conv(3, 1024, 256) + conv(1, 256, k, norm=False, bias=True)
+
+
 SIZES = [
     (PSPNet(21), pspnet(21, "conv7"), 46_592_597),
     (PSPNet(150), pspnet(150, "conv7"), 46_658_774),
@@ -244,6 +264,9 @@ SIZES = [
     (DeepLabV3Plus(21, output_stride=8), deeplabv3plus(21), 40_352_181),
     (ICNet(19), icnet(19, 32), 6_699_987),
     (ICNet(12, width=64), icnet(12, 64), 26_732_684),
+    (EncNet(7), encnet(7, False), 33_495_726),
+    (EncNet(7, lateral=True), encnet(7, True), 41_363_118),
+    (EncNet(6), encnet(6, False), 23_508_032 + 9_986_668),
 ]
 
 
@@ -272,7 +295,7 @@ def test_parameters_are_the_published_ones():
 
 
 @pytest.mark.parametrize(
-    "model", [PSPNet(3), DeepLabV3Plus(3), ICNet(3, width=64, stem="conv7")], ids=lambda m: type(m).__name__
+    "model", [PSPNet(3), DeepLabV3Plus(3), ICNet(3, width=64, stem="conv7"), EncNet(3)], ids=lambda m: type(m).__name__
 )
 def test_weights_of_a_resnet_fit(model):
     plain = ResNet()
@@ -323,6 +346,21 @@ def test_dilation_only_adds_cells(monkeypatch):
         assert np.abs(even - odd).max() > 0.01 * largest  # the cells between are no copies
 
 
+def test_the_first_block_of_a_stage_may_dilate_as_the_stage_before(monkeypatch):
+    """How far a cell of C5 hears, every tap counting: of two blocks, whose two 3x3 dilate alike, the first half as far."""
+    monkeypatch.setitem(BLOCKS, 18, (1, 1, 1, 2))
+
+    def rates(model):
+        jaxpr = str(
+            jax.make_jaxpr(lambda x: model.init_with_output(jax.random.key(0), x)[0])(jnp.zeros((1, 17, 17, 1)))
+        )
+        return [int(r) for r in re.findall(r"rhs_dilation=\((\d), \d\)", jaxpr)]
+
+    plain = ResNet(depth=18, width=1, norm=norm_layer("frozen"), output_stride=8)
+    assert sorted(rates(plain)) == [1] * 8 + [2, 2] + [4] * 4
+    assert sorted(rates(plain.clone(contract_dilation=True))) == [1] * 10 + [2, 2] + [4, 4]
+
+
 @pytest.mark.parametrize("grid", [2, 3])
 def test_the_grid_of_the_last_stage(grid):
     """From how far a cell of C5 hears, every tap counting: two 3x3 of rate 4, the stage's, times the grid's."""
@@ -362,6 +400,44 @@ def test_what_follows_a_halved_block_sees_every_second_cell():
     a, b = (jax.jit(m.apply)(variables, x) for m in (whole, halved))
     np.testing.assert_array_equal(b["stage4_block1"], a["c5"])
     np.testing.assert_array_equal(b["c5"], a["c5"][:, ::2, ::2])
+
+
+# -------------------------------------------------------------------------------------------------------------- encoding
+def test_the_encoding_is_that_of_a_loop():
+    """Far codewords and large maps, too, where distances by their parts lose digits."""
+    rng = np.random.default_rng(0)
+    x, words, factors = 3 + rng.standard_normal((2, 3, 4, 5)), rng.standard_normal((6, 5)), rng.uniform(-1, 0.3, 6)
+    expected = np.zeros((2, 6, 5))
+    for b in range(2):
+        for cell in x[b].reshape(-1, 5):
+            share = np.exp([s * ((cell - d) ** 2).sum() for s, d in zip(factors, words, strict=True)])
+            for k, d in enumerate(words):
+                expected[b, k] += share[k] / share.sum() * (cell - d)
+    for wide, tolerance in ((True, 1e-12), (False, 1e-5)):
+        with jax.enable_x64(wide):
+            dtype = "float64" if wide else "float32"
+            params = {"codewords": jnp.asarray(words, dtype), "factors": jnp.asarray(factors, dtype)}
+            got = encoding.Encoding(6).apply({"params": params}, jnp.asarray(x, dtype))
+        assert got.dtype == dtype
+        np.testing.assert_allclose(got, expected, atol=tolerance * np.abs(expected).max())
+
+
+def test_codewords_begin_near_and_factors_below_zero():
+    params = encoding.Encoding(32).init(jax.random.key(0), jnp.zeros((1, 2, 2, 8)))["params"]
+    assert 0.9 / 16 < np.abs(params["codewords"]).max() <= 1 / 16
+    assert -1 <= params["factors"].min() < params["factors"].max() <= 0
+
+
+def test_presence_is_that_of_labelled_classes():
+    scores = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+    labels = np.full((3, 2, 5), 255, np.uint8)
+    labels[0, 0, :3], labels[1, 1, 4], labels[1, 0, 0] = (2, 0, 2), 3, 4  # 4 is no class; the last image has no label
+    present = np.array([[1, 0, 1, 0], [0, 0, 0, 1]])
+    p = 1 / (1 + np.exp(-scores[:2].astype(float)))
+    expected = -np.mean(np.where(present, np.log(p), np.log1p(-p)))
+    got = encoding.presence_loss(jnp.asarray(scores), jnp.asarray(labels))
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+    assert encoding.presence_loss(jnp.asarray(scores), jnp.full((3, 2, 5), 255)) == 0
 
 
 # --------------------------------------------------------------------------------------------------------------- pooling

@@ -1,4 +1,4 @@
-"""PSPNet, DeepLabv3+ and ICNet against plain PyTorch ones, written from the papers; every stage, at odd sizes."""
+"""PSPNet, DeepLabv3+, ICNet and EncNet against plain PyTorch ones, written from the papers; every stage, at odd sizes."""
 
 import flax
 import jax
@@ -8,6 +8,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from glcanet_jax import models
 from glcanet_jax.models.deeplabv3plus import DeepLabV3Plus
+from glcanet_jax.models.encnet import EncNet
 from glcanet_jax.models.icnet import ICNet
 from glcanet_jax.models.pspnet import PSPNet
 
@@ -96,6 +97,29 @@ def torch_pspnet(net, x, depth, v1, deep):
     return dict(c2=c2, c3=c3, c4=c4, c5=c5, pyramid=pyramid, fused=fused, logits=logits) | {"aux/logits": auxiliary}
 
 
+def torch_encnet(net, x, depth, v1, deep, lateral):
+    counts, size = BLOCKS[depth], x.shape[2:]
+    x = net.stem(x, deep)
+    c2 = net.stage(x, 1, counts[0], 1, [1] * 9, v1)
+    c3 = net.stage(c2, 2, counts[1], 2, [1] * 9, v1)
+    c4 = net.stage(c3, 3, counts[2], 1, [1] + [2] * 8, v1)
+    c5 = net.stage(c4, 4, counts[3], 1, [2] + [4] * 8, v1)
+    y = net.unit(c5, "conv5")
+    if lateral:
+        y = net.unit(torch.cat([y, net.unit(c3, "lateral3"), net.unit(c4, "lateral4")], 1), "fuse")
+    cells = net.unit(y, "context/project").flatten(2).transpose(1, 2)
+    residuals = cells[:, :, None] - net.at["context/encoding/codewords"]  # b cells words c
+    share = (net.at["context/encoding/factors"] * (residuals**2).sum(-1)).softmax(-1)
+    encoded = (share[..., None] * residuals).sum(1)
+    context = net.norm(encoded, "context/norm").relu().mean(1)
+    dense = lambda name: context @ net.at[f"{name}/kernel"] + net.at[f"{name}/bias"]  # noqa: E731
+    weighed = (y + y * dense("gate").sigmoid()[..., None, None]).relu()
+    logits = finer(net.conv(weighed, "classifier"), 8, size)
+    auxiliary = finer(net.conv(net.unit(c4, "aux_conv"), "aux_classifier"), 8, size)
+    out = dict(c2=c2, c3=c3, c4=c4, c5=c5, context=context, weighed=weighed, logits=logits)
+    return out | {"presence": dense("presence"), "aux/logits": auxiliary}
+
+
 def torch_deeplabv3plus(net, x, depth, v1, deep, output_stride, grid):
     counts, size = BLOCKS[depth], x.shape[2:]
     x = net.stem(x, deep)
@@ -147,6 +171,8 @@ def random_variables(model, bands):
             "bias": lambda s: 0.2 * rng.standard_normal(s),
             "mean": lambda s: 0.2 * rng.standard_normal(s),
             "var": lambda s: rng.uniform(0.5, 1.5, s),
+            "codewords": rng.standard_normal,
+            "factors": lambda s: rng.uniform(-1, 0, s),
         }
         out[path] = draws[path[-1]](a.shape).astype(np.float32)
     return unflatten_dict(out)
@@ -160,13 +186,15 @@ def compare(model, reference, size, bands, **how):
     logits, ours = jax.jit(model.apply)(variables, x)
     auxiliary = {f"{k}/logits" for k in models.auxiliary(model)}
     assert auxiliary == {k for k in expected if k.endswith("/logits")} and not auxiliary & set(ours)
+    if models.own_loss(model):
+        auxiliary |= {"presence"} - set(ours)
     # the heads that inference leaves out: an initialisation that is given its variables runs all there is
     whole = flax.core.apply(lambda scope, x: model.clone(parent=scope)(x)[1], flags={"initializing": True})
     ours |= {k: v for k, v in jax.jit(whole)(variables, x).items() if k in auxiliary}
     assert set(ours) == set(expected)
     np.testing.assert_array_equal(logits, ours["logits"])
     for name, theirs in expected.items():
-        got, theirs = np.asarray(ours[name]).transpose(0, 3, 1, 2), theirs.numpy()
+        got, theirs = np.moveaxis(np.asarray(ours[name]), -1, 1), theirs.numpy()
         assert got.shape == theirs.shape, name
         error = np.abs(got - theirs).max() / np.abs(theirs).max()
         assert error <= 1e-4 and theirs.std() > 1e-3, f"{name}: {error}, {theirs.std()}"
@@ -200,6 +228,17 @@ def test_deeplabv3plus(depth, stride, output_stride, grid):
 def test_icnet(depth, stride, stem):
     model = ICNet(CLASSES, depth=depth, stride=stride, stem=stem, **SMALL)
     compare(model, torch_icnet, ODD, 3, depth=depth, v1=stride == "v1", deep=stem == "deep")
+
+
+@pytest.mark.parametrize(("depth", "stem", "lateral"), [(50, "deep", True), (50, "conv7", False), (18, "conv7", True)])
+def test_encnet(depth, stem, lateral):
+    options = dict(depth=depth, stem=stem, lateral=lateral, channels=16, codewords=7)
+    model = EncNet(CLASSES, **options, **SMALL)
+    compare(model, torch_encnet, ODD, 3, depth=depth, v1=False, deep=stem == "deep", lateral=lateral)
+
+
+def test_encnet_of_full_width():
+    compare(EncNet(CLASSES), torch_encnet, FULL, 3, depth=50, v1=False, deep=False, lateral=False)
 
 
 def test_pspnet_of_full_width():

@@ -36,6 +36,7 @@ SMALL = {
     "pspnet": RESNET,
     "deeplabv3plus": RESNET | {"channels": 16},
     "icnet": RESNET,
+    "encnet": RESNET | {"channels": 16, "codewords": 4},
     "branch": RESNET | {"fpn_channels": 16},
 }
 # of 7 classes and 3 bands, at full size, by root of the tree; each file's docstring has the published count beside its own
@@ -48,9 +49,12 @@ COUNTS = {
     "pspnet": {"local": 48_947_022},  # 2 361 607 of them the auxiliary head's
     "deeplabv3plus": {"local": 40_348_583},
     "icnet": {"local": 6_701_141},
+    "encnet": {"local": 35_857_333},  # 2 361 607 of them the auxiliary head's
     "branch": {"local": 28_770_503},  # as GLCANet's local one
 }
 STRIDES = {"glcanet": 4, "glnet": 4, "icnet": 4, "branch": 4}  # of the logits; the others answer for every pixel
+OF_KNOWN_PARTS = ("encnet",)  # all but their own layers are those of the others
+OWN_TERMS = {"encnet": {"presence"}}
 SINGLE = [name for name in models.names() if models.single_view(name)]
 every_network = pytest.mark.parametrize("name", models.names())
 
@@ -103,7 +107,7 @@ def test_a_branch_alone_is_glcanets_local_one(head):
     np.testing.assert_allclose(logits, out["local/logits"], atol=1e-5 * jnp.abs(logits).max())
 
 
-@every_view("glcanet", "glnet")
+@every_view("glcanet", "glnet", *OF_KNOWN_PARTS)
 def test_the_functions_compose(name, view):
     """Also: patches do not see each other, and of the composed network's stages the three functions keep the answers."""
     model = small(name, **({"view": view} if name in SINGLE else {}))
@@ -125,7 +129,7 @@ def test_the_functions_compose(name, view):
     assert len(out) > 3
 
 
-@every_view("glcanet", "glnet", "deeplabv3plus")
+@every_view("glcanet", "glnet", "deeplabv3plus", *OF_KNOWN_PARTS)
 def test_a_training_step(name, view):
     """Finite, every root of its phase moves, its own auxiliary losses count, and dropout draws from the step's key."""
     model = small(name, **({"view": view} if name in SINGLE else {}))
@@ -142,7 +146,7 @@ def test_a_training_step(name, view):
         assert moved(before["params"][root], jax.tree.map(np.array, state.params[root])) == pytest.approx(
             1e-3, rel=0.02
         )
-    assert {f"loss/{k}" for k in models.auxiliary(model)} <= set(metrics)
+    assert {f"loss/{k}" for k in {*models.auxiliary(model), *OWN_TERMS.get(name, ())}} <= set(metrics)
     main = "global" if view == "global" else "fused"
     assert f"loss/{main}" in metrics
     total = sum(float(v) for k, v in metrics.items() if k.startswith("loss/"))

@@ -31,3 +31,21 @@ class ConvNorm(nn.Module):
         )(x)
         x = self.norm(name="norm")(x, train)
         return nn.relu(x) if self.relu else x
+
+
+def fcn_head(
+    x: Float[Array, "b h w c"],
+    num_classes: int,
+    conv: Callable,
+    block: Callable,
+    drop: Callable,
+    train: bool,
+    prefix: str,
+) -> Float[Array, "b h w k"]:
+    """Scores of a map by a 3x3 to a quarter of its channels, dropout and a 1x1, inside of a network's compact method.
+
+    Args:
+        conv, block, drop: make a convolution, a :class:`ConvNorm` and a dropout; prefix: of the layers' names.
+    """
+    y = block(x.shape[-1] // 4, name=f"{prefix}conv")(x, train)
+    return conv(num_classes, (1, 1), padding=0, name=f"{prefix}classifier")(drop(name=f"{prefix}drop")(y))

@@ -26,6 +26,8 @@ RANGES: dict[str, Range] = {
     "bins": Range(1, 2**10),
     "rates": Range(1, 2**10),
     "multi_grid": Range(1, 2**10),
+    "codewords": Range(1, 2**12),
+    "presence_weight": WEIGHT,
     "aux_weight": WEIGHT,
     "aux_weights": WEIGHT,
 }
