@@ -32,6 +32,8 @@ CASES = {
     "pspnet": {"depth": 18, "width": 8},
     "deeplabv3plus": {"depth": 18, "width": 8, "channels": 16},
     "icnet": {"depth": 18, "width": 8},
+    "encnet": {"depth": 18, "width": 8, "channels": 16},
+    "refinenet": {"depth": 18, "width": 8, "channels": 16, "coarse_channels": 16},
     "demo": {},
 }
 TOLERANCE = 1e-4  # of a probability

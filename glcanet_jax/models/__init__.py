@@ -27,6 +27,7 @@ from glcanet_jax.models.glnet import GLNet
 from glcanet_jax.models.icnet import ICNet
 from glcanet_jax.models.layers.choices import RANGES
 from glcanet_jax.models.pspnet import PSPNet
+from glcanet_jax.models.refinenet import RefineNet
 from glcanet_jax.models.segnet import SegNet
 from glcanet_jax.models.single_view import SingleView
 from glcanet_jax.models.unet import UNet
@@ -42,6 +43,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "deeplabv3plus": DeepLabV3Plus,
     "icnet": ICNet,
     "encnet": EncNet,
+    "refinenet": RefineNet,
     "branch": OneBranch,
 }
 VIEW = ("view", str, "patch")  # what a network of one view looks at

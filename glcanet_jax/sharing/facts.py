@@ -24,6 +24,7 @@ TITLES |= {
     "deeplabv3plus": "DeepLabv3+",
     "icnet": "ICNet",
     "encnet": "EncNet",
+    "refinenet": "RefineNet",
     "branch": "GLCANet, one branch",
 }
 SCORED = "give a metrics.json that `eval` wrote"

@@ -19,7 +19,7 @@ from glcanet_jax.weights.files import (
     save_weights,
 )
 from glcanet_jax.weights.glnet import from_glnet
-from glcanet_jax.weights.layouts import from_encnet
+from glcanet_jax.weights.layouts import from_encnet, from_refinenet
 from glcanet_jax.weights.naming import DEMO, HUB, named, resolve
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "for_bands",
     "from_encnet",
     "from_glnet",
+    "from_refinenet",
     "is_ours",
     "load_torchvision",
     "load_weights",

@@ -163,3 +163,43 @@ def from_encnet(checkpoint: Checkpoint) -> tuple[Any, dict[str, Any]]:
     options |= dict(channels=arrays[words].shape[1], codewords=len(arrays[words]))
     options |= dict(lateral=any(k.startswith(f"{ENCNET['fuse'][mmseg]}.") for k in arrays))
     return _whole("encnet", arrays, lambda key: _encnet_name(key, mmseg, deep), stem, name("classifier"), **options)
+
+
+# ------------------------------------------------------------------------------------------------------------- RefineNet
+def _refinenet_name(key: Key) -> str:
+    """The name of one of our RefineNet's arrays in the PyTorch checkpoints, whose blocks count from C5 on."""
+    _, module, *rest, leaf = key
+    if module == "resnet":
+        return torchvision_name((*rest, leaf))
+    number = 6 - int(module[-1]) if module != "classifier" else 0
+    names = {"reduce": f"p_ims1d2_outl{number}_dimred", "join": f"adapt_stage{number}_b2_joint_varout_dimred"}
+    if module == "classifier":
+        name = "clf_conv"
+    elif module.startswith("hand"):
+        name = f"mflow_conv_g{number}_b3_joint_varout_dimred"
+    elif rest[0] in names:
+        name = names[rest[0]]
+    elif rest[0] == "pool":
+        name = f"mflow_conv_g{number}_pool.0.{rest[1][-1]}_outvar_dimred"
+    else:
+        stage = f"adapt_stage{number}_b" if rest[0].startswith("adapt") else f"mflow_conv_g{number}_b"
+        name = f"{stage}.0.{rest[0][-1]}{'_conv' if rest[1] == 'conv1' else '_conv_relu_varout_dimred'}"
+    return f"{name}.{LEAVES[leaf]}"
+
+
+def from_refinenet(checkpoint: Checkpoint) -> tuple[Any, dict[str, Any]]:
+    """A RefineNet and its variables from a PyTorch checkpoint of the layers' usual names (``p_ims1d2_outl1_dimred`` ...); no code of it is run.
+
+    The weights that its authors released may be used for academic purposes only.
+
+    Raises:
+        UserError: names or shapes differ; both sides are listed.
+    """
+    whose = "RefineNet"
+    arrays = arrays_of(checkpoint, whose, ignored=r"fc\.")
+    stem, last = "conv1.weight", "clf_conv.weight"
+    widths = {"coarse_channels": "p_ims1d2_outl1_dimred.weight", "channels": "p_ims1d2_outl2_dimred.weight"}
+    check_has(arrays, [stem, last, *widths.values()], whose)
+    options = {option: len(arrays[name]) for option, name in widths.items()}
+    depth = depth_of({k: v for k, v in arrays.items() if k.startswith("layer")}, Path("the checkpoint"))
+    return _whole("refinenet", arrays, _refinenet_name, stem, last, depth=depth, **options)

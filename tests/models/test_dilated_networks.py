@@ -19,6 +19,7 @@ from glcanet_jax.models.icnet import ICNet
 from glcanet_jax.models.layers import encoding, pooling
 from glcanet_jax.models.layers.resnet import BLOCKS, ResNet, norm_layer
 from glcanet_jax.models.pspnet import PSPNet
+from glcanet_jax.models.refinenet import RefineNet
 
 SMALL = dict(depth=10, width=8, fast_conv=False)  # what compiles fast
 NETWORKS = {
@@ -26,16 +27,29 @@ NETWORKS = {
     "deeplabv3plus": (DeepLabV3Plus, {**SMALL, "channels": 16, "low_channels": 8}),
     "icnet": (ICNet, SMALL),
     "encnet": (EncNet, {**SMALL, "channels": 16, "codewords": 4, "lateral": True}),
+    "refinenet": (RefineNet, {**SMALL, "channels": 8, "coarse_channels": 16}),
 }
 # their strides
-AUXILIARY = {"pspnet": {"aux": 1}, "deeplabv3plus": {}, "icnet": {"sub4": 16, "sub24": 8}, "encnet": {"aux": 1}}
-STRIDE = {"pspnet": 1, "deeplabv3plus": 1, "icnet": 4, "encnet": 1}
+AUXILIARY = {
+    "pspnet": {"aux": 1},
+    "deeplabv3plus": {},
+    "icnet": {"sub4": 16, "sub24": 8},
+    "encnet": {"aux": 1},
+    "refinenet": {},
+}
+STRIDE = {"pspnet": 1, "deeplabv3plus": 1, "icnet": 4, "encnet": 1, "refinenet": 4}
 BANDS, CLASSES, SIZE = 2, 5, (49, 38)
-SELDOM = ("encnet",)  # made of parts whose tests with the others run every time
+SELDOM = ("encnet", "refinenet")  # made of parts whose tests with the others run every time
 every_network = pytest.mark.parametrize("name", NETWORKS)
-most_networks = pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=(pytest.mark.slow,) if n in SELDOM else ()) for n in NETWORKS]
-)
+
+
+def all_but(*seldom):
+    """The networks, those that are tested now and then marked so."""
+    marks = {n: (pytest.mark.slow,) if n in seldom else () for n in NETWORKS}
+    return pytest.mark.parametrize("name", [pytest.param(n, marks=marks[n]) for n in NETWORKS])
+
+
+most_networks = all_but(*SELDOM)
 
 
 def small(name, **options):
@@ -93,6 +107,7 @@ def test_shapes_at_any_size(name, size, bands):
         "pspnet": {"c2": 4, "c3": 8, "c4": 8, "c5": 8, "pyramid": 8, "fused": 8},
         "deeplabv3plus": {"c2": 4, "c3": 8, "c4": 16, "c5": 16, "aspp": 16, "decoded": 4},
         "encnet": {"c2": 4, "c3": 8, "c4": 8, "c5": 8, "weighed": 8},
+        "refinenet": {"c2": 4, "c3": 8, "c4": 16, "c5": 32, "r5": 32, "r4": 16, "r3": 8, "r2": 4},
         "icnet": {"sub1": 8, "sub2": 16, "c3": 32, "c5": 32, "pyramid": 32, "sub4": 32, "sub24": 16, "sub12": 8},
     }[name]
     assert {k: out[k].shape[1:3] for k in strides} == {k: cells(size, s) for k, s in strides.items()}
@@ -150,14 +165,14 @@ def loss_of(name, **options):
     return loss, variables["params"]
 
 
-@every_network
+@all_but("refinenet")
 def test_a_gradient_reaches_every_parameter(name):
     loss, params = loss_of(name)
     gradient = flatten_dict(jax.jit(jax.grad(loss))(params), sep="/")
     assert not [k for k, g in gradient.items() if not np.abs(g).max() > 0]
 
 
-@every_network
+@most_networks
 def test_networks_hand_remat_on(name):
     for remat, blocks in ((False, 0), (True, 4)):
         loss, params = loss_of(name, remat=remat)
@@ -183,7 +198,8 @@ def test_bfloat16_is_close(name):
 def test_new_layers_of_a_frozen_backbone_can_learn(name):
     norms = ("frozen", "batch", "group")
     stats = {norm: set(shapes_of(small(name, norm=norm)).get("batch_stats", {})) for norm in norms}
-    assert stats["frozen"] == {"resnet"} < stats["batch"] and not stats["group"]
+    assert stats["frozen"] == {"resnet"} <= stats["batch"] and not stats["group"]
+    assert (stats["batch"] == {"resnet"}) == (name == "refinenet")  # which has no norm of its own
 
 
 @every_network
@@ -194,6 +210,8 @@ def test_new_layers_of_a_frozen_backbone_can_learn(name):
 )
 def test_bad_options_are_told_at_once(name, options):
     (option,) = options
+    if option == "stem" and name == "refinenet":
+        return  # it has one stem alone
     with pytest.raises(UserError, match=f"model.{option}.*must be one of"):
         small(name, **options)
 
@@ -256,6 +274,16 @@ def encnet(k, lateral):
     return resnet50(64, "conv7") + head, conv(3, 1024, 256) + conv(1, 256, k, norm=False, bias=True)
 
 
+def refinenet(k, channels, coarse):
+    """Blocks on C5 to C2: reduced, two units, joined, four convolutions of the pooling, three units, handed over."""
+    block = lambda c: 14 * conv(3, c, c, norm=False) + 5 * c  # noqa: E731
+    reduce = conv(3, 2048, coarse, norm=False) + sum(conv(3, c, channels, norm=False) for c in (1024, 512, 256))
+    joins, hands = 3 * conv(3, channels, channels, norm=False), 2 * conv(3, channels, channels, norm=False)
+    hands += conv(3, coarse, channels, norm=False)
+    decoder = reduce + block(coarse) + 3 * block(channels) + joins + hands
+    return resnet50(64, "conv7") + decoder + conv(3, channels, k, norm=False, bias=True), 0
+
+
 SIZES = [
     (PSPNet(21), pspnet(21, "conv7"), 46_592_597),
     (PSPNet(150), pspnet(150, "conv7"), 46_658_774),
@@ -266,6 +294,8 @@ SIZES = [
     (ICNet(12, width=64), icnet(12, 64), 26_732_684),
     (EncNet(7), encnet(7, False), 33_495_726),
     (EncNet(7, lateral=True), encnet(7, True), 41_363_118),
+    (RefineNet(7), refinenet(7, 256, 512), 99_028_039),
+    (RefineNet(21), refinenet(21, 256, 512), 99_060_309),
     (EncNet(6), encnet(6, False), 23_508_032 + 9_986_668),
 ]
 
@@ -295,7 +325,9 @@ def test_parameters_are_the_published_ones():
 
 
 @pytest.mark.parametrize(
-    "model", [PSPNet(3), DeepLabV3Plus(3), ICNet(3, width=64, stem="conv7"), EncNet(3)], ids=lambda m: type(m).__name__
+    "model",
+    [PSPNet(3), DeepLabV3Plus(3), ICNet(3, width=64, stem="conv7"), EncNet(3), RefineNet(3)],
+    ids=lambda m: type(m).__name__,
 )
 def test_weights_of_a_resnet_fit(model):
     plain = ResNet()
@@ -470,3 +502,16 @@ def test_pooling_sums_in_float32():
     x = jnp.full((1, 100, 100, 1), 1.0, jnp.bfloat16).at[0, :, ::2].set(1.0078125)
     mean = pooling.adaptive_mean(x, 1)
     assert mean.dtype == jnp.float32 and float(mean[0, 0, 0, 0]) == pytest.approx(1.00390625, abs=1e-6)
+
+
+@pytest.mark.parametrize(("size", "stride"), [(5, 1), (3, 2)])
+def test_maxima_about_every_cell(size, stride):
+    """Of maps that lie below zero, too: nothing is around them."""
+    x = np.random.default_rng(0).standard_normal((2, 7, 4, 3)).astype(np.float32) - 2
+    expected = np.full((2, -(-7 // stride), -(-4 // stride), 3), -np.inf)
+    half = size // 2
+    for i in range(expected.shape[1]):
+        for j in range(expected.shape[2]):
+            rows, columns = (slice(max(0, stride * n - half), stride * n + half + 1) for n in (i, j))
+            expected[:, i, j] = x[:, rows, columns].max((1, 2))
+    np.testing.assert_array_equal(pooling.max_around(jnp.asarray(x), size, stride), expected)

@@ -1,4 +1,4 @@
-"""PSPNet, DeepLabv3+, ICNet and EncNet against plain PyTorch ones, written from the papers; every stage, at odd sizes."""
+"""PSPNet, DeepLabv3+, ICNet, EncNet and RefineNet against plain PyTorch ones, written from the papers; every stage, at odd sizes."""
 
 import flax
 import jax
@@ -11,6 +11,7 @@ from glcanet_jax.models.deeplabv3plus import DeepLabV3Plus
 from glcanet_jax.models.encnet import EncNet
 from glcanet_jax.models.icnet import ICNet
 from glcanet_jax.models.pspnet import PSPNet
+from glcanet_jax.models.refinenet import RefineNet
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 F = torch.nn.functional
@@ -118,6 +119,31 @@ def torch_encnet(net, x, depth, v1, deep, lateral):
     auxiliary = finer(net.conv(net.unit(c4, "aux_conv"), "aux_classifier"), 8, size)
     out = dict(c2=c2, c3=c3, c4=c4, c5=c5, context=context, weighed=weighed, logits=logits)
     return out | {"presence": dense("presence"), "aux/logits": auxiliary}
+
+
+def torch_refinenet(net, x, depth, v1):
+    counts, out, y = BLOCKS[depth], {}, None
+    x = net.stem(x, False)
+    for i, stride in enumerate((1, 2, 2, 2)):
+        x = out[f"c{i + 2}"] = net.stage(x, i + 1, counts[i], stride, [1] * 9, v1)
+
+    def unit(x, name):
+        return x + net.conv(net.conv(x.relu(), f"{name}/conv1").relu(), f"{name}/conv2")
+
+    for level in (5, 4, 3, 2):
+        name = f"block{level}"
+        x = unit(unit(net.conv(out[f"c{level}"], f"{name}/reduce"), f"{name}/adapt1"), f"{name}/adapt2")
+        if y is not None:
+            x = net.conv(x, f"{name}/join") + finer(y, 2, x.shape[2:])
+        x = top = x.relu()
+        for i in (1, 2, 3, 4):
+            top = net.conv(F.max_pool2d(top, 5, 1, 2), f"{name}/pool/conv{i}")
+            x = x + top
+        for i in (1, 2, 3):
+            x = unit(x, f"{name}/refine{i}")
+        out[f"r{level}"] = x
+        y = net.conv(x, f"hand{level}") if level > 2 else x
+    return out | {"logits": net.conv(y, "classifier")}
 
 
 def torch_deeplabv3plus(net, x, depth, v1, deep, output_stride, grid):
@@ -235,6 +261,16 @@ def test_encnet(depth, stem, lateral):
     options = dict(depth=depth, stem=stem, lateral=lateral, channels=16, codewords=7)
     model = EncNet(CLASSES, **options, **SMALL)
     compare(model, torch_encnet, ODD, 3, depth=depth, v1=False, deep=stem == "deep", lateral=lateral)
+
+
+@pytest.mark.parametrize(("depth", "stride"), [(50, "v1.5"), (18, "v1.5")])
+def test_refinenet(depth, stride):
+    model = RefineNet(CLASSES, depth=depth, stride=stride, channels=16, coarse_channels=24, **SMALL)
+    compare(model, torch_refinenet, ODD, 3, depth=depth, v1=False)
+
+
+def test_refinenet_of_full_width():
+    compare(RefineNet(CLASSES), torch_refinenet, FULL, 3, depth=50, v1=False)
 
 
 def test_encnet_of_full_width():

@@ -21,6 +21,7 @@ NORMS = {  # batch norms that there are and follow a convolution
     "deeplabv3plus": ({}, 62),
     "icnet": ({}, 63),
     "encnet": ({"codewords": 8}, 56),
+    "refinenet": ({"depth": 10, "channels": 8, "coarse_channels": 8}, 12),
     "branch": (SMALL, 18),
     "unet": ({}, 0),
     "fcn8s": ({}, 0),

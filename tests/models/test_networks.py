@@ -37,6 +37,7 @@ SMALL = {
     "deeplabv3plus": RESNET | {"channels": 16},
     "icnet": RESNET,
     "encnet": RESNET | {"channels": 16, "codewords": 4},
+    "refinenet": RESNET | {"channels": 8, "coarse_channels": 16},
     "branch": RESNET | {"fpn_channels": 16},
 }
 # of 7 classes and 3 bands, at full size, by root of the tree; each file's docstring has the published count beside its own
@@ -50,10 +51,17 @@ COUNTS = {
     "deeplabv3plus": {"local": 40_348_583},
     "icnet": {"local": 6_701_141},
     "encnet": {"local": 35_857_333},  # 2 361 607 of them the auxiliary head's
+    "refinenet": {"local": 99_028_039},
     "branch": {"local": 28_770_503},  # as GLCANet's local one
 }
-STRIDES = {"glcanet": 4, "glnet": 4, "icnet": 4, "branch": 4}  # of the logits; the others answer for every pixel
-OF_KNOWN_PARTS = ("encnet",)  # all but their own layers are those of the others
+STRIDES = {
+    "glcanet": 4,
+    "glnet": 4,
+    "icnet": 4,
+    "refinenet": 4,
+    "branch": 4,
+}  # of the logits; the others answer for every pixel
+OF_KNOWN_PARTS = ("encnet", "refinenet")  # all but their own layers are those of the others
 OWN_TERMS = {"encnet": {"presence"}}
 SINGLE = [name for name in models.names() if models.single_view(name)]
 every_network = pytest.mark.parametrize("name", models.names())

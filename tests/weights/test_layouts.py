@@ -67,3 +67,21 @@ def test_encnet_with_a_plain_stem_and_without_laterals():
         weights.from_encnet(state)
     with pytest.raises(UserError, match="no checkpoint of EncNet .* lacks pretrained.conv1.weight"):
         weights.from_encnet({"x": np.zeros(1)})
+
+
+REFINENET = """layer1.0.bn1.running_mean p_ims1d2_outl1_dimred.weight p_ims1d2_outl4_dimred.weight adapt_stage1_b.0.2_conv.bias
+adapt_stage4_b.0.1_conv_relu_varout_dimred.weight adapt_stage2_b2_joint_varout_dimred.weight adapt_stage4_b2_joint_varout_dimred.weight
+mflow_conv_g1_pool.0.4_outvar_dimred.weight mflow_conv_g4_b.0.3_conv.weight mflow_conv_g4_b.0.3_conv_relu_varout_dimred.weight
+mflow_conv_g1_b3_joint_varout_dimred.weight mflow_conv_g3_b3_joint_varout_dimred.weight clf_conv.bias"""
+
+
+def test_refinenet_as_its_pytorch_versions_name_it():
+    options = SMALL | dict(channels=6, coarse_channels=8)
+    wanted, state = theirs(models.build("refinenet", 5, **options), layouts._refinenet_name)
+    assert set(REFINENET.split()) <= set(state) and "adapt_stage1_b2_joint_varout_dimred.weight" not in state
+    assert "adapt_stage1_b.0.1_conv_relu_varout_dimred.bias" not in state
+    model, got = weights.from_refinenet(state)
+    same(got, wanted)
+    assert (model.network.depth, model.network.channels, model.network.coarse_channels) == (10, 6, 8)
+    with pytest.raises(UserError, match="no checkpoint of RefineNet: .* lacks clf_conv.weight"):
+        weights.from_refinenet({k: v for k, v in state.items() if k != "clf_conv.weight"})

@@ -22,6 +22,7 @@ RANGES: dict[str, Range] = {
     "fc": LAYER,
     "channels": LAYER,
     "low_channels": LAYER,
+    "coarse_channels": LAYER,
     "dropout": DECAY,
     "bins": Range(1, 2**10),
     "rates": Range(1, 2**10),
