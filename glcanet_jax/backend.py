@@ -14,7 +14,7 @@ REPRODUCIBLE = {"xla_gpu_exclude_nondeterministic_ops": True}  # of XLA for GPUs
 def enable_compilation_cache() -> None:
     """Keep compiled programs between runs, unless the user has said where or no, or there is no place for them."""
     if jax.config.jax_compilation_cache_dir is None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = _cache_folder()
+        cache = cache_folder("xla")
         if cache is not None:
             jax.config.update("jax_compilation_cache_dir", str(cache))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
@@ -45,20 +45,20 @@ def computing(precision: str, deterministic: bool = False) -> Iterator[None]:
         jax.config.update("jax_default_matmul_precision", before)
 
 
-def _cache_folder() -> Path | None:
-    """Where this user's compiled programs lie; None for a user without a home, or with one that cannot be written to.
+def cache_folder(kind: str) -> Path | None:
+    """Where this user's compiled programs of a kind lie; None for a user without a home, or with one that cannot be written to.
 
     Programs are run as they lie there, so that nobody else may write them: the folder is the user's alone (0700), and
     one that is not is not used.
     """
     try:
         above = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "glcanet_jax"
-        for folder in (above, cache := above / "xla"):
+        for folder in (above, cache := above / kind):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not _made_ours(folder):
                 print(
                     f"compiled programs are not kept: others can write to {folder}; remove it, or name another folder as "
-                    "JAX_COMPILATION_CACHE_DIR"
+                    f"{'JAX_COMPILATION_CACHE_DIR' if kind == 'xla' else 'XDG_CACHE_HOME'}"
                 )
                 return None
     except (OSError, RuntimeError):  # the latter: there is no home

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -339,12 +339,14 @@ def load_predictor(
     stage: str | None = None,
     scale: float | None = None,
     devices: int | None = None,
+    engine: Callable[[Config, Any, dict[str, Any]], Any] | None = None,
 ) -> tuple[Predictor, Config, dict[str, Any]]:
     """A network rebuilt from a weights file alone, its configuration and its classes.
 
     ``dtype``, ``default`` (a dtype for networks that have the choice, where none is given), ``views`` (fields of
     :class:`glcanet_jax.geometry.Views`) and ``scale`` (the images' full scale) replace what the file says; ``stage`` and
-    ``devices`` as :class:`Predictor` has them.
+    ``devices`` as :class:`Predictor` has them; ``engine`` makes another engine than JAX of configuration, contents of the file and
+    normalisation, or returns None.
 
     Raises:
         UserError: it cannot be read, or there are not so many devices.
@@ -354,16 +356,20 @@ def load_predictor(
     path = find_weights(path)
     config, stored = read_weights(path)
     config = dataclasses.replace(config, views=dataclasses.replace(config.views, **(views or {})))
-    if dtype is None and hasattr(config.model, "dtype"):
-        dtype = default
-    if dtype is not None:
-        config = computing_in(config, dtype)
-    model = rebuild(path, config, stored)
     told = {k: stored.normalisation[k] for k in ("mean", "std", "scale")}
     normalisation = {k: tuple(v) if isinstance(v, list) else v for k, v in told.items()}
     if scale is not None:
         normalisation["scale"] = scale
-    options = {"bands": stored.bands, "batch": batch, "tta": tta, "stage": stage, "devices": devices}
+    # graphs are of float32, whatever an engine computes them in
+    other = None if engine is None else engine(computing_in(config, "float32"), stored, normalisation)
+    if other is not None:
+        dtype = "float32"
+    elif dtype is None and hasattr(config.model, "dtype"):
+        dtype = default
+    if dtype is not None:
+        config = computing_in(config, dtype)
+    model = rebuild(path, config, stored)
+    options = {"bands": stored.bands, "batch": batch, "tta": tta, "stage": stage, "devices": devices, "engine": other}
     predictor = Predictor(model, stored.variables, config.views, normalisation, **options)
     return predictor, config, stored.classes
 

@@ -49,7 +49,8 @@ def load(
     *,
     batch: int | None = None,
     memory_budget: str | int | None = None,
-    dtype: Literal["float32", "bfloat16"] | None = None,
+    engine: Literal["auto", "jax", "openvino"] = "auto",
+    dtype: Literal["float32", "bfloat16", "int8"] | None = None,
     tta: bool = False,
     overlap: int | None = None,
     context_size: int | None = None,
@@ -67,7 +68,8 @@ def load(
             ``"hf:organisation/repository[@revision]"`` of a hub, or an exported ``.zip``.
         batch: patches computed at once; None: what the memory allows, on CPUs one.
         memory_budget: as ``"4GB"``, or bytes: the batch is chosen to stay under it.
-        dtype: of the computation; None: float32 on CPUs, elsewhere bfloat16.
+        engine: what computes the network; ``"auto"``: OpenVINO on CPUs where it is installed, else JAX.
+        dtype: of the computation; None: float32 on CPUs, elsewhere bfloat16. ``"int8"`` by OpenVINO alone.
         tta: the mean over the eight views of a square, at eight times the work.
         overlap: least overlap of neighbouring patches, in pixels; None: the weights'.
         context_size: scene pixels a side that share a global view; None: the weights'.
@@ -84,7 +86,7 @@ def load(
     memory_budget = None if memory_budget is None else str(memory_budget)
     options = MapOptions(
         scale=scale, tta=tta, overlap=overlap, context_size=context_size, batch=batch, memory_budget=memory_budget,
-        dtype=dtype, fit_patches=fit_patches, ground_resolution=ground_resolution,
+        engine=engine, dtype=dtype, fit_patches=fit_patches, ground_resolution=ground_resolution,
     )  # fmt: skip
     if not isinstance(weights, str | os.PathLike):
         raise UserError(

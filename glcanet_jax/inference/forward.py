@@ -27,26 +27,19 @@ class Forward:
         network: Inference,
         normalisation: dict[str, Any],
         turns: Sequence[int],
-        side: int,
         one_by_one: bool,
         stage: str | None,
     ):
-        """``side``: pixels of a patch."""
         self._fns, self._second = network.functions, network.second_pass
-        self._normalisation, self._turns, self._side = normalisation, turns, side
+        self._normalisation, self._turns = normalisation, turns
         self._one_by_one, self._stage = one_by_one, stage
 
-    def _turned(self, turn: Callable[..., Array], image: Array, view: Int[Array, ""]) -> Array:
-        if len(self._turns) == 1:
-            return image
-        return lax.switch(view, [lambda x, v=v: turn(x, v) for v in self._turns], image)
-
     def encode(self, variables: Any, image: Array, view: Array) -> Any:
-        image = self._turned(geometry.turn, image, view)
+        image = turned(geometry.turn, self._turns, image, view)
         return self._fns.encode_global(variables, normalise(image, **self._normalisation))
 
     def _features(self, variables: Any, view: Array, patches: Num[Array, "b n p p c"]) -> Any:
-        patches = self._turned(geometry.turn, patches, view)
+        patches = turned(geometry.turn, self._turns, patches, view)
         return self._fns.encode_local(variables, normalise(patches, **self._normalisation))
 
     def _answer(self, logits: Array, stages: dict[str, Array]) -> Array:
@@ -71,32 +64,6 @@ class Forward:
         one_by_one = self._one_by_one and len(patches) > 1
         return lax.map(look, (contexts, patches, boxes)) if one_by_one else look((contexts, patches, boxes))
 
-    def add_patches(self, strip, logits, view, first, taken, left, row_weights, column_weights):
-        """Weighted logits of some of a batch's patches, which are neighbours in it, in a strip; and a token.
-
-        Args:
-            first: of them in the batch; taken: which of those from there on, ``[m]``; left: their first columns, ``[m]``.
-        """
-        side, some = self._side, lax.dynamic_slice_in_dim(logits, first, len(taken))
-        whole = logits.shape[1] == side  # a logit for every pixel: nothing to resize
-
-        def add(strip: Array, item: Any) -> tuple[Array, None]:
-            logits, taken, left, rows, columns = item
-            # to pixels and weighted at once: the resize is linear, a product with a matrix for each axis
-            down, across = (geometry.interpolation(cells, side) for cells in logits.shape[:2])
-            if whole or len(self._turns) > 1:  # the weights are those of the patch as it lies in the scene
-                pixels = logits if whole else _product("yi,ijk,xj->yxk", down, logits, across)
-                pixels = jnp.moveaxis(self._turned(geometry.turn_back, pixels, view), -1, 0)
-                weighted = pixels * rows[None, :, None] * columns[None, None]
-            else:
-                weighted = _product("yi,ijk,xj->kyx", down * rows[:, None], logits, across * columns[:, None])
-            at = (0, 0, left)
-            region = lax.dynamic_slice(strip, at, weighted.shape)
-            return lax.dynamic_update_slice(strip, jnp.where(taken, region + weighted, region), at), None
-
-        strip, _ = lax.scan(add, strip, (some, taken, left, row_weights, column_weights))
-        return strip, strip[0, 0, 0]
-
     # -------------------------------------------------------------------------- the second pass, where a network has one
     def collect(self, gathered, variables, context, view, patches, boxes, valid):
         features = self._features(variables, view, patches[None])
@@ -114,7 +81,7 @@ class Forward:
         return jax.eval_shape(gather, variables, context, view, patches, boxes, valid)
 
     def again(self, variables, context, gathered, image, view):
-        image = normalise(self._turned(geometry.turn, image, view), **self._normalisation)
+        image = normalise(turned(geometry.turn, self._turns, image, view), **self._normalisation)
         context = self._second.encode_again(variables, context, gathered, image)
         return context, jax.tree.leaves(context)[0].ravel()[0]
 
@@ -122,6 +89,13 @@ class Forward:
         """:meth:`look` from what :meth:`collect` kept of patches of one context."""
         kept = jax.tree.map(lambda x: x[None], kept)
         return self._second.fuse_again(variables, context, kept, boxes[None])[0][0]
+
+
+def turned(turn: Callable[..., Array], turns: Sequence[int], image: Array, view: Int[Array, ""]) -> Array:
+    """An image as a view of the augmentation has it."""
+    if len(turns) == 1:
+        return image
+    return lax.switch(view, [lambda x, v=v: turn(x, v) for v in turns], image)
 
 
 # ------------------------------------------------------------------------------------------- a context on the device
@@ -171,6 +145,34 @@ def empty(*shapes: Any) -> list[Array]:
 
 
 # ------------------------------------------------------------------------------------------------------------- the strip
+def add_patches(strip, logits, view, first, taken, left, row_weights, column_weights, turns):
+    """Weighted logits of some of a batch's patches, which are neighbours in it, in a strip; and a token.
+
+    Args:
+        first: of them in the batch; taken: which of those from there on, ``[m]``; left: their first columns, ``[m]``;
+        turns: the views of the augmentation.
+    """
+    side, some = strip.shape[1], lax.dynamic_slice_in_dim(logits, first, len(taken))
+    whole = logits.shape[1] == side  # a logit for every pixel: nothing to resize
+
+    def add(strip: Array, item: Any) -> tuple[Array, None]:
+        logits, taken, left, rows, columns = item
+        # to pixels and weighted at once: the resize is linear, a product with a matrix for each axis
+        down, across = (geometry.interpolation(cells, side) for cells in logits.shape[:2])
+        if whole or len(turns) > 1:  # the weights are those of the patch as it lies in the scene
+            pixels = logits if whole else _product("yi,ijk,xj->yxk", down, logits, across)
+            pixels = jnp.moveaxis(turned(geometry.turn_back, turns, pixels, view), -1, 0)
+            weighted = pixels * rows[None, :, None] * columns[None, None]
+        else:
+            weighted = _product("yi,ijk,xj->kyx", down * rows[:, None], logits, across * columns[:, None])
+        at = (0, 0, left)
+        region = lax.dynamic_slice(strip, at, weighted.shape)
+        return lax.dynamic_update_slice(strip, jnp.where(taken, region + weighted, region), at), None
+
+    strip, _ = lax.scan(add, strip, (some, taken, left, row_weights, column_weights))
+    return strip, strip[0, 0, 0]
+
+
 def add_left(strip: Strip, edge: Float[Array, "k s e"]) -> Strip:
     """What the block to the left summed up beyond its pixels, in the first columns."""
     return strip.at[..., : edge.shape[2]].add(edge)

@@ -9,24 +9,22 @@ size, whatever the scene: what is smaller is padded, nothing is compiled again.
 import copy
 import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num, UInt8
 
 from glcanet_jax import geometry
 from glcanet_jax.data import views as data_views
 from glcanet_jax.errors import UserError
-from glcanet_jax.inference import forward, layout
+from glcanet_jax.inference import forward
+from glcanet_jax.inference.engines import Engine
+from glcanet_jax.inference.engines.xla import JaxEngine
 from glcanet_jax.inference.exported import Exported
-from glcanet_jax.inference.forward import Forward, Strip
+from glcanet_jax.inference.forward import Strip
 from glcanet_jax.inference.programs import Program, Programs
-from glcanet_jax.models import for_inference
-from glcanet_jax.profiling import program_memory
 
 OUTPUTS = ("classes", "confidence", "probabilities", "logits")
 BATCH = 12  # patches at once on accelerators: more bring no speed (docs/performance.md)
@@ -43,10 +41,10 @@ def batch_for(patches: int) -> int:
 
 
 class Predictor:
-    """A network with its variables on a device.
+    """A network, computed by an engine, and all around it that is the same for each: contexts, the strip, answers, counts.
 
     Attributes:
-        second_pass: whether the answers for a context's patches wait until all of them were looked at.
+        engine: computes the network (:class:`glcanet_jax.inference.engines.Engine`).
     """
 
     def __init__(
@@ -64,6 +62,7 @@ class Predictor:
         collapse: bool = True,
         on_device: bool | None = None,
         devices: int | None = None,
+        engine: Engine | None = None,
     ):
         """``batch`` patches are looked at together, whatever contexts they have; ``normalisation`` has ``mean``, ``std`` and ``scale``.
 
@@ -79,6 +78,8 @@ class Predictor:
 
         Batches go to so many ``devices`` of this process in turn; None: to all, of CPUs to one.
 
+        ``engine`` computes the network; None: JAX. Another one has variables, views and stage of its own already.
+
         Without ``collapse`` affine heads stay the convolutions that were trained: the same answers, slower.
 
         Raises:
@@ -87,45 +88,54 @@ class Predictor:
         self.views, self.batch, self.bands, self.num_classes = views, batch, bands, model.num_classes
         self.model, self._normalisation = model, normalisation
         self.turns: Sequence[int] = geometry.DIHEDRAL if tta else (0,)
-        network, on_cpu = for_inference(model, bands, collapse), jax.default_backend() == "cpu"
-        self.on_device = not on_cpu if on_device is None else on_device
-        network = layout.laid_out(network) if self.on_device else network
-        self.second_pass = network.second_pass is not None
-        if stage is not None and self.second_pass:
-            raise UserError(f"stage is {stage}; a network that looks twice answers with its own alone: leave it out")
+        on_cpu = jax.default_backend() == "cpu"
+        on_device = not on_cpu if on_device is None else on_device
         one_by_one = on_cpu if one_by_one is None else one_by_one
         self.devices = jax.local_devices()[: (1 if on_cpu else None) if devices is None else devices]
-        self._make_forward = lambda side: Forward(network, normalisation, self.turns, side, one_by_one, stage)
-        self._prepare = jax.jit(network.prepare)
-        self._renew()
-        self.variables = variables
+        if engine is None:
+            engine = JaxEngine(
+                model, variables, views, normalisation, bands=bands, turns=self.turns, one_by_one=one_by_one, stage=stage,
+                collapse=collapse, on_device=on_device, device=self.devices[0],
+            )  # fmt: skip
+        self._take(engine)
 
-    def _renew(self) -> None:
-        """Nothing is compiled yet."""
-        self._forward, self._programs = self._make_forward(self.views.patch_size), Programs()
+    def _take(self, engine: Engine) -> None:
+        """Nothing is compiled yet but what the engine has compiled."""
+        self.engine, self._replicas = engine, []
+        self._programs: Programs = getattr(engine, "programs", Programs())
         self._memory: dict[Any, dict[str, dict[str, int]]] = {}  # of what was compiled
+
+    @property
+    def on_device(self) -> bool:
+        """Whether contexts are shrunk and cut on the device."""
+        return self.engine.on_device
+
+    @property
+    def second_pass(self) -> bool:
+        """Whether the answers for a context's patches wait until all of them were looked at."""
+        return self.engine.second_pass
 
     @property
     def replicas(self) -> list["Predictor"]:
         """Itself, and as it is on each further device."""
         if not self._replicas:
-            self._replicas = [self, *(self._on(device) for device in self.devices[1:])]
+            others = self.devices[1:] if hasattr(self.engine, "on") else []
+            self._replicas = [self, *(self._on(device) for device in others)]
         for replica in self._replicas:
             replica.batch = self.batch
         return self._replicas
 
     def _on(self, device: Any) -> "Predictor":
         other = copy.copy(self)
-        other.devices, other._programs = [device], Programs(device)
-        other._keep(jax.device_put(self._variables, device))
+        other.devices = [device]
+        other._take(self.engine.on(device))
         return other
 
     def with_views(self, views: geometry.Views) -> "Predictor":
         """The same network with the same variables, for patches and contexts of other sizes."""
         other = copy.copy(self)
         other.views = views
-        other._renew()
-        other._keep(self._variables)
+        other._take(self.engine.with_views(views))
         return other
 
     @property
@@ -135,26 +145,19 @@ class Predictor:
 
     @property
     def variables(self) -> Any:
-        """As the network uses them: prepared for inference (:func:`glcanet_jax.models.for_inference`)."""
-        return self._variables
+        """Of JAX's engine: as the network uses them (:class:`JaxEngine`)."""
+        return self.engine.variables
 
     @property
     def plain_variables(self) -> Any:
         """:attr:`variables` as the network's own functions take them."""
-        return layout.plain(self._variables) if self.on_device else self._variables
+        return self.engine.plain_variables
 
     @variables.setter
     def variables(self, variables: Any) -> None:
         """Others of the same shapes; nothing is compiled again. Shapes alone will do to be told about :meth:`programs`."""
-        if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(variables)):
-            self._keep(jax.eval_shape(self._prepare, variables))
-            return
-        one = lambda x: x.addressable_data(0) if isinstance(x, jax.Array) and len(x.sharding.device_set) > 1 else x  # noqa: E731
-        self._keep(self._prepare(jax.device_put(jax.tree.map(one, variables), self.devices[0])))
-
-    def _keep(self, variables: Any) -> None:
-        self._variables, self._replicas = variables, []
-        self._programs.hold(variables)
+        self.engine.variables = variables
+        self._replicas = []
 
     @property
     def traces(self) -> int:
@@ -203,28 +206,20 @@ class Predictor:
             (images,) = self._programs(forward.empty, static=((shape, np.dtype(context.dtype)),))
         return self._programs(forward.cut_patches, images, context, corners, taken, donate=0)
 
-    def encode(self, image: Num[np.ndarray | Array, "*one g g c"]) -> tuple[list[Any], Array]:
+    def encode(self, image: Num[np.ndarray | Array, "*one g g c"]) -> tuple[list[Any], Any]:
         """The contexts of a global view, one for each view of the augmentation; and a token that is ready when they are."""
-        run, image = self._programs, _one(image)
-        contexts = [run(self._forward.encode, self._variables, image, np.int32(view)) for view in self.turns]
-        return contexts, jax.tree.leaves(contexts[-1])[0]
+        contexts = [self.engine.encode(_one(image), view) for view in self.turns]
+        return contexts, self.engine.ready(contexts[-1])
 
     def gather(self, contexts: Any | None, context: Any, taken: Bool[np.ndarray, " b"]) -> Any:
-        """The contexts of a batch, ``[b, ...]``, which are consumed (None: of a new one), with ``context`` where ``taken``."""
-        if len(taken) == 1:
-            return context
-        if contexts is None:
-            leaves, tree = jax.tree.flatten(context)
-            shapes = tuple(((len(taken), *x.shape[1:]), x.dtype) for x in leaves)
-            contexts = jax.tree.unflatten(tree, self._programs(forward.empty, static=shapes))
-        return self._programs(forward.put, contexts, context, taken, donate=0)
+        """The contexts of a batch, which are consumed (None: of a new one), with ``context`` where ``taken``."""
+        return self.engine.gather(contexts, context, taken)
 
     def look(
         self, contexts: Any, view: int, patches: Num[np.ndarray | Array, "b p p c"], boxes: Float[np.ndarray, "b 4"]
     ) -> tuple[Logits, Array]:
-        """The logits of a batch of patches, each with its context, ``[b, ...]``; they tell themselves when they are ready."""
-        args = self._variables, contexts, np.int32(view), patches, geometry.turn_boxes(boxes, view)
-        logits = self._programs(self._forward.look, *args)
+        """The logits of a batch of patches, each with its context; they tell themselves when they are ready."""
+        logits = self.engine.look(contexts, view, patches, geometry.turn_boxes(boxes, view))
         return logits, logits
 
     # -------------------------------------------------------------------------- the second pass, where a network has one
@@ -241,25 +236,19 @@ class Predictor:
 
         The arrays kept are the device's; whoever holds many of them brings them to the host.
         """
-        args = (self._variables, context, np.int32(view), patches, geometry.turn_boxes(boxes, view), valid)
-        if gathered is None:
-            gathered = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self._forward.gathered_like(*args))
-        return self._programs(self._forward.collect, gathered, *args, donate=0)
+        return self.engine.collect(gathered, context, view, patches, geometry.turn_boxes(boxes, view), valid)
 
     def encode_again(
         self, contexts: list[Any], gathered: list[Any], image: Num[np.ndarray | Array, "*one g g c"]
     ) -> Any:
         """The contexts, by views, now that their patches are known; and a token that is ready when they are."""
-        out = []
-        for view, context, sums in zip(self.turns, contexts, gathered, strict=True):
-            args = self._variables, context, sums, _one(image), np.int32(view)
-            out.append(self._programs(self._forward.again, *args))
+        trios = zip(self.turns, contexts, gathered, strict=True)
+        out = [self.engine.encode_again(context, sums, _one(image), view) for view, context, sums in trios]
         return [context for context, _ in out], out[-1][1]
 
     def look_again(self, context: Any, view: int, kept: Any, boxes: Float[np.ndarray, "b 4"]) -> tuple[Logits, Array]:
         """:meth:`look` from what :meth:`collect` kept of one context's patches."""
-        args = self._variables, context, kept, geometry.turn_boxes(boxes, view)
-        logits = self._programs(self._forward.look_again, *args)
+        logits = self.engine.look_again(context, kept, geometry.turn_boxes(boxes, view))
         return logits, logits
 
     # -------------------------------------------------------------------------------------------------------- the strip
@@ -295,7 +284,7 @@ class Predictor:
         taken[at], columns[at] = True, left
         weights[:, at] = row_weights / np.float32(len(self.turns)), column_weights
         args = strip, logits, np.int32(view), np.int32(start), taken, columns, *weights
-        return self._programs(self._forward.add_patches, *args, donate=0)
+        return self._programs(forward.add_patches, *args, donate=0, static=(tuple(self.turns),))
 
     def _edge(self, strip: tuple[int, int, int]) -> int:
         """Pixels that a block sums up beyond its own, at most: its neighbours begin so far before it ends."""
@@ -352,44 +341,20 @@ class Predictor:
 
     # ---------------------------------------------------------------------------------------------------- the memory
     def programs(self, dtype: Any, context: tuple[int, int]) -> dict[str, Program]:
-        """The programs that cost something, for images of a type and contexts of a size in scene pixels."""
-        fns, views, spec, batch = self._forward, self.views, jax.ShapeDtypeStruct, self.batch
-        like = lambda tree: jax.tree.map(lambda x: spec(x.shape, x.dtype), tree)  # noqa: E731
-        image = spec((1, views.global_size, views.global_size, self.bands), dtype)
-        patches = spec((batch, views.patch_size, views.patch_size, self.bands), dtype)
-        view, variables, boxes = spec((), np.int32), like(self._variables), spec((batch, 4), np.float32)
-        encoded = jax.eval_shape(fns.encode, variables, image, view)
-        out = {"encode": Program(fns.encode, (variables, image, view))}
-        if not self.second_pass:
-            contexts = jax.tree.map(lambda x: spec((batch, *x.shape[1:]), x.dtype), encoded)
-            return out | {"look": Program(fns.look, (variables, contexts, view, patches, boxes))}
-        looked = variables, encoded, view, patches, boxes, spec((batch,), np.bool_)
-        gathered = fns.gathered_like(*looked)
-        (kept, _), _ = jax.eval_shape(fns.collect, gathered, *looked)
-        again, _ = jax.eval_shape(fns.again, variables, encoded, gathered, image, view)
-        return out | {
-            "collect": Program(fns.collect, (gathered, *looked), donate=0),
-            "encode_again": Program(fns.again, (variables, encoded, gathered, image, view)),
-            "look_again": Program(fns.look_again, (variables, again, kept, boxes)),
-        }
+        """Of JAX's engine: the programs that cost something, for images of a type and contexts of a size in scene pixels."""
+        return self.engine.network_programs(dtype, self.batch)
 
     def compile(self, dtype: Any, context: tuple[int, int]) -> dict[str, Any]:
-        """:meth:`programs`, compiled, all at once in threads; the walk will find them."""
-        programs = self.programs(dtype, context)
-        with ThreadPoolExecutor() as pool:
-            made = {name: pool.submit(self._programs.compiled, program) for name, program in programs.items()}
-            others = [
-                pool.submit(r._programs.compiled, programs["look"]) for r in self.replicas[1:] if "look" in programs
-            ]
-            for other in others:
-                other.result()
-            return {name: program.result() for name, program in made.items()}
+        """Of JAX's engine: :meth:`programs`, compiled, all at once in threads; the walk will find them."""
+        return self.engine.compile(dtype, self.batch, [replica.engine for replica in self.replicas[1:]])
 
     def memory(self, dtype: Any, context: tuple[int, int]) -> dict[str, dict[str, int]]:
-        """Bytes on the device that each of :meth:`compile`'s programs needs, as the compiler says, and what lies ``beside`` it."""
+        """Bytes on the device that each of the engine's programs needs, and what lies ``beside`` it; all are compiled then."""
         key = np.dtype(dtype), self.context_shape(context), self.batch
         if key not in self._memory:
-            sizes = {name: program_memory(program) for name, program in self.compile(dtype, context).items()}
+            if len(self.devices) > 1:
+                self.compile(dtype, context)
+            sizes = self.engine.sizes(dtype, self.batch)
             self._memory[key] = self.with_beside(sizes, context, dtype)
         return self._memory[key]
 
@@ -416,8 +381,7 @@ class Predictor:
         Raises:
             UserError: not even one patch at once fits.
         """
-        held = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(self._variables))
-        held += 4 * math.prod(self.strip_shape(context))
+        held = self.engine.held + 4 * math.prod(self.strip_shape(context))
         self.batch = most
         while (need := max(sizes["total"] for sizes in self.memory(dtype, context).values())) > budget:
             if self.batch == 1:

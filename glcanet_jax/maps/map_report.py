@@ -151,9 +151,15 @@ def format_report(told: dict[str, Any]) -> str:
     device = f", device peak {told['device_peak_mb']:.0f} MB" if "device_peak_mb" in told else ""
     lines.append(
         f"  {told['seconds']:.1f} s, {told['megapixels_per_second']:.3f} Mpx/s, device busy "
-        f"{100 * told['device_busy']:.0f} % of the walk, host peak {told['host_peak_mb']:.0f} MB{device}"
+        f"{100 * told['device_busy']:.0f} % of the walk{_engine(told)}, host peak {told['host_peak_mb']:.0f} MB{device}"
     )
     return "\n".join([*lines, *(f"  note: {note}" for note in told["notes"])])
+
+
+def _engine(told: dict[str, Any]) -> str:
+    """What computed a map, where that is told."""
+    model = told.get("model", {})
+    return f" by {model['engine']} in {model['dtype']}" if {"engine", "dtype"} <= model.keys() else ""
 
 
 def totals(scenes: Sequence[dict[str, Any]]) -> dict[str, Any]:

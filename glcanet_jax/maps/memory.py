@@ -44,12 +44,12 @@ def pool_bytes(predictor: Predictor, options: MapOptions, dtype: Any, context: t
 def choose_batch(predictor: Predictor, options: MapOptions, dtype: Any, context: tuple[int, int], patches: int) -> None:
     """Set the predictor's batch: the one given, or what suits so many patches altogether, or fewer where the memory has no more room.
 
-    CPUs gain nothing from more than one patch at once: there it is one.
+    CPUs gain nothing from more than one patch at once, unless an engine has several streams on them: there it is one, or as many.
     """
     if options.batch is not None:
         return
     on_cpu = jax.default_backend() == "cpu"
-    most = 1 if on_cpu else batch_for(patches)
+    most = min(predictor.engine.at_once, patches) if on_cpu else batch_for(patches)
     if options.memory_budget is not None:
         budget = parse_bytes(options.memory_budget)
         if on_cpu:
@@ -59,11 +59,13 @@ def choose_batch(predictor: Predictor, options: MapOptions, dtype: Any, context:
                     f"--memory-budget is {options.memory_budget}; the memory budget leaves nothing for the network, as the program "
                     f"itself needs {taken / 2**20:.0f} MB: give more, or --readers 1 --writers 1"
                 )
-            budget -= taken
+            budget -= taken - predictor.engine.resident
         predictor.fit_batch(budget, dtype, context, most)
     elif (free := free_device_memory()) is not None:
-        held = sum(x.nbytes for x in jax.tree.leaves(predictor.variables))  # counted in the programs' need as well
+        held = predictor.engine.held  # counted in the programs' need as well
         predictor.fit_batch(int(0.85 * (free + held)), dtype, context, most)
+    else:
+        predictor.batch = most
 
 
 def check_memory(predictor: Predictor, dtype: Any, context: tuple[int, int], *, tell: bool = True) -> None:
@@ -73,7 +75,7 @@ def check_memory(predictor: Predictor, dtype: Any, context: tuple[int, int], *, 
         UserError: that is more than is free.
     """
     largest = max(predictor.memory(dtype, context).values(), key=lambda sizes: sizes["total"])
-    held = sum(x.nbytes for x in jax.tree.leaves(predictor.variables))
+    held = predictor.engine.held
     what = "one patch at once" if predictor.batch == 1 else f"{predictor.batch} patches at once"
     require_memory(what, largest, held, "give a smaller --batch, --memory-budget, or --dtype bfloat16", tell=tell)
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from glcanet_jax import config as configs
-from glcanet_jax import geometry, models, runs
+from glcanet_jax import geometry, runs
 from glcanet_jax.data import gdal, raster
 from glcanet_jax.data.arrays import ArraySource
 from glcanet_jax.data.bands import parse_bands
@@ -20,6 +20,7 @@ from glcanet_jax.data.scenes import mean_values
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference.exported import Exported
 from glcanet_jax.inference.predictor import Predictor
+from glcanet_jax.maps import engine
 from glcanet_jax.maps.aoi import load_aoi
 from glcanet_jax.maps.options import MapOptions
 from glcanet_jax.weights import named
@@ -50,7 +51,7 @@ class Model:
     @property
     def dtype(self) -> str:
         """What the network computes in."""
-        return models.compute_type(self.predictor.model).name
+        return self.predictor.engine.dtype
 
     def fit(self, height: int, width: int, options: MapOptions) -> "Model":
         """The network as scenes of a size are mapped: with patches that suit them, if the options say so."""
@@ -74,30 +75,32 @@ def load_model(weights: Path, options: MapOptions, stage: str | None = None) -> 
     """
     # bfloat16 is slower than float32 on CPUs
     default = {"cpu": "float32"}.get(jax.default_backend(), "bfloat16")
+    choice, sha = engine.settle(options, weights), digest(weights)
     views = {k: v for k in ("overlap", "context_size") if (v := getattr(options, k)) is not None}
     predictor, config, classes = runs.load_predictor(
         weights,
         options.batch or 1,
-        dtype=options.dtype,
+        dtype=choice.dtype,
         default=default,
         views=views,
         tta=options.tta,
         stage=stage,
         scale=options.scale,
         devices=options.devices,
+        engine=engine.maker(choice, options, weights, sha, stage),
     )
     if options.fit_patches and isinstance(predictor.model, Exported):
         raise UserError(
             f"{named(weights)} is an exported network, which takes patches of {predictor.model.patch_size} px alone; leave "
             "out --fit-patches"
         )
-    if stage is not None:  # traced, not compiled: a stage that there is not is told at once
+    if stage is not None and choice.name == "jax":  # traced, not compiled: a stage that there is not is told at once
         context = predictor.views.context_extent(*[predictor.views.patch_size] * 2)
         program = predictor.programs(np.uint8, context)["look"]
         jax.eval_shape(program.fn, *program.args)
     config = _with_resolution(config, options, weights)
     palette = tuple(tuple(colour) for colour in classes["palette"])
-    return Model(predictor, config, tuple(classes["names"]), palette, weights, digest(weights), stage)
+    return Model(predictor, config, tuple(classes["names"]), palette, weights, sha, stage)
 
 
 def _with_resolution(config: configs.Config, options: MapOptions, weights: Path) -> configs.Config:

@@ -193,6 +193,7 @@ def plan_scene(name: str, path: str, out: Path, model: Model, options: MapOption
         "views": dataclasses.asdict(model.predictor.views),
         "normalisation": {k: list(v) if isinstance(v, tuple) else v for k, v in model.predictor.normalisation.items()},
         "dtype": model.dtype,
+        **model.predictor.engine.identity(),
         "tta": options.tta,
         "aoi": _aoi_identity(options),
     }

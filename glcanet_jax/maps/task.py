@@ -289,6 +289,7 @@ def _report(plan: Plan, counted: map_report.Areas, summary: walk.Summary, model:
             "network": model.config.model.network,
             "weights": named(model.weights),
             "dtype": model.dtype,
+            "engine": model.predictor.engine.name,
         },
         "fingerprint": plan.fingerprint,
     }

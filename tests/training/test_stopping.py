@@ -402,12 +402,12 @@ def test_without_a_home_nothing_is_kept_between_runs(monkeypatch, tmp_path):
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(backend.Path, "home", homeless)
-    assert backend._cache_folder() is None
+    assert backend.cache_folder("xla") is None
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert backend._cache_folder() is None
+    assert backend.cache_folder("xla") is None
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert backend._cache_folder() == tmp_path / "glcanet_jax" / "xla"
+    assert backend.cache_folder("xla") == tmp_path / "glcanet_jax" / "xla"
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="folders there have no such rights")
@@ -417,7 +417,7 @@ def test_compiled_programs_lie_where_nobody_else_can_write(monkeypatch, tmp_path
     folder = tmp_path / "glcanet_jax" / "xla"
     before = os.umask(0)
     try:
-        assert backend._cache_folder() == folder
+        assert backend.cache_folder("xla") == folder
     finally:
         os.umask(before)
     rights = lambda: [path.stat().st_mode & 0o777 for path in (folder, folder.parent)]  # noqa: E731
@@ -425,11 +425,11 @@ def test_compiled_programs_lie_where_nobody_else_can_write(monkeypatch, tmp_path
     (folder / "program").touch()
     folder.chmod(0o777)
     folder.parent.chmod(0o755)
-    assert backend._cache_folder() == folder and rights() == [0o700, 0o700]
+    assert backend.cache_folder("xla") == folder and rights() == [0o700, 0o700]
     assert capsys.readouterr().out == ""
     other = os.geteuid() + 1
     monkeypatch.setattr(os, "geteuid", lambda: other)
-    assert backend._cache_folder() is None
+    assert backend.cache_folder("xla") is None
     told = capsys.readouterr().out
     assert (
         told.startswith(f"compiled programs are not kept: others can write to {folder.parent}; remove it")
@@ -441,7 +441,7 @@ def test_compiled_programs_lie_where_nobody_else_can_write(monkeypatch, tmp_path
     real = os.scandir
     entry = type("Entry", (), {"stat": lambda self, **_: type("Found", (), {"st_uid": os.geteuid() + 1})()})
     monkeypatch.setattr(os, "scandir", lambda path: [*real(path), entry()])
-    assert backend._cache_folder() is None and str(folder) in capsys.readouterr().out
+    assert backend.cache_folder("xla") is None and str(folder) in capsys.readouterr().out
 
 
 def test_a_place_that_cannot_be_made_is_told(tmp_path):

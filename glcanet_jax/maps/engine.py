@@ -1,0 +1,82 @@
+"""Which engine computes a network's maps, and in what."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from glcanet_jax import runs
+from glcanet_jax.config import Config
+from glcanet_jax.errors import UserError
+from glcanet_jax.inference import exported
+from glcanet_jax.inference.engines import openvino_engine, processor
+from glcanet_jax.inference.engines.emitter import UnknownError
+from glcanet_jax.maps.options import MapOptions
+from glcanet_jax.weights import named
+
+
+class Choice(NamedTuple):
+    """An engine by name, and what it is to compute in; None: what suits the device."""
+
+    name: str
+    dtype: str | None
+
+
+def settle(options: MapOptions, weights: Path) -> Choice:
+    """The engine and the type that options ask for, of those that there are. What is not as asked is told.
+
+    Raises:
+        UserError: they do not go together, or what is asked for is not installed.
+    """
+    on_cpu, sealed = jax.default_backend() == "cpu", exported.is_one(weights)
+    name = options.engine
+    if name == "auto":
+        fits = on_cpu and not sealed and (options.devices or 1) == 1
+        name = "openvino" if fits and openvino_engine.is_installed() else "jax"
+    if name == "jax":
+        if options.dtype == "int8":
+            why = f"on this {'CPU' if on_cpu else jax.default_backend()} JAX computes"
+            raise UserError(f"--dtype int8 is of --engine openvino, and {why}; {openvino_engine.INSTALL_INT8}")
+        return Choice(name, options.dtype)
+    openvino_engine.need_openvino()
+    if sealed:
+        raise UserError(
+            f"{named(weights)} is an exported network, which JAX alone runs; leave out --engine openvino, or give its weights"
+        )
+    if (options.devices or 1) > 1:
+        raise UserError(f"--devices is {options.devices}; --engine openvino computes on one CPU: leave out one of them")
+    dtype = options.dtype or "float32"
+    if not processor.can(dtype):
+        print(f"this processor has no instructions for {dtype}: float32 is computed", flush=True)
+        dtype = "float32"
+    return Choice(name, dtype)
+
+
+def maker(
+    choice: Choice, options: MapOptions, weights: Path, digest: str, stage: str | None
+) -> Callable[..., Any] | None:
+    """What makes the engine of a weights file for :func:`glcanet_jax.runs.load_predictor`; None: that is JAX."""
+    if choice.name == "jax":
+        return None
+
+    def make(config: Config, stored: Any, normalisation: dict[str, Any]) -> Any:
+        # the convolutions made for training, and what is recomputed there, are nothing to an engine
+        plain = {name: False for name in ("fast_conv", "remat") if hasattr(config.model, name)}
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, **plain))
+        model = runs.rebuild(weights, config, stored)
+        told = {"weights": digest, "network": dataclasses.asdict(config.model)}
+        read = lambda: runs.read_weights(weights)[1].variables  # noqa: E731
+        try:
+            return openvino_engine.OpenVINOEngine(
+                model, read, config.views, normalisation, bands=stored.bands, dtype=choice.dtype, stage=stage, told=told
+            )
+        except UnknownError as error:
+            what = f"{config.model.network} has an operation that is not known to OpenVINO's graphs ({error})"
+            if options.engine != "auto" or choice.dtype == "int8":
+                raise UserError(f"{what}; give --engine jax") from error
+            print(f"{what}: JAX computes", flush=True)
+            return None
+
+    return make
