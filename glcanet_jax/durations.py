@@ -80,7 +80,8 @@ def predicting(config: Any, predictor: Any, dtype: Any, context: tuple[int, int]
     """The kind of the programs of a network of a configuration that predicts: for images of a type, and contexts of a size."""
     parts = {name: asdict(getattr(config, name)) for name in ("model", "views")}
     size = predictor.context_shape(context)
-    return parts | {"batch": predictor.batch, "turns": len(predictor.turns), "of": [str(dtype), *size]}
+    own = {"computes": predictor.engine.dtype} | predictor.engine.identity()
+    return parts | own | {"batch": predictor.batch, "turns": len(predictor.turns), "of": [str(dtype), *size]}
 
 
 def _key(kind: Any) -> str:

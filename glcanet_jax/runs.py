@@ -368,7 +368,7 @@ def load_predictor(
         dtype = default
     if dtype is not None:
         config = computing_in(config, dtype)
-    model = rebuild(path, config, stored)
+    model = rebuild(path, config, stored) if other is None else other.model
     options = {"bands": stored.bands, "batch": batch, "tta": tta, "stage": stage, "devices": devices, "engine": other}
     predictor = Predictor(model, stored.variables, config.views, normalisation, **options)
     return predictor, config, stored.classes

@@ -113,7 +113,7 @@ def make_ready(predictor: Predictor, scenes: Any, config: Config, what: str) -> 
     dtype, context = first_of(scenes, predictor)
     kind = predicting(config, predictor, dtype, context)
     with contextlib.nullcontext() if predictor.traces else compiling(f"{what}: compiling the network", kind):
-        predictor.compile(dtype, context)
+        predictor.memory(dtype, context)  # all is compiled then
 
 
 def score_scenes(

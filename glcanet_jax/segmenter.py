@@ -50,7 +50,7 @@ def load(
     batch: int | None = None,
     memory_budget: str | int | None = None,
     engine: Literal["auto", "jax", "openvino"] = "auto",
-    dtype: Literal["float32", "bfloat16", "int8"] | None = None,
+    dtype: Literal["float32", "bfloat16"] | None = None,
     tta: bool = False,
     overlap: int | None = None,
     context_size: int | None = None,
@@ -69,7 +69,7 @@ def load(
         batch: patches computed at once; None: what the memory allows, on CPUs one.
         memory_budget: as ``"4GB"``, or bytes: the batch is chosen to stay under it.
         engine: what computes the network; ``"auto"``: OpenVINO on CPUs where it is installed, else JAX.
-        dtype: of the computation; None: float32 on CPUs, elsewhere bfloat16. ``"int8"`` by OpenVINO alone.
+        dtype: of the computation; None: float32 on CPUs, elsewhere bfloat16.
         tta: the mean over the eight views of a square, at eight times the work.
         overlap: least overlap of neighbouring patches, in pixels; None: the weights'.
         context_size: scene pixels a side that share a global view; None: the weights'.

@@ -92,7 +92,9 @@ class Predictor:
         on_device = not on_cpu if on_device is None else on_device
         one_by_one = on_cpu if one_by_one is None else one_by_one
         self.devices = jax.local_devices()[: (1 if on_cpu else None) if devices is None else devices]
-        if engine is None:
+        if engine is not None:
+            self.devices = self.devices[:1]  # of strips and answers
+        else:
             engine = JaxEngine(
                 model, variables, views, normalisation, bands=bands, turns=self.turns, one_by_one=one_by_one, stage=stage,
                 collapse=collapse, on_device=on_device, device=self.devices[0],

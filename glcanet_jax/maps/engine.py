@@ -36,9 +36,6 @@ def settle(options: MapOptions, weights: Path) -> Choice:
         fits = on_cpu and not sealed and (options.devices or 1) == 1
         name = "openvino" if fits and openvino_engine.is_installed() else "jax"
     if name == "jax":
-        if options.dtype == "int8":
-            why = f"on this {'CPU' if on_cpu else jax.default_backend()} JAX computes"
-            raise UserError(f"--dtype int8 is of --engine openvino, and {why}; {openvino_engine.INSTALL_INT8}")
         return Choice(name, options.dtype)
     openvino_engine.need_openvino()
     if sealed:
@@ -74,7 +71,7 @@ def maker(
             )
         except UnknownError as error:
             what = f"{config.model.network} has an operation that is not known to OpenVINO's graphs ({error})"
-            if options.engine != "auto" or choice.dtype == "int8":
+            if options.engine != "auto":
                 raise UserError(f"{what}; give --engine jax") from error
             print(f"{what}: JAX computes", flush=True)
             return None

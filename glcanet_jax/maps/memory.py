@@ -13,6 +13,7 @@ from glcanet_jax.data.loader import cores
 from glcanet_jax.durations import compiling, predicting
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference import reading
+from glcanet_jax.inference.engines.xla import JaxEngine
 from glcanet_jax.inference.pipeline import reader_threads
 from glcanet_jax.inference.predictor import Predictor, batch_for
 from glcanet_jax.maps.model import Model
@@ -48,20 +49,21 @@ def choose_batch(predictor: Predictor, options: MapOptions, dtype: Any, context:
     """
     if options.batch is not None:
         return
-    on_cpu = jax.default_backend() == "cpu"
+    on_cpu = jax.default_backend() == "cpu" or predictor.engine.name != JaxEngine.name
     most = min(predictor.engine.at_once, patches) if on_cpu else batch_for(patches)
     if options.memory_budget is not None:
         budget = parse_bytes(options.memory_budget)
         if on_cpu:
-            taken = resident_memory() + HOST_RESERVE + pool_bytes(predictor, options, dtype, context)
+            taken = resident_memory() - predictor.engine.resident
+            taken += HOST_RESERVE + pool_bytes(predictor, options, dtype, context)
             if budget <= taken:
                 raise UserError(
                     f"--memory-budget is {options.memory_budget}; the memory budget leaves nothing for the network, as the program "
                     f"itself needs {taken / 2**20:.0f} MB: give more, or --readers 1 --writers 1"
                 )
-            budget -= taken - predictor.engine.resident
+            budget -= taken
         predictor.fit_batch(budget, dtype, context, most)
-    elif (free := free_device_memory()) is not None:
+    elif not on_cpu and (free := free_device_memory()) is not None:
         held = predictor.engine.held  # counted in the programs' need as well
         predictor.fit_batch(int(0.85 * (free + held)), dtype, context, most)
     else:

@@ -42,8 +42,8 @@ class MapOptions:
     )
     # what computes the network; auto: OpenVINO on CPUs where it is installed, else JAX
     engine: Literal["auto", "jax", "openvino"] = "auto"
-    # of the computation; without: float32 on CPUs, else bfloat16. int8: by OpenVINO alone
-    dtype: Literal["float32", "bfloat16", "int8"] | None = None
+    # of the computation; without: float32 on CPUs, else bfloat16
+    dtype: Literal["float32", "bfloat16"] | None = None
     resume: bool = True  # go on where a killed run stopped
     drivers: str | None = None  # of GDAL beyond the common formats, as netCDF,MRF; those of servers open the network
     overwrite: bool = False  # replace maps made with other weights or options

@@ -13,8 +13,8 @@ import jax
 import numpy as np
 
 WEIGHTS, PLACES, PIXELS = range(3)  # what a value depends on, the highest of all that it is made of
-INNER = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
-INNER |= {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr", "checkpoint": "jaxpr", "remat2": "jaxpr"}
+CALLS = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "checkpoint", "remat2")
+PROGRAMS = ("jaxpr", "call_jaxpr", "fun_jaxpr")  # what releases of JAX call the program of a call
 SAME = ("stop_gradient", "name", "copy", "optimization_barrier", "copy_p")
 LONGEST_LOOP = 64  # turns that are written out one after the other
 
@@ -83,8 +83,8 @@ def _walk(jaxpr: Any, consts: list[Value], args: list[Value], steps: list[Step])
         name, params, inputs = equation.primitive.name, equation.params, [read(v) for v in equation.invars]
         if name in SAME:
             outputs = inputs
-        elif name in INNER:
-            outputs = _inner(params[INNER[name]], inputs, steps)
+        elif name in CALLS:
+            outputs = _inner(next(params[key] for key in PROGRAMS if key in params), inputs, steps)
         else:
             level = max((v.level for v in inputs), default=WEIGHTS)
             if name == "scan" and level == PIXELS and params["length"] <= LONGEST_LOOP:

@@ -1,4 +1,4 @@
-"""The network by OpenVINO, on CPUs: as fast as their instructions allow, in float32, bfloat16 or 8 bits.
+"""The network by OpenVINO, on CPUs: as fast as their instructions allow, in float32 or bfloat16.
 
 Its graphs are written from the same functions that JAX runs (:mod:`glcanet_jax.inference.engines.graph`), and kept on disk. One patch
 is one request: what is computed of it does not depend on what is beside it. On many cores several requests run at once.
@@ -19,13 +19,12 @@ from jax import export as jax_export
 from glcanet_jax import geometry, models
 from glcanet_jax.data.loader import cores
 from glcanet_jax.errors import UserError
-from glcanet_jax.inference.engines import graph, processor, store
+from glcanet_jax.inference.engines import graph, store
 from glcanet_jax.inference.engines.flat import PIXELS, PLACES, WEIGHTS
 from glcanet_jax.inference.forward import Forward
 from glcanet_jax.profiling import release_memory, resident_memory
 
 INSTALL = "pip install 'glcanet-jax[openvino]'"
-INSTALL_INT8 = "pip install 'glcanet-jax[openvino-int8]'"
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 CORES = 8  # of a stream: more make one patch hardly faster
 
@@ -127,7 +126,7 @@ class OpenVINOEngine:
         self._core = need_openvino().Core()
         if stage is not None and models.second_pass(model) is not None:
             raise UserError(f"stage is {stage}; a network that looks twice answers with its own alone: leave it out")
-        self.views, self.dtype, self._bands = views, dtype, bands
+        self.model, self.views, self.dtype = model, views, dtype
         self.at_once = max(1, cores() // CORES)
         self.second_pass = models.second_pass(model) is not None
         self._make: Callable[[Path, geometry.Views], None] = lambda folder, views: _write(
@@ -148,6 +147,7 @@ class OpenVINOEngine:
         self._folder, self._kept = store.folder_of(self._key, lambda folder: self._make(folder, self.views))
         self._requests: dict[str, _Request] = {}
         self._sizes: dict[str, dict[str, int]] = {}
+        self.held = 0
         self._jobs = 0
 
     def with_views(self, views: geometry.Views) -> "OpenVINOEngine":
@@ -160,31 +160,27 @@ class OpenVINOEngine:
         return {"engine": self.name}
 
     @property
-    def held(self) -> int:
-        return sum(sizes["arguments"] for sizes in self._sizes.values())
-
-    @property
     def resident(self) -> int:
-        return self.held
+        return self.held  # all graphs stay, and what they compute in
 
     # --------------------------------------------------------------------------------------------------- its graphs
     def _compile(self, jobs: int) -> None:
-        """Compile all graphs for so many patches at once, and run each once."""
-        self._requests, self._sizes, self._jobs = {}, {}, jobs
+        """Compile all graphs for so many patches at once, and run each once: then they hold what they will."""
+        self._requests, self._jobs, outputs = {}, jobs, {}
         release_memory()
+        before = resident_memory()
         for name in ("encode", "look", "collect", "encode_again", "look_again"):
             if (self._folder / f"{name}.xml").exists():
-                before = resident_memory()
                 self._requests[name] = request = self._compiled(name, jobs)
                 (out, *_) = request([request.zeros()] * jobs)
-                outputs = jobs * sum(x.nbytes for x in out)
-                grown = max(resident_memory() - before, 0)
-                sizes = {"arguments": grown, "outputs": outputs, "temporaries": 0, "total": grown + outputs}
-                self._sizes[name] = sizes
+                outputs[name] = jobs * sum(x.nbytes for x in out)
+        self.held = held = max(resident_memory() - before, 0)
+        sizes = {name: {"arguments": held, "outputs": n, "temporaries": 0} for name, n in outputs.items()}
+        self._sizes = {name: of | {"total": sum(of.values())} for name, of in sizes.items()}
 
     def _compiled(self, name: str, jobs: int) -> _Request:
         options = {
-            "INFERENCE_PRECISION_HINT": PRECISIONS.get(self.dtype, _beside_int8()),
+            "INFERENCE_PRECISION_HINT": PRECISIONS[self.dtype],
             "NUM_STREAMS": self.at_once,  # whatever the batch: with other threads a stream would round otherwise
             "INFERENCE_NUM_THREADS": cores(),
             "ENABLE_CPU_PINNING": False,  # other threads, of JAX and of readers, run on the same cores
@@ -272,11 +268,6 @@ def _pixels(image: Any, view: int) -> np.ndarray:
 def _done() -> Any:
     """Tells that all is computed that was returned."""
     return jnp.zeros(())
-
-
-def _beside_int8() -> str:
-    """What is computed in beside products of 8 bits."""
-    return "bf16" if processor.can("bfloat16") else "f32"
 
 
 # ----------------------------------------------------------------------------------------------------- writing the graphs

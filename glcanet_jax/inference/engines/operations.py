@@ -26,7 +26,7 @@ def handles(*names: str) -> Callable[[Any], Any]:
 TWO = {
     "add": "add", "sub": "subtract", "mul": "multiply", "div": "divide", "max": "maximum", "min": "minimum",
     "pow": "power", "add_any": "add", "eq": "equal", "ne": "not_equal", "lt": "less", "le": "less_equal",
-    "gt": "greater", "ge": "greater_equal", "and": "logical_and", "or": "logical_or", "rem": "floor_mod",
+    "gt": "greater", "ge": "greater_equal", "and": "logical_and", "or": "logical_or", "rem": "mod",
 }  # fmt: skip
 ONE = {
     "exp": "exp", "log": "log", "tanh": "tanh", "logistic": "sigmoid", "sqrt": "sqrt", "abs": "absolute", "neg": "negative",
@@ -159,11 +159,9 @@ def _concatenate(e: Emitter, step: Step, xs: list[Node]) -> Node:
         xs = [e.reshaped(x, one) for x in xs]
     xs = [e.whole(x) for x in xs]
     order = e.common(xs)
-    if axis not in order:
-        if None in order:
-            order[order.index(None)] = axis
-        else:  # beside the axis that follows it, or the last
-            order.insert(order.index(axis + 1) if axis + 1 in order else len(order), axis)
+    if axis not in order:  # behind the axis before it, with which it is often joined next
+        before = order.index(axis - 1) + 1 if axis - 1 in order else len(order)
+        order.insert(order.index(axis + 1) if axis + 1 in order and axis - 1 not in order else before, axis)
     nodes = [e.arrange(x, order) for x in xs]
     return Node(shape, e.op.concat(nodes, order.index(axis)), order)
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,8 +79,9 @@ def _tidy(above: Path, keep: Path) -> None:
     for folder in above.iterdir():
         with contextlib.suppress(OSError):  # another process removes it
             found.append((folder.stat().st_mtime, sum(f.stat().st_size for f in folder.iterdir()), folder))
-    taken = 0
-    for _, size, folder in sorted(found, key=lambda entry: entry[:2], reverse=True):
+    taken, yesterday = 0, time.time() - 86400
+    for written, size, folder in sorted(found, key=lambda entry: entry[:2], reverse=True):
         taken += size
-        if taken > MOST_BYTES and folder != keep and not folder.name.startswith("."):
+        left = folder.name.startswith(".") and written < yesterday  # by a process that was killed
+        if left or (taken > MOST_BYTES and folder != keep and not folder.name.startswith(".")):
             shutil.rmtree(folder, ignore_errors=True)
