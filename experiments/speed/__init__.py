@@ -1,9 +1,14 @@
-"""Speed and memory, side by side: ``python -m experiments.speed [--cases scene forward step] [--rounds 5] [--out FILE]``.
+"""Speed and memory, side by side: ``python -m experiments.speed [--cases scene branch forward step] [--rounds 5] [--out FILE]``.
 
-On CPUs against PyTorch, where it is installed: a scene to its class map, our network by our own path and GLNet by its release's;
-ResNet-50 + pyramid forward; and its training step, for us with XLA's own kernel gradient, too. Every contender has a process of
-its own, builds, warms up and waits; they take turns, and the figures to read are the ratios within a round: a busy machine
-moves all of them.
+On CPUs against whoever is installed of PyTorch, in each mode that a user can switch on, and onnxruntime:
+
+* ``branch``: a scene to its class map by one network with the same weights, our walk against the loop that one writes around
+  PyTorch; who computes another map is refused, or if that is bfloat16's doing it is told;
+* ``scene``: the same by our default network, and by GLNet's release, which is another one;
+* ``forward`` and ``step``: ResNet-50 + pyramid, and its training step, for us with XLA's own kernel gradient, too.
+
+Every contender has a process of its own, builds, warms up and waits; they take turns, and the figures to read are the ratios
+within a round: a busy machine moves all of them. CPU seconds are those of all threads.
 
 On a GPU the same command measures our network alone, each row in a process that has done nothing else: scenes a second of the
 device, from JPEG to class map, and training steps. Everything is set beside what a large matrix product reaches here.
@@ -11,79 +16,146 @@ device, from JPEG to class map, and training steps. Everything is set beside wha
 
 import contextlib
 import importlib.metadata
-import importlib.util
+import json
 import os
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments.speed.cases import CONTENDERS, Sizes, gflop
+import numpy as np
+
+from experiments.speed.cases import Sizes
+from experiments.speed.contenders import CONTENDERS, SAME_MAP, gflop
 from experiments.speed.device import clocks, matmul_rate
-from experiments.speed.worker import fresh, started
+from experiments.speed.plain import seen_once
+from experiments.speed.worker import Worker, fresh, started
 from glcanet_jax import cli
 from glcanet_jax.errors import UserError
+from glcanet_jax.options import perhaps
 
 PAUSE = 0.3  # seconds between turns: the threads of whoever had the last one come to rest
+
+
+IDLE = 0.05  # of the cores' time, at most so much may be used by others on an idle machine
+SAME = 1e-3  # of the pixels, at most so many may have another class where all compute in float32
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Sizes):
     """What is measured, how often, and against whom."""
 
-    cases: tuple[Literal["scene", "forward", "step"], ...] = ("scene", "forward", "step")  # that are measured
+    cases: tuple[Literal["scene", "branch", "forward", "step"], ...] = (
+        "scene",
+        "branch",
+        "forward",
+        "step",
+    )  # that are measured; on a GPU "scene" and "step"
     rounds: int = 5  # turns of every contender; on a GPU repeats of every measure
-    sub_batches: tuple[int, ...] = ()  # patches at once; none given: 6 and 1, on a GPU 6, 12, 18 and 36
-    dtype: Literal["float32", "bfloat16"] | None = None  # of the computation; None: float32, on a GPU both
-    against: Literal["auto", "pytorch", "none"] = "auto"  # on CPUs; auto: PyTorch where it is installed
+    sub_batches: tuple[
+        int, ...
+    ] = ()  # patches at once; none given: on CPUs what is fastest for each, on a GPU 6, 12, 18 and 36
+    dtype: Literal["float32", "bfloat16"] | None = None  # of the computation; None: all
+    contenders: tuple[str, ...] = ()  # on CPUs, beside ours; none given: all whose packages are installed
     matmul_side: int | None = None  # of the matrices that show the limit; None: 4096, on a GPU 16384
-    out: Path | None = None  # JSON file to write
+    patience: int = 0  # seconds to wait at most, before the turns of a case, until the machine is idle
+    out: Path | None = None  # JSON file to write; runs by other commands that it holds stay in it
 
 
 # ------------------------------------------------------------------------------------------------------- the competition
-def compete(case: str, contenders: Sequence[str], sizes: Sizes, dtype: str, batch: int, rounds: int) -> list[dict]:
-    """A case by all of its contenders, in turns: a row each, with ratios to the row of ``ours``.
+def compete(
+    case: str, names: Sequence[str], sizes: Sizes, batch: int | None, rounds: int, patience: int = 0
+) -> list[dict[str, Any]]:
+    """A case by some of its contenders, in turns: a row each, with ratios to the row of ``ours``.
 
     Raises:
         UserError: one of them failed; in one line, why.
     """
-    about, label = {"case": case, "batch": batch, "dtype": dtype}, f"{case}, {batch} at once"
-    replies: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
+    replies: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     workers, took = {}, {}
     with contextlib.ExitStack() as stack:
-        for name in contenders:  # one after another: compiling is measured, too
-            request = about | {"contender": name, "sizes": asdict(sizes)}
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        if case == SAME_MAP:
+            from experiments.speed import weights  # it imports JAX
+
+            weights.write(folder, sizes)
+        for name in names:  # one after another: compiling is measured, too
+            request = {"case": case, "contender": name, "sizes": asdict(sizes), "batch": batch, "folder": str(folder)}
             workers[name], took[name] = started(stack, f"{name} in case {case}", request)
-            print(f"{label}: {name} is ready", flush=True)
+            print(f"{case}: {name} is ready, {took[name]['batch']} at once", flush=True)
+        wait_until_idle(patience)
         for i in range(rounds):
             for name, worker in workers.items():
                 time.sleep(PAUSE)
                 replies[name].append(worker.turn())
             turns = ", ".join(f"{name} {own[-1]['seconds']:.3f} s" for name, own in replies.items())
-            print(f"{label}, round {i + 1} of {rounds}: {turns}", flush=True)
-    work = gflop(case, contenders, sizes, batch)
-    ours = replies["ours"]
+            print(f"{case}, round {i + 1} of {rounds}: {turns}", flush=True)
+        changed = _changed(workers, sizes, folder) if case == SAME_MAP else {}
+    work = gflop(case, names, sizes, batch or 1)
+    about = {name: {"case": case, "contender": name, "dtype": CONTENDERS[case][name].dtype} for name in names}
     return [
-        {**about, "contender": name, **figures(own, ours, work[name]), **took[name]} for name, own in replies.items()
+        about[n] | figures(own, replies["ours"], work[n]) | took[n] | changed.get(n, {}) for n, own in replies.items()
     ]
+
+
+def wait_until_idle(patience: int) -> None:
+    """Until the cores have next to nothing to do, or so many seconds; where the system does not tell, not at all."""
+    ends = time.monotonic() + patience
+    if patience:
+        print("waiting until the machine is idle", flush=True)
+    while time.monotonic() < ends and (share := busy_share()) is not None and share > IDLE:
+        pass
+
+
+def busy_share(seconds: float = 2.0) -> float | None:
+    """The share of the cores' time that was used, over some seconds; None where the system does not tell."""
+
+    def times() -> list[int]:
+        return [int(x) for x in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+
+    try:
+        before = times()
+        time.sleep(seconds)
+        spent = [new - old for new, old in zip(times(), before, strict=True)]
+    except OSError:
+        return None
+    return 1 - (spent[3] + spent[4]) / max(sum(spent), 1)  # idle, and waiting for a disk
+
+
+def _changed(workers: dict[str, Worker], sizes: Sizes, folder: Path) -> dict[str, dict[str, float]]:
+    """The share of pixels that have another class than ours say, where one patch alone has a say.
+
+    Raises:
+        UserError: it is so many of a contender that computes in float32 that it computes something else.
+    """
+    maps = {name: worker.result(folder / f"{name}.npy") for name, worker in workers.items()}
+    once = np.ix_(*[seen_once(sizes.size, sizes.view)] * 2)
+    shares = {name: float(np.mean(own[once] != maps["ours"][once])) for name, own in maps.items()}
+    for name, share in shares.items():
+        if share > SAME and CONTENDERS[SAME_MAP][name].dtype == "float32":
+            raise UserError(
+                f"{name} has other classes than ours in {share:.2%} of the pixels: it is no equal contender"
+            )
+    return {name: {"classes_changed": share} for name, share in shares.items()}
 
 
 def figures(own: list[dict[str, float]], ours: list[dict[str, float]], work: float) -> dict[str, Any]:
     """Of a contender's replies: seconds, peak of memory, GFLOP, and what they are beside ours."""
-    seconds, peak = [reply["seconds"] for reply in own], own[-1]["host_peak_mb"]
-    median = statistics.median(seconds)
-    ratios = (mine["seconds"] / our["seconds"] for mine, our in zip(own, ours, strict=True))
-    return {
-        "seconds": seconds,
-        "median_seconds": median,
-        "ratio_to_ours": round(statistics.median(ratios), 3),
+    peak, out = own[-1]["host_peak_mb"], {}
+    for name, ratio in (("seconds", "ratio_to_ours"), ("cpu_seconds", "cpu_ratio_to_ours")):
+        out[name] = [reply[name] for reply in own]
+        out[f"median_{name}"] = statistics.median(out[name])
+        ratios = (mine[name] / max(our[name], 1e-9) for mine, our in zip(own, ours, strict=True))
+        out[ratio] = round(statistics.median(ratios), 3)
+    return out | {
         "host_peak_mb": peak,
         "host_peak_ratio_to_ours": round(peak / ours[-1]["host_peak_mb"], 3) if peak else None,
         "gflop": round(work, 3),
-        "gflop_per_second": round(work / median, 3),
+        "gflop_per_second": round(work / out["median_seconds"], 3),
     }
 
 
@@ -97,39 +169,49 @@ def backend() -> str:
 
 
 def contenders_of(options: Options) -> dict[str, list[str]]:
-    """Who takes part in each case.
+    """Who takes part in each case; ours always do.
 
     Raises:
-        UserError: PyTorch is asked for and not installed, or its GLNet cannot cut such a scene.
+        UserError: one that is asked for is in no case, its packages are missing, or it cannot cut such a scene.
     """
-    installed = importlib.util.find_spec("torch") is not None
-    if options.against == "pytorch" and not installed:
-        raise UserError(
-            "--against pytorch needs PyTorch, which is not installed; pip install torch, or give --against none"
-        )
-    if options.against == "auto" and not installed:
-        print("PyTorch is not installed: there is nothing to compare with but XLA's own kernel gradient")
-    pytorch = installed and options.against != "none"
-    if pytorch and "scene" in options.cases:
+    known = {name: own for case in options.cases for name, own in CONTENDERS[case].items()}
+    for name in options.contenders:
+        if name not in known:
+            raise UserError(
+                f"--contenders has {name!r}{perhaps(name, known)}; the cases {', '.join(options.cases)} have {', '.join(known)}"
+            )
+        if missing := known[name].missing:
+            raise UserError(f"--contenders {name} needs {', '.join(missing)}; pip install {' '.join(missing)}")
+    missing = sorted({package for own in known.values() for package in own.missing})
+    if missing and not options.contenders:
+        print(f"{', '.join(missing)}: not installed, whoever needs them is left out")
+
+    def joins(name: str, own: Any) -> bool:
+        wanted = name in options.contenders if options.contenders else not own.missing
+        return name == "ours" or wanted and options.dtype in (None, own.dtype)
+
+    chosen = {case: [name for name, own in CONTENDERS[case].items() if joins(name, own)] for case in options.cases}
+    if any(known[name].work == "glnet" for name in chosen.get("scene", [])):
         from glcanet_jax.models.layers.cropping import axis_crops
 
         if axis_crops(options.size, options.view, options.view).raises:
             raise UserError(
                 f"GLNet's release cannot cut a scene of {options.size} px into patches of {options.view} px: its crops of "
-                "the global maps would differ in size; give another --size, or --against none"
+                "the global maps would differ in size; give another --size, or --contenders without it"
             )
-    return {case: [name for name in CONTENDERS[case] if pytorch or name != "pytorch"] for case in options.cases}
+    return chosen
 
 
 def on_cpu(options: Options, sizes: Sizes) -> dict[str, Any]:
     """The limit and the rows of all cases."""
-    contenders, dtype, rows = contenders_of(options), options.dtype or "float32", []
-    limits = {dtype: matmul_rate(dtype, options.matmul_side) / 1e9}
+    contenders, rows = contenders_of(options), []
+    limits = {"float32": matmul_rate("float32", options.matmul_side) / 1e9}
     for case, names in contenders.items():
-        for batch in (options.sub_batches or (6, 1)) if case == "scene" else (1,):
-            rows += compete(case, names, sizes, dtype, batch, options.rounds)
-    against = {"torch": importlib.metadata.version("torch")} if "pytorch" in sum(contenders.values(), []) else {}
-    return {**against, "matmul_gflop_per_second": limits, "rows": rows}
+        for batch in options.sub_batches or (None,):
+            rows += compete(case, names, sizes, batch, options.rounds, options.patience)
+    used = {package for case, names in contenders.items() for name in names for package in CONTENDERS[case][name].needs}
+    versions = {package: importlib.metadata.version(package) for package in sorted(used)}
+    return {**versions, "matmul_gflop_per_second": limits, "rows": rows}
 
 
 def on_gpu(options: Options, sizes: Sizes) -> dict[str, Any]:
@@ -160,7 +242,8 @@ def on_gpu(options: Options, sizes: Sizes) -> dict[str, Any]:
 
 COLUMNS = {
     "case": "case", "contender": "contender", "batch": "batch", "dtype": "type", "median_seconds": "seconds",
-    "ratio_to_ours": "to ours", "scenes_per_second": "scenes/s", "pairs_per_second": "pairs/s", "host_peak_mb": "host MB",
+    "ratio_to_ours": "to ours", "median_cpu_seconds": "CPU s", "cpu_ratio_to_ours": "to ours", "classes_changed": "changed",
+    "scenes_per_second": "scenes/s", "pairs_per_second": "pairs/s", "host_peak_mb": "host MB",
     "host_peak_ratio_to_ours": "to ours", "memory/device_peak_mb": "device MB", "gflop": "GFLOP",
     "gflop_per_second": "GFLOP/s", "share_of_matmul": "of matmul", "compile_seconds": "compiling s", "failed": "",
 }  # fmt: skip
@@ -199,9 +282,9 @@ def run(options: Options) -> dict[str, Any]:
     from glcanet_jax.profiling import machine
 
     for row in measured["rows"]:
-        if "gflop_per_second" in row:
-            share = row["gflop_per_second"] / measured["matmul_gflop_per_second"][row["dtype"]]
-            row["share_of_matmul"] = round(share, 3)
+        limit = measured["matmul_gflop_per_second"].get(row.get("dtype"))
+        if limit and "gflop_per_second" in row:
+            row["share_of_matmul"] = round(row["gflop_per_second"] / limit, 3)
     return {"sizes": asdict(sizes), **machine(), **clocks(), "commit": commit(), **measured}
 
 
@@ -209,9 +292,27 @@ def main() -> None:
     options = cli.parse(Options, sys.argv[1:], "python -m experiments.speed", __doc__)
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written is known before the measuring
-    result = {"command": " ".join(["python -m experiments.speed", *sys.argv[1:]]), **run(options)}
+        kept = runs_of(options.out)
+    command = " ".join(["python -m experiments.speed", *sys.argv[1:]])
+    result = {"command": command, **run(options)}
     print(table(result["rows"]))
     if options.out:
         from glcanet_jax import report
 
-        report.write_json(options.out, result)
+        others = [own for own in kept if own["command"] != command]
+        report.write_json(options.out, {"runs": [*others, result]})
+
+
+def runs_of(path: Path) -> list[dict[str, Any]]:
+    """What a file of results holds already.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if not path.exists():
+        return []
+    try:
+        runs = json.loads(path.read_text())["runs"]
+        return [run for run in runs if isinstance(run["command"], str)]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"--out {path} holds no runs of this command; give another file, or remove it") from error

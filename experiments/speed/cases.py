@@ -1,12 +1,13 @@
-"""What :mod:`experiments.speed` measures, at which sizes, and the contenders that do it on CPUs: ours, and PyTorch's beside it.
+"""What :mod:`experiments.speed` measures, at which sizes, and our own contenders on CPUs.
 
-JAX and PyTorch are imported where they are used: a process that measures one of them does without the other.
+JAX is imported where it is used: a process that measures PyTorch imports this, too, and does without it.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -31,15 +32,17 @@ FULL = Sizes()
 
 
 # ---------------------------------------------------------------------------------------------------- what is measured
-def our_config(sizes: Sizes, dtype: str, *, batch: int = 6, remat: bool = False, **options: Any) -> Any:
-    """The configuration of our network at these sizes; ``batch`` is that of training, ``options`` are the network's."""
+def our_config(
+    sizes: Sizes, dtype: str, network: str = "glcanet", *, batch: int = 6, remat: bool = False, **options: Any
+) -> Any:
+    """The configuration of a network of ours at these sizes; ``batch`` is that of training, ``options`` are the network's."""
     from glcanet_jax import config as configs
     from glcanet_jax.data.loader import LoaderConfig
     from glcanet_jax.geometry import Views
 
     options |= {"depth": sizes.depth, "width": sizes.width, "fpn_channels": 4 * sizes.width}
     return configs.Config(
-        model=configs.model_config("glcanet", dtype=dtype, remat=remat, **options),
+        model=configs.model_config(network, dtype=dtype, remat=remat, **options),
         views=Views(context_size=min(sizes.size, CONTEXT), global_size=sizes.view, patch_size=sizes.view),
         loader=LoaderConfig(batch_size=batch),
         normalisation=configs.NormalisationConfig(scale=255.0),
@@ -64,21 +67,29 @@ def noise(init: Callable[..., Any], *args: Any) -> Any:
     return jax.tree_util.tree_map_with_path(fill, jax.eval_shape(init, *args))
 
 
-def our_predictor(sizes: Sizes, dtype: str, batch: int) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-    """Our network, untrained, ready for scenes of 8 bits.
+def our_network(sizes: Sizes, dtype: str, network: str = "glcanet") -> tuple[Any, Any, Any]:
+    """A network of ours, untrained: the model, its variables and its configuration."""
+    import jax
+
+    from glcanet_jax import models, runs
+
+    config = our_config(sizes, dtype, network)
+    model = runs.build_model(config, CLASSES)
+    return model, noise(lambda key: models.init(model, key, 3), jax.random.key(0)), config
+
+
+def our_predictor(
+    sizes: Sizes, dtype: str, batch: int, network: str = "glcanet"
+) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """A network of ours, untrained, ready for scenes of 8 bits.
 
     Returns:
         the predictor, its programs by name, and what compiling them took.
     """
-    import jax
-
-    from glcanet_jax import models, runs
     from glcanet_jax.config import numbers_of
     from glcanet_jax.inference.predictor import Predictor
 
-    config = our_config(sizes, dtype)
-    model = runs.build_model(config, CLASSES)
-    variables = noise(lambda key: models.init(model, key, 3), jax.random.key(0))
+    model, variables, config = our_network(sizes, dtype, network)
     predictor = Predictor(model, variables, config.views, numbers_of(config.normalisation), bands=3, batch=batch)
     extent = config.views.context_extent(sizes.size, sizes.size)
     programs, took = compiling(lambda: predictor.compile(np.uint8, extent))
@@ -114,22 +125,31 @@ def timed(call: Callable[[], Any], repeats: int) -> list[float]:
     return seconds
 
 
-# ---------------------------------------------------------------------------------------- the contenders of the CPU cases
+# ------------------------------------------------------------------------------------------- our contenders on CPUs
+@dataclass(frozen=True)
+class Task:
+    """What a contender is to do."""
+
+    sizes: Sizes
+    batch: int | None  # patches at once; None: as many as it likes
+    folder: Path  # of the case: weights, and what contenders keep for their next process
+
+
 class Built(NamedTuple):
     """A contender that is ready."""
 
-    turn: Callable[[], Any]  # returns when its result is there
+    turn: Callable[[], Any]  # returns when its result is there; of scenes it returns the map
     warm: Callable[[], Any]  # a turn, or a part of one that runs all of its code
-    took: dict[str, Any]  # to be told beside its seconds
+    took: dict[str, Any]  # to be told beside its seconds; its ``batch``, too
 
 
-def our_scene(sizes: Sizes, dtype: str, batch: int) -> Built:
+def our_scene(network: str, task: Task, dtype: str) -> Built:
     """Global view, walk, blending and argmax, from an array to a class map, as ``predict`` does it."""
     from glcanet_jax.data.scenes import ArrayScene
     from glcanet_jax.inference import walk
 
-    predictor, _, took = our_predictor(sizes, dtype, batch)
-    image = mirrored_scene(sizes.size)
+    batch, image = task.batch or 6, mirrored_scene(task.sizes.size)
+    predictor, _, took = our_predictor(task.sizes, dtype, batch, network)
 
     def classes(image: np.ndarray) -> np.ndarray:
         scene = ArrayScene("scene", image)
@@ -137,32 +157,7 @@ def our_scene(sizes: Sizes, dtype: str, batch: int) -> Built:
         walk.predict_scene(predictor, scene, sink)
         return sink.arrays["classes"]
 
-    return Built(lambda: classes(image), lambda: classes(image[: sizes.view]), took)
-
-
-def pytorch_scene(sizes: Sizes, dtype: str, batch: int) -> Built:
-    """The same by GLNet."""
-    from experiments.speed import glnet_torch
-
-    model = glnet_torch.GLNet(**glnet_options(sizes)).eval()
-    image = mirrored_scene(sizes.size)
-
-    def classes(image: np.ndarray) -> np.ndarray:
-        with autocast(dtype):
-            return glnet_torch.predict(model, image, sizes.view, batch)
-
-    return Built(lambda: classes(image), lambda: classes(image[: sizes.view]), {})
-
-
-def glnet_options(sizes: Sizes) -> dict[str, int]:
-    return {"classes": CLASSES, "depth": sizes.depth, "width": sizes.width, "channels": 4 * sizes.width}
-
-
-def autocast(dtype: str) -> Any:
-    """PyTorch computing in a type; parameters stay float32, as ours do."""
-    import torch
-
-    return torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16")
+    return Built(partial(classes, image), partial(classes, image[: task.sizes.view]), {"batch": batch} | took)
 
 
 def pyramid_program(case: str, sizes: Sizes, dtype: str, batch: int, fast: bool) -> tuple[Any, Any, Any]:
@@ -214,71 +209,13 @@ def pyramid_program(case: str, sizes: Sizes, dtype: str, batch: int, fast: bool)
     return init, {"forward": forward, "step": step}[case], image
 
 
-def our_pyramid(case: str, fast: bool, sizes: Sizes, dtype: str, batch: int) -> Built:
+def our_pyramid(case: str, fast: bool, task: Task, dtype: str) -> Built:
     import jax
 
-    init, call, like = pyramid_program(case, sizes, dtype, batch, fast)
+    batch = task.batch or 1
+    init, call, like = pyramid_program(case, task.sizes, dtype, batch, fast)
     image = jax.random.normal(jax.random.key(0), like.shape)
     variables = jax.device_put(noise(init, jax.random.key(0), like))
     compiled, took = compiling(lambda: jax.jit(call).lower(variables, image).compile())
     turn = lambda: jax.block_until_ready(compiled(variables, image))  # noqa: E731
-    return Built(turn, turn, took)
-
-
-def pytorch_pyramid(case: str, sizes: Sizes, dtype: str, batch: int) -> Built:
-    import torch
-
-    from experiments.speed import glnet_torch
-
-    resnet = glnet_torch.ResNet(sizes.depth, sizes.width)
-    pyramid = glnet_torch.Pyramid(resnet.channels, 4 * sizes.width, CLASSES)
-    image = torch.randn(batch, 3, sizes.view, sizes.view)
-    optimiser = torch.optim.SGD([*resnet.parameters(), *pyramid.parameters()], 1e-6)
-
-    def last_map() -> torch.Tensor:
-        with autocast(dtype):
-            return pyramid(resnet(image))["ps3"][0]
-
-    def step() -> None:
-        optimiser.zero_grad()
-        last_map().float().square().mean().backward()
-        optimiser.step()
-
-    resnet.train(case == "step")
-    turn = {"forward": torch.inference_mode()(last_map), "step": step}[case]
-    return Built(turn, turn, {})
-
-
-CONTENDERS: dict[str, dict[str, Callable[[Sizes, str, int], Built]]] = {
-    "scene": {"ours": our_scene, "pytorch": pytorch_scene},
-    "forward": {"ours": partial(our_pyramid, "forward", True), "pytorch": partial(pytorch_pyramid, "forward")},
-    "step": {
-        "ours": partial(our_pyramid, "step", True),
-        "xla": partial(our_pyramid, "step", False),
-        "pytorch": partial(pytorch_pyramid, "step"),
-    },
-}
-
-
-def gflop(case: str, contenders: Sequence[str], sizes: Sizes, batch: int) -> dict[str, float]:
-    """GFLOP of a turn of every contender, two to a multiply-add, as :func:`glcanet_jax.measure.info.count_flops` counts.
-
-    Of GLNet's scene as PyTorch counts. Ours and PyTorch's pyramids are one network and have one count.
-    """
-    import jax
-
-    from glcanet_jax import runs
-    from glcanet_jax.measure import info
-
-    if case != "scene":
-        init, call, image = pyramid_program(case, sizes, "float32", batch, fast=False)  # ours lists dead products, too
-        variables = jax.eval_shape(init, jax.random.key(0), image)
-        return dict.fromkeys(contenders, info.count_flops(jax.make_jaxpr(call)(variables, image)) / 1e9)
-    config = our_config(sizes, "float32")
-    cost = info.scene_cost(runs.build_model(config, CLASSES), config.views, sizes.size, sizes.size)
-    counts = {"ours": cost["predicted_gflop"]["scene"]}
-    if "pytorch" in contenders:
-        from experiments.speed import glnet_torch
-
-        counts["pytorch"] = glnet_torch.scene_gflop(cost["patches"], sizes.view, **glnet_options(sizes))
-    return counts
+    return Built(turn, turn, {"batch": batch} | took)

@@ -13,11 +13,11 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from experiments.speed.plain import OVERLAP
 from glcanet_jax.geometry import patch_starts
 
 BLOCKS = {10: (1, 1, 1, 1), 50: (3, 4, 6, 3)}  # of a ResNet's stages, by depth
 LATERALS = ("toplayer", "latlayer1", "latlayer2", "latlayer3")  # of C5, C4, C3, C2
-OVERLAP = 50  # pixels, the least of neighbouring patches
 
 Maps = dict[str, list[Tensor]]  # "c", "ps0", "ps1", "ps2": four maps; "ps3": one
 Corner = tuple[float, float]  # top and left of a patch, as fractions of the scene
@@ -170,31 +170,38 @@ def crop(maps: Maps, corners: Sequence[Corner], ratio: Corner) -> Maps:
     return {key: [cut(x) for x in many] for key, many in maps.items()}
 
 
-def unit(images: np.ndarray) -> Tensor:
-    """``[n, h, w, c]`` uint8 as the network takes it: from 0 to 1, without mean and deviation."""
-    # contiguous: a permuted tensor would run the convolutions in another layout than the release's
-    return torch.tensor(images).permute(0, 3, 1, 2).contiguous().float().div_(255)
+def unit(images: np.ndarray, layout: torch.memory_format = torch.contiguous_format) -> Tensor:
+    """``[n, h, w, c]`` uint8 as the network takes it: from 0 to 1, without mean and deviation; NCHW, as the release has it."""
+    # without a word a permuted tensor would run the convolutions channels last
+    return torch.tensor(images).permute(0, 3, 1, 2).contiguous(memory_format=layout).float().div_(255)
 
 
 @torch.inference_mode()
-def predict(model: GLNet, scene: np.ndarray, size: int = 500, sub_batch: int = 6) -> np.ndarray:
+def predict(
+    model: GLNet,
+    scene: np.ndarray,
+    size: int = 500,
+    sub_batch: int = 6,
+    layout: torch.memory_format = torch.contiguous_format,
+) -> np.ndarray:
     """The class map ``[H, W]`` uint8 of a scene ``[H, W, 3]`` uint8: logits summed where patches overlap.
 
     The canvas is float32 and the only one; the release's are float64, one for each of its three answers.
 
     Args:
-        model: in inference mode; size: pixels a side of the shrunk scene and of patches; sub_batch: patches at once.
+        model: in inference mode; size: pixels a side of the shrunk scene and of patches; sub_batch: patches at once; layout: of
+            images (the release's is NCHW).
     """
     height, width = scene.shape[:2]
     view = np.asarray(Image.fromarray(scene).resize((size, size), Image.Resampling.BILINEAR))
-    context, _ = model.encode(unit(view[None]))
+    context, _ = model.encode(unit(view[None], layout))
     tops, lefts = (patch_starts(length, size, OVERLAP).tolist() for length in (height, width))
     places = [(top, left) for top in tops for left in lefts]
     ratio = size / height, size / width
     canvas = torch.zeros(model.ensemble_conv.out_channels, height, width)
     for i in range(0, len(places), sub_batch):
         group = places[i : i + sub_batch]
-        patches = unit(np.stack([scene[top : top + size, left : left + size] for top, left in group]))
+        patches = unit(np.stack([scene[top : top + size, left : left + size] for top, left in group]), layout)
         corners = [(top / height, left / width) for top, left in group]
         pixels = F.interpolate(model(context, patches, corners, ratio), size=(size, size), mode="nearest")
         for (top, left), logits in zip(group, pixels, strict=True):

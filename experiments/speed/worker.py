@@ -16,13 +16,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 # none of these imports JAX: a process that measures PyTorch does without it
-from experiments.speed.cases import CONTENDERS, FULL, Sizes
+from experiments.speed.cases import FULL, Sizes, Task
+from experiments.speed.contenders import CONTENDERS
 from experiments.speed.device import MEASURES
 from glcanet_jax import cli
 from glcanet_jax.errors import UserError
 
-# of workers; threads of OpenMP would spin beside the others' turns
+Request = dict[str, Any]  # of a worker, in JSON
+# of workers; threads of OpenMP would spin beside the others' turns, and beside whatever else the machine does
 ENVIRONMENT = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
 
 
@@ -33,7 +37,7 @@ class Worker:
         UserError: from every method, when the process ends instead; in one line, why.
     """
 
-    def __init__(self, name: str, request: dict[str, Any]):
+    def __init__(self, name: str, request: Request):
         self._name, self._errors = name, tempfile.TemporaryFile("w+")
         command = [sys.executable, "-m", "experiments.speed.worker", json.dumps(request)]
         pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True)
@@ -54,10 +58,18 @@ class Worker:
         killed = f"killed by signal {-code}, short of memory perhaps"
         raise UserError(f"{self._name} stopped: {killed if code < 0 else reason}")
 
-    def turn(self) -> Any:
+    def ask(self, what: str) -> Any:
         with contextlib.suppress(BrokenPipeError):  # then the answer is why
-            print("turn", file=self._process.stdin, flush=True)
+            print(what, file=self._process.stdin, flush=True)
         return self.answer()
+
+    def turn(self) -> dict[str, float]:
+        """Seconds of a turn, those of all cores, and the peak of memory so far."""
+        return self.ask("turn")
+
+    def result(self, file: Path) -> np.ndarray:
+        """What the last turn made, by way of a file."""
+        return np.load(self.ask(str(file)))
 
     def close(self) -> None:
         with contextlib.suppress(BrokenPipeError):
@@ -76,8 +88,8 @@ class Worker:
         self.close()
 
 
-def serve(request: dict[str, Any]) -> None:
-    """The life of a worker: one measure, or a contender that takes a turn for every line that it reads."""
+def serve(request: Request) -> None:
+    """The life of a worker: one measure, or a contender that takes a turn for every line, or writes its result to a file of that name."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
     answer = lambda value: print(json.dumps(value), file=answers, flush=True)  # noqa: E731
@@ -85,13 +97,25 @@ def serve(request: dict[str, Any]) -> None:
     if "measure" in request:
         given = request["given"] | ({} if request["measure"] == "matmul_rate" else {"sizes": sizes})
         return answer(MEASURES[request["measure"]](**given))
-    contender = CONTENDERS[request["case"]][request["contender"]](sizes, request["dtype"], request["batch"])
+    task = Task(sizes, request["batch"], Path(request["folder"]))
+    contender = CONTENDERS[request["case"]][request["contender"]].built(task)
     contender.warm()
     answer(contender.took)
-    for _ in sys.stdin:
-        began = time.perf_counter()
-        contender.turn()
-        answer({"seconds": round(time.perf_counter() - began, 4), "host_peak_mb": host_peak_mb()})
+    result = None
+    for line in map(str.strip, sys.stdin):
+        if line != "turn":
+            np.save(line, result)
+            answer(line)
+            continue
+        began, cpu = time.perf_counter(), cpu_seconds()
+        result = contender.turn()
+        took = {"seconds": time.perf_counter() - began, "cpu_seconds": cpu_seconds() - cpu}
+        answer({name: round(value, 4) for name, value in took.items()} | {"host_peak_mb": host_peak_mb()})
+
+
+def cpu_seconds() -> float:
+    """Of all threads of this process, and of its children that have ended."""
+    return sum(os.times()[:4])
 
 
 def host_peak_mb() -> float | None:
@@ -112,12 +136,12 @@ def fresh(measure: str, sizes: Sizes = FULL, **given: Any) -> Any:
         return worker.answer()
 
 
-def started(stack: contextlib.ExitStack, name: str, request: dict[str, Any]) -> tuple[Worker, dict[str, Any]]:
+def started(stack: contextlib.ExitStack, name: str, request: Request) -> tuple[Worker, dict[str, Any]]:
     """A contender's process that is ready, closed with the stack; and what building it took."""
     worker = stack.enter_context(Worker(name, request))
     took = worker.answer()
     if took.get("programs_compiled"):
-        # compiling takes memory that is not the network's: the next process finds the programs on disk
+        # making programs takes memory that is not the network's: the next process finds them on disk
         worker.close()
         worker = stack.enter_context(Worker(name, request))
         worker.answer()

@@ -1,7 +1,6 @@
 """The measuring of speed: what is counted, who takes part, and the command at a tiny size."""
 
 import dataclasses
-import json
 import os
 import signal
 import subprocess
@@ -12,9 +11,9 @@ import pytest
 
 from experiments import speed
 from experiments.speed import cases as speed_cases
+from experiments.speed import contenders, plain, worker
 from experiments.speed import device as speed_device
-from experiments.speed import worker
-from glcanet_jax import models
+from glcanet_jax import geometry, models
 from glcanet_jax.data.scenes import ArrayScene
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference import walk
@@ -92,22 +91,92 @@ def test_one_pyramid_is_counted_for_all(glnet_torch):
                 if case == "step":
                     last.square().mean().backward()
             counted[case] = counter.get_total_flops() / 1e9
-    ours = {case: speed_cases.gflop(case, ["ours"], TINY, 1)["ours"] for case in counted}
+    ours = {case: contenders.gflop(case, ["ours"], TINY)["ours"] for case in counted}
     assert ours["forward"] == pytest.approx(counted["forward"], rel=1e-6)
     assert 1 <= ours["step"] / counted["step"] < 1.15
 
 
-def test_pytorchs_process_is_without_jax(glnet_torch):
+def test_pytorchs_process_is_without_jax(glnet_torch, tmp_path):
     """Its memory is measured."""
+    from experiments.speed import weights
+
+    weights.write(tmp_path, TINY)
     code = f"""if True:
-        import sys
-        from experiments.speed import cases, worker  # as in its own process
-        sizes = cases.{TINY}
-        for build in (cases.CONTENDERS[case]["pytorch"] for case in ("scene", "step")):
-            build(sizes, "float32", 2).turn()
+        import pathlib, sys
+        from experiments.speed import cases, contenders, worker  # as in its own process
+        task = cases.Task(cases.{TINY}, 2, pathlib.Path({str(tmp_path)!r}))
+        names = {{"scene": "glnet", "branch": "pytorch-channels-last", "step": "pytorch"}}
+        for case, name in names.items():
+            contenders.CONTENDERS[case][name].built(task).warm()
         sys.exit("jax" in sys.modules)
     """
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=worker.ENVIRONMENT).returncode == 0
+
+
+# ---------------------------------------------------------------------------------------------- the loop that one writes
+def test_the_plain_loop():
+    """Of a network that answers for each pixel by itself; six patches do not fill two batches of four."""
+    scene = np.random.default_rng(0).integers(0, 256, (130, 96, 3), np.uint8)
+    of_pixels = lambda x: np.moveaxis(np.float32(x), -1, -3)  # noqa: E731
+    wanted = of_pixels(scene).argmax(0)
+    assert len(np.unique(wanted)) == 3
+    for batch in (1, 4):
+        sizes = []
+
+        def logits(patches, sizes=sizes):
+            sizes.append(len(patches))
+            return of_pixels(patches)
+
+        np.testing.assert_array_equal(plain.predict(logits, scene, 80, batch), wanted)
+        assert set(sizes) == {batch}
+
+
+@pytest.mark.parametrize(("length", "size"), [(2448, 500), (128, 64), (500, 500)])
+def test_where_one_patch_alone_has_a_say(length, size):
+    starts = geometry.patch_starts(length, size, plain.OVERLAP)
+    covered = [sum(start <= i < start + size for start in starts) for i in range(length)]
+    np.testing.assert_array_equal(plain.seen_once(length, size), np.array(covered) == 1)
+    assert plain.seen_once(length, size).any()
+
+
+def test_the_fastest_is_found(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(plain.time, "perf_counter", lambda: now[0])
+
+    def taking(seconds):
+        def call(*_):
+            now[0] += seconds
+
+        return call
+
+    calls = {1: taking(1.0), 2: taking(1.5), 4: taking(4.0)}
+    assert plain.fastest(calls) == 2  # 0.75 a patch
+    assert plain.fastest(calls, each=False) == 1
+    seconds = {1: 3.0, 2: 4.0, 4: 7.0}
+    logits = lambda patches: taking(seconds[len(patches)])()  # noqa: E731
+    assert plain.fastest_batch(logits, np.zeros((8, 8, 3), np.uint8)) == 4
+
+
+def test_who_computes_something_else_is_refused(tmp_path):
+    class Done:
+        def __init__(self, classes):
+            self.classes = classes
+
+        def result(self, file):
+            return self.classes
+
+    ours = np.zeros((128, 128), np.uint8)
+    other = ours.copy()
+    (row,) = np.flatnonzero(plain.seen_once(128, 64))[:1]
+    other[row, row] = 1  # one of the pixels that count
+    once = plain.seen_once(128, 64).sum() ** 2
+    for name in ("pytorch", "pytorch-bfloat16"):
+        changed = lambda name=name: speed._changed({"ours": Done(ours), name: Done(other)}, TINY, tmp_path)  # noqa: E731
+        if name == "pytorch":
+            with pytest.raises(UserError, match="pytorch has other classes than ours in .*%"):
+                changed()
+        else:
+            assert changed() == {"ours": {"classes_changed": 0.0}, name: {"classes_changed": 1 / once}}
 
 
 # -------------------------------------------------------------------------------------------------------- our own path
@@ -149,43 +218,41 @@ def test_noise_has_the_networks_shapes(key):
 def test_the_command(tmp_path):
     pytest.importorskip("torch", reason="PyTorch is not installed")
     out = tmp_path / "results" / "speed.json"
-    arguments = [
-        "--cases",
-        "scene",
-        "step",
-        "--rounds",
-        "2",
-        "--sub-batches",
-        "6",
-        "--matmul-side",
-        "256",
-        "--against",
-        "pytorch",
-        "--out",
-        out,
-    ]
-    done = run_command("experiments.speed", *ARGUMENTS, *arguments)
+    arguments = "--cases branch --rounds 2 --sub-batches 6 --matmul-side 256 --contenders pytorch --out".split()
+    done = run_command("experiments.speed", *ARGUMENTS, *arguments, out)
     assert done.returncode == 0, done.stdout + done.stderr
-    result = json.loads(out.read_text())
+    (result,) = speed.runs_of(out)
     assert result["command"].startswith("python -m experiments.speed --size=128")
     assert result["sizes"] == dataclasses.asdict(TINY)
     assert {"device", "cores", "jax", "python", "torch", "commit", "date"} <= result.keys()
     limit = result["matmul_gflop_per_second"]["float32"]
     rows = {(row["case"], row["contender"]): row for row in result["rows"]}
-    assert [*rows] == [
-        *(("scene", name) for name in ("ours", "pytorch")),
-        *(("step", name) for name in ("ours", "xla", "pytorch")),
-    ]
+    assert [*rows] == [("branch", "ours"), ("branch", "pytorch")]
     for (case, name), row in rows.items():
-        assert row["batch"] == (6 if case == "scene" else 1) and len(row["seconds"]) == 2
-        ratios = [mine / ours for mine, ours in zip(row["seconds"], rows[case, "ours"]["seconds"], strict=True)]
-        assert row["ratio_to_ours"] == pytest.approx(np.median(ratios), abs=1e-3)
+        assert row["batch"] == 6 and row["dtype"] == "float32" and len(row["seconds"]) == 2
+        for kind, ratio in (("seconds", "ratio_to_ours"), ("cpu_seconds", "cpu_ratio_to_ours")):
+            ratios = [mine / ours for mine, ours in zip(row[kind], rows[case, "ours"][kind], strict=True)]
+            assert row[ratio] == pytest.approx(np.median(ratios), abs=1e-3)
         assert row["host_peak_mb"] > 50 and row["host_peak_ratio_to_ours"] > 0
         assert row["gflop_per_second"] == pytest.approx(row["gflop"] / row["median_seconds"], rel=0.05)
         assert row["share_of_matmul"] == pytest.approx(row["gflop_per_second"] / limit, abs=1e-3)
         assert ("compile_seconds" in row) == (name != "pytorch")
-        assert f"{case}, {row['batch']} at once: {name} is ready" in done.stdout
+        assert f"{case}: {name} is ready, 6 at once" in done.stdout
+    assert rows["branch", "pytorch"]["classes_changed"] <= speed.SAME
     assert "GFLOP/s" in done.stdout.splitlines()[-len(rows) - 1]
+
+
+def test_a_file_keeps_the_runs_of_other_commands(tmp_path, monkeypatch):
+    monkeypatch.setattr(speed, "run", lambda options: {"rows": [], "rounds": options.rounds})
+    out = tmp_path / "speed.json"
+    for given in ("--rounds 3", "--rounds 4", "--rounds 3"):
+        monkeypatch.setattr(sys, "argv", ["speed", *given.split(), "--out", str(out)])
+        speed.main()
+    assert [run["rounds"] for run in speed.runs_of(out)] == [4, 3]
+    for text in ("{}", "no JSON", '{"runs": [3]}'):
+        out.write_text(text)
+        with pytest.raises(UserError, match="holds no runs of this command; give another file"):
+            speed.main()
 
 
 def test_bad_options_are_told(monkeypatch):
@@ -197,13 +264,20 @@ def test_bad_options_are_told(monkeypatch):
     ):
         with pytest.raises(UserError, match=words):
             speed.run(options(**given))
-    monkeypatch.setattr(speed.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="PyTorch, which is not installed; pip install torch, or give --against none"):
-        speed.contenders_of(options(against="pytorch"))
-    assert speed.contenders_of(options()) == {"scene": ["ours"], "forward": ["ours"], "step": ["ours", "xla"]}
-    monkeypatch.setattr(speed.importlib.util, "find_spec", lambda name: True)
+    steps = options(cases=("step",))
+    monkeypatch.setattr(contenders.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="--contenders pytorch needs torch; pip install torch"):
+        speed.contenders_of(dataclasses.replace(steps, contenders=("pytorch",)))
+    assert speed.contenders_of(steps) == {"step": ["ours", "ours-bfloat16", "xla"]}
+    with pytest.raises(
+        UserError, match=r"--contenders has 'pytorsh' \(perhaps you meant 'pytorch'\); the cases step have"
+    ):
+        speed.contenders_of(dataclasses.replace(steps, contenders=("pytorsh",)))
+    monkeypatch.setattr(contenders.importlib.util, "find_spec", lambda name: True)
     with pytest.raises(UserError, match="GLNet's release cannot cut a scene of 257 px into patches of 64 px"):
         speed.contenders_of(options(size=257))
+    assert speed.contenders_of(options(size=257, contenders=("onnxruntime",)))["scene"] == ["ours"]
+    assert speed.contenders_of(dataclasses.replace(steps, dtype="bfloat16"))["step"][:2] == ["ours", "ours-bfloat16"]
 
 
 @pytest.mark.parametrize(
@@ -219,13 +293,14 @@ def test_a_workers_failure_is_told_in_one_line(measure, given, sizes, words):
     assert str(told.value).startswith(f"{measure} stopped: {words}") and "\n" not in str(told.value)
 
 
-def test_the_death_of_a_waiting_worker_is_told_in_one_line():
+def test_the_death_of_a_waiting_worker_is_told_in_one_line(tmp_path):
     pytest.importorskip("torch", reason="PyTorch is not installed")
-    request = {"case": "forward", "contender": "pytorch", "batch": 1, "dtype": "float32"}
+    request = {"case": "forward", "contender": "pytorch", "batch": 1, "folder": str(tmp_path)}
     request["sizes"] = dataclasses.asdict(TINY)
     with worker.Worker("pytorch in case forward", request) as waiting:
-        assert waiting.answer() == {}
-        assert waiting.turn()["seconds"] > 0
+        assert waiting.answer() == {"batch": 1}
+        reply = waiting.turn()
+        assert reply["seconds"] > 0 and reply["cpu_seconds"] >= 0
         os.kill(waiting._process.pid, signal.SIGKILL)
         with pytest.raises(UserError, match="^pytorch in case forward stopped: killed by signal 9.*$"):
             waiting.turn()
