@@ -1,6 +1,6 @@
 """Speed and memory, side by side: ``python -m experiments.speed [--cases scene branch forward step] [--rounds 5] [--out FILE]``.
 
-On CPUs against whoever is installed of PyTorch, in each mode that a user can switch on, and onnxruntime:
+On CPUs against whoever is installed of PyTorch, in each mode that a user can switch on, onnxruntime, and our OpenVINO engine:
 
 * ``branch``: a scene to its class map by one network with the same weights, our walk against the loop that one writes around
   PyTorch; who computes another map is refused, or if that is bfloat16's doing it is told;
@@ -210,7 +210,7 @@ def on_cpu(options: Options, sizes: Sizes) -> dict[str, Any]:
         for batch in options.sub_batches or (None,):
             rows += compete(case, names, sizes, batch, options.rounds, options.patience)
     used = {package for case, names in contenders.items() for name in names for package in CONTENDERS[case][name].needs}
-    versions = {package: importlib.metadata.version(package) for package in sorted(used)}
+    versions = {package: importlib.metadata.version(package) for package in sorted(used) if "." not in package}
     return {**versions, "matmul_gflop_per_second": limits, "rows": rows}
 
 

@@ -67,13 +67,13 @@ def noise(init: Callable[..., Any], *args: Any) -> Any:
     return jax.tree_util.tree_map_with_path(fill, jax.eval_shape(init, *args))
 
 
-def our_network(sizes: Sizes, dtype: str, network: str = "glcanet") -> tuple[Any, Any, Any]:
+def our_network(sizes: Sizes, dtype: str, network: str = "glcanet", **options: Any) -> tuple[Any, Any, Any]:
     """A network of ours, untrained: the model, its variables and its configuration."""
     import jax
 
     from glcanet_jax import models, runs
 
-    config = our_config(sizes, dtype, network)
+    config = our_config(sizes, dtype, network, **options)
     model = runs.build_model(config, CLASSES)
     return model, noise(lambda key: models.init(model, key, 3), jax.random.key(0)), config
 
@@ -145,11 +145,31 @@ class Built(NamedTuple):
 
 def our_scene(network: str, task: Task, dtype: str) -> Built:
     """Global view, walk, blending and argmax, from an array to a class map, as ``predict`` does it."""
+    predictor, _, took = our_predictor(task.sizes, dtype, task.batch or 6, network)
+    return _walked(predictor, task, took)
+
+
+def openvino_scene(network: str, task: Task, dtype: str) -> Built:
+    """The same by our OpenVINO engine, in the walk of ``predict``. The first process writes its graphs, the next one reads them."""
+    from dataclasses import asdict
+
+    from glcanet_jax.inference.engines.openvino_engine import OpenVINOEngine
+
+    from glcanet_jax.config import numbers_of
+    from glcanet_jax.inference.predictor import Predictor
+
+    # the convolutions made for training are nothing to an engine
+    model, variables, config = our_network(task.sizes, "float32", network, fast_conv=False)
+    numbers = numbers_of(config.normalisation)
+    told = {"weights": "noise", "network": asdict(config.model)}
+    engine = OpenVINOEngine(model, lambda: variables, config.views, numbers, bands=3, dtype=dtype, told=told)
+    given = {"bands": 3, "batch": task.batch or 6, "engine": engine}
+    return _walked(Predictor(model, variables, config.views, numbers, **given), task, {"programs_compiled": 1})
+
+
+def _walked(predictor: Any, task: Task, took: dict[str, Any]) -> Built:
     from glcanet_jax.data.scenes import ArrayScene
     from glcanet_jax.inference import walk
-
-    batch, image = task.batch or 6, mirrored_scene(task.sizes.size)
-    predictor, _, took = our_predictor(task.sizes, dtype, batch, network)
 
     def classes(image: np.ndarray) -> np.ndarray:
         scene = ArrayScene("scene", image)
@@ -157,7 +177,8 @@ def our_scene(network: str, task: Task, dtype: str) -> Built:
         walk.predict_scene(predictor, scene, sink)
         return sink.arrays["classes"]
 
-    return Built(partial(classes, image), partial(classes, image[: task.sizes.view]), {"batch": batch} | took)
+    image, view = mirrored_scene(task.sizes.size), task.sizes.view
+    return Built(partial(classes, image), partial(classes, image[:view]), {"batch": predictor.batch} | took)
 
 
 def pyramid_program(case: str, sizes: Sizes, dtype: str, batch: int, fast: bool) -> tuple[Any, Any, Any]:

@@ -5,7 +5,17 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from experiments.speed.cases import CLASSES, Built, Sizes, Task, our_config, our_pyramid, our_scene, pyramid_program
+from experiments.speed.cases import (
+    CLASSES,
+    Built,
+    Sizes,
+    Task,
+    openvino_scene,
+    our_config,
+    our_pyramid,
+    our_scene,
+    pyramid_program,
+)
 from experiments.speed.rivals import (
     Mode,
     network_options,
@@ -58,10 +68,19 @@ def our_own(case: str) -> dict[str, Contender]:
     }
 
 
+def openvino(network: str) -> dict[str, Contender]:
+    """Our OpenVINO engine, in each of its types."""
+    names = {"openvino": "float32", "openvino-bfloat16": "bfloat16"}
+    build = partial(openvino_scene, network)
+    needs = "openvino", "glcanet_jax.inference.engines"
+    return {name: Contender(build, dtype, needs) for name, dtype in names.items()}
+
+
 ONNX = ("torch", "onnx", "onnxscript", "onnxruntime")
 CONTENDERS: dict[str, dict[str, Contender]] = {
     "scene": {
         "ours": Contender(partial(our_scene, "glcanet")),
+        **openvino("glcanet"),
         **{
             name.replace("pytorch", "glnet"): contender
             for name, contender in pytorch(pytorch_glnet, MODES, work="glnet").items()
@@ -69,6 +88,7 @@ CONTENDERS: dict[str, dict[str, Contender]] = {
     },
     "branch": {
         "ours": Contender(partial(our_scene, "branch")),
+        **openvino("branch"),
         **pytorch(pytorch_branch, MODES | COMPILED_MODES, work="twin"),
         "onnxruntime": Contender(onnxruntime_branch, "float32", ONNX, "twin"),
     },
