@@ -154,7 +154,7 @@ def test_the_fastest_is_found(monkeypatch):
     assert plain.fastest(calls, each=False) == 1
     seconds = {1: 3.0, 2: 4.0, 4: 7.0}
     logits = lambda patches: taking(seconds[len(patches)])()  # noqa: E731
-    assert plain.fastest_batch(logits, np.zeros((8, 8, 3), np.uint8)) == 4
+    assert plain.fastest_batch(logits, np.zeros((8, 8, 3), np.uint8), (1, 2, 4)) == 4
 
 
 def test_who_computes_something_else_is_refused(tmp_path):
