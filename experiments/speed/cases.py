@@ -153,9 +153,8 @@ def openvino_scene(network: str, task: Task, dtype: str) -> Built:
     """The same by our OpenVINO engine, in the walk of ``predict``. The first process writes its graphs, the next one reads them."""
     from dataclasses import asdict
 
-    from glcanet_jax.inference.engines.openvino_engine import OpenVINOEngine
-
     from glcanet_jax.config import numbers_of
+    from glcanet_jax.inference.engines.openvino_engine import OpenVINOEngine
     from glcanet_jax.inference.predictor import Predictor
 
     # the convolutions made for training are nothing to an engine
