@@ -16,6 +16,7 @@ from glcanet_jax import config as configs
 from glcanet_jax.config import Config
 from glcanet_jax.data.identity import digest
 from glcanet_jax.errors import UserError
+from glcanet_jax.models import contract
 from glcanet_jax.weights.fitting import canonical, fitted, pair_classes, part_of, relatives, spellings, unused
 
 RGB = 3  # bands of other people's backbones
@@ -38,8 +39,7 @@ def with_backbones(loaded: weights.TorchvisionWeights, variables: dict[str, Any]
     params, stats = flatten_dict(variables["params"]), flatten_dict(variables.get("batch_stats", {}))
     places = {path[: path.index(loaded.kind) + 1] for path in params if loaded.kind in path}
     for place in places:
-        own = lambda flat: {k[len(place) :]: v for k, v in flat.items() if k[: len(place)] == place}  # noqa: B023, E731
-        template = {"params": unflatten_dict(own(params)), "batch_stats": unflatten_dict(own(stats))}
+        template = {k: unflatten_dict(_of_file(place, v)) for k, v in (("params", params), ("batch_stats", stats))}
         new = weights.backbone_variables(loaded, template, bands)
         params |= {(*place, *k): v for k, v in flatten_dict(new["params"]).items()}
         stats |= {(*place, *k): v for k, v in flatten_dict(new["batch_stats"]).items() if (*place, *k) in stats}
@@ -49,6 +49,15 @@ def with_backbones(loaded: weights.TorchvisionWeights, variables: dict[str, Any]
             if at in params and params[at].shape == array.shape:
                 params[at] = array
     return {"params": unflatten_dict(params), "batch_stats": unflatten_dict(stats)}
+
+
+def _of_file(place: tuple[str, ...], flat: dict[tuple[str, ...], Any]) -> dict[tuple[str, ...], Any]:
+    """The arrays of a backbone at its place, as paths in it, but for what no file of a backbone has."""
+    return {
+        path[len(place) :]: array
+        for path, array in flat.items()
+        if path[: len(place)] == place and not set(path) & set(contract.ADDED)
+    }
 
 
 # --------------------------------------------------------------------------------------------------- weights that exist

@@ -19,17 +19,20 @@ from jaxtyping import Array, Float
 from glcanet_jax.errors import UserError
 from glcanet_jax.models import contract, folding
 from glcanet_jax.models.branch import OneBranch
+from glcanet_jax.models.bsnet import BSNet
 from glcanet_jax.models.deeplabv3plus import DeepLabV3Plus
 from glcanet_jax.models.encnet import EncNet
 from glcanet_jax.models.fcn8s import FCN8s
 from glcanet_jax.models.glcanet import GLCANet
 from glcanet_jax.models.glnet import GLNet
 from glcanet_jax.models.icnet import ICNet
+from glcanet_jax.models.isdnet import ISDNet
 from glcanet_jax.models.layers.choices import RANGES
 from glcanet_jax.models.pspnet import PSPNet
 from glcanet_jax.models.refinenet import RefineNet
 from glcanet_jax.models.segnet import SegNet
 from glcanet_jax.models.single_view import SingleView
+from glcanet_jax.models.srafcn import SRAFCN
 from glcanet_jax.models.unet import UNet
 from glcanet_jax.options import comments, perhaps
 
@@ -44,6 +47,9 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "icnet": ICNet,
     "encnet": EncNet,
     "refinenet": RefineNet,
+    "isdnet": ISDNet,
+    "srafcn": SRAFCN,
+    "bsnet": BSNet,
     "branch": OneBranch,
 }
 VIEW = ("view", str, "patch")  # what a network of one view looks at

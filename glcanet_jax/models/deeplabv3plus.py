@@ -27,6 +27,7 @@ class SpatialPyramid(nn.Module):
     filters: int
     rates: tuple[int, ...]
     block: Callable  # makes a ConvNorm
+    kernel: int = 1  # of the reduction
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b h w c2"]:
@@ -37,7 +38,7 @@ class SpatialPyramid(nn.Module):
         mean = pooling.adaptive_mean(x, 1).astype(x.dtype)
         mean = self.block(self.filters, kernel=1, name="image")(mean, train)
         maps.append(jnp.broadcast_to(mean, (b, h, w, self.filters)))
-        return self.block(self.filters, kernel=1, name="project")(jnp.concatenate(maps, axis=-1), train)
+        return self.block(self.filters, kernel=self.kernel, name="project")(jnp.concatenate(maps, axis=-1), train)
 
 
 class DeepLabV3Plus(nn.Module):

@@ -25,6 +25,9 @@ TITLES |= {
     "icnet": "ICNet",
     "encnet": "EncNet",
     "refinenet": "RefineNet",
+    "isdnet": "ISDNet",
+    "srafcn": "S-RA-FCN",
+    "bsnet": "BSNet (reconstructed)",
     "branch": "GLCANet, one branch",
 }
 SCORED = "give a metrics.json that `eval` wrote"

@@ -1,4 +1,4 @@
-"""Weights in (torchvision-layout backbones, GLNet's checkpoints; no pickled code run) and out (one file that rebuilds a model)."""
+"""Weights in (torchvision-layout backbones, GLNet's and ISDNet's checkpoints; no pickled code run) and out (one file that rebuilds a model)."""
 
 from glcanet_jax.weights.backbones import (
     TorchvisionWeights,
@@ -19,6 +19,7 @@ from glcanet_jax.weights.files import (
     save_weights,
 )
 from glcanet_jax.weights.glnet import from_glnet
+from glcanet_jax.weights.isdnet import from_isdnet
 from glcanet_jax.weights.layouts import from_encnet, from_refinenet
 from glcanet_jax.weights.naming import DEMO, HUB, named, resolve
 
@@ -38,6 +39,7 @@ __all__ = [
     "from_encnet",
     "from_glnet",
     "from_refinenet",
+    "from_isdnet",
     "is_ours",
     "load_torchvision",
     "load_weights",

@@ -22,6 +22,9 @@ NORMS = {  # batch norms that there are and follow a convolution
     "icnet": ({}, 63),
     "encnet": ({"codewords": 8}, 56),
     "refinenet": ({"depth": 10, "channels": 8, "coarse_channels": 8}, 12),
+    "isdnet": ({"depth": 10, "width": 8, "channels": 16, "shallow_width": 8}, 60),
+    "srafcn": ({"width": 4, "input_size": 64}, 0),
+    "bsnet": ({"depth": 10, "width": 8, "dhgc": ()}, 20),  # norms behind convolutions of many kernels are not folded
     "branch": (SMALL, 18),
     "unet": ({}, 0),
     "fcn8s": ({}, 0),

@@ -38,6 +38,9 @@ SMALL = {
     "icnet": RESNET,
     "encnet": RESNET | {"channels": 16, "codewords": 4},
     "refinenet": RESNET | {"channels": 8, "coarse_channels": 16},
+    "isdnet": RESNET | {"channels": 16, "shallow_width": 8},
+    "srafcn": {"width": 4, "input_size": 64, "fast_conv": False},
+    "bsnet": RESNET | {"channels": 16},
     "branch": RESNET | {"fpn_channels": 16},
 }
 # of 7 classes and 3 bands, at full size, by root of the tree; each file's docstring has the published count beside its own
@@ -52,6 +55,9 @@ COUNTS = {
     "icnet": {"local": 6_701_141},
     "encnet": {"local": 35_857_333},  # 2 361 607 of them the auxiliary head's
     "refinenet": {"local": 99_028_039},
+    "isdnet": {"local": 17_780_554},  # 556 447 of them training's alone
+    "srafcn": {"local": 17_097_493},
+    "bsnet": {"local": 58_635_118},  # 2 361 607 of them the auxiliary head's
     "branch": {"local": 28_770_503},  # as GLCANet's local one
 }
 STRIDES = {
@@ -115,7 +121,7 @@ def test_a_branch_alone_is_glcanets_local_one(head):
     np.testing.assert_allclose(logits, out["local/logits"], atol=1e-5 * jnp.abs(logits).max())
 
 
-@every_view("glcanet", "glnet", *OF_KNOWN_PARTS)
+@every_view("glcanet", "glnet", "bsnet")
 def test_the_functions_compose(name, view):
     """Also: patches do not see each other, and of the composed network's stages the three functions keep the answers."""
     model = small(name, **({"view": view} if name in SINGLE else {}))
@@ -137,7 +143,7 @@ def test_the_functions_compose(name, view):
     assert len(out) > 3
 
 
-@every_view("glcanet", "glnet", "deeplabv3plus", *OF_KNOWN_PARTS)
+@every_view("glcanet", "glnet", "deeplabv3plus", "isdnet", "srafcn", "bsnet")
 def test_a_training_step(name, view):
     """Finite, every root of its phase moves, its own auxiliary losses count, and dropout draws from the step's key."""
     model = small(name, **({"view": view} if name in SINGLE else {}))

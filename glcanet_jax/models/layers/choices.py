@@ -14,6 +14,10 @@ LAYER = Range(1, 2**16)  # channels
 # of options that are numbers, in whichever network
 RANGES: dict[str, Range] = {
     "width": Range(1, 2**12),
+    "shallow_width": Range(2, 2**12),
+    "input_size": Range(32, 2**14),
+    "dhgc": Range(1, 4),
+    "temperature": Range(0, 1e6, open="low"),
     "fpn_channels": Range(8, 2**16),
     "heads": Range(1, 2**10),
     "mask_margin": Range(0, 1000),
@@ -31,6 +35,8 @@ RANGES: dict[str, Range] = {
     "presence_weight": WEIGHT,
     "aux_weight": WEIGHT,
     "aux_weights": WEIGHT,
+    "detail_weight": WEIGHT,
+    "affinity_weight": WEIGHT,
 }
 
 

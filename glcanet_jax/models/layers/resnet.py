@@ -17,7 +17,8 @@ from glcanet_jax.models.layers import pooling
 
 BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 STRIDES = (4, 8, 16, 32)  # of C2..C5
-CHOICES = {"depth": tuple(BLOCKS), "stride": ("v1.5", "v1"), "stem": ("conv7", "deep")}  # of networks built on one
+STEMS = {"deep": (1, 1, 2), "v1c": (0.5, 0.5, 1)}  # filters of three 3x3, in widths
+CHOICES = {"depth": tuple(BLOCKS), "stride": ("v1.5", "v1"), "stem": ("conv7", *STEMS)}  # of networks built on one
 
 
 class BatchNorm(nn.BatchNorm):
@@ -88,13 +89,16 @@ class BasicBlock(nn.Module):
     conv: Callable
     norm: Callable
     dilation: int = 1  # of both
+    second_dilation: int | None = None  # of the second, where it has its own
+    conv3x3: Callable | None = None  # makes the 3x3; None: conv
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b h2 w2 c2"]:
-        conv = partial(self.conv, padding=self.dilation, kernel_dilation=self.dilation)
-        y = conv(self.filters, (3, 3), strides=self.stride, name="conv1")(x)
+        make = self.conv3x3 or self.conv
+        conv = lambda rate: partial(make, self.filters, (3, 3), padding=rate, kernel_dilation=rate)  # noqa: E731
+        y = conv(self.dilation)(strides=self.stride, name="conv1")(x)
         y = nn.relu(self.norm(name="norm1")(y, train))
-        y = conv(self.filters, (3, 3), name="conv2")(y)
+        y = conv(self.second_dilation or self.dilation)(name="conv2")(y)
         y = self.norm(name="norm2")(y, train)
         if x.shape != y.shape:
             x = self.conv(self.filters, (1, 1), strides=self.stride, padding=0, name="shortcut_conv")(x)
@@ -111,13 +115,14 @@ class Bottleneck(nn.Module):
     norm: Callable
     stride_on_first: bool = False
     dilation: int = 1  # of the 3x3
+    conv3x3: Callable | None = None  # makes the 3x3; None: conv
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b h2 w2 c2"]:
         first, second = (self.stride, 1) if self.stride_on_first else (1, self.stride)
         y = self.conv(self.filters, (1, 1), strides=first, padding=0, name="conv1")(x)
         y = nn.relu(self.norm(name="norm1")(y, train))
-        dilated = partial(self.conv, padding=self.dilation, kernel_dilation=self.dilation)
+        dilated = partial(self.conv3x3 or self.conv, padding=self.dilation, kernel_dilation=self.dilation)
         y = dilated(self.filters, (3, 3), strides=second, name="conv2")(y)
         y = nn.relu(self.norm(name="norm2")(y, train))
         y = self.conv(4 * self.filters, (1, 1), padding=0, name="conv3")(y)
@@ -145,8 +150,10 @@ class ResNet(nn.Module):
     multi_grid: tuple[
         int, ...
     ] = ()  # dilations of the last stage's blocks, times the stage's (DeepLabv3, section 3.2.1)
-    contract_dilation: bool = False  # the first block of a stage dilates as the stage before it (EncNet)
-    stem: str = "conv7"  # or "deep": three 3x3
+    stem: str = "conv7"  # or three 3x3: "deep" and "v1c"
+    contract_dilation: bool = False  # as mmsegmentation: a stage's first block by half, of basic blocks one convolution
+    conv3x3: Callable | None = None  # makes the 3x3 of some stages' blocks (BSNet)
+    conv3x3_stages: tuple[int, ...] = ()  # which, from 1 to 4
     halve_after: str | None = None  # a block: kept under its name, and only every second of its cells goes on (ICNet)
 
     @nn.compact
@@ -156,6 +163,8 @@ class ResNet(nn.Module):
             block = nn.remat(block, static_argnums=(2,))  # train; self is 0
         if self.depth >= 50:
             block = partial(block, stride_on_first=self.stride == "v1")
+        elif self.contract_dilation:
+            block = partial(block, second_dilation=1)
         x = max_pool(self._stem(x, train))
         out = {}
         for stage, (blocks, stride) in enumerate(zip(BLOCKS[self.depth], STRIDES, strict=True)):
@@ -163,12 +172,14 @@ class ResNet(nn.Module):
             rates = self.multi_grid if stage == 3 and self.multi_grid else (1,) * blocks
             for i in range(blocks):
                 name = f"stage{stage + 1}_block{i + 1}"
+                rate = max(1, dilation // 2) if self.contract_dilation and i == 0 else dilation
                 x = block(
                     filters=self.width * 2**stage,
                     stride=2 if stage > 0 and i == 0 and stride <= self.output_stride else 1,
                     conv=self.conv,
                     norm=self.norm,
-                    dilation=rates[i] * (max(1, dilation // 2) if self.contract_dilation and i == 0 else dilation),
+                    conv3x3=self.conv3x3 if stage + 1 in self.conv3x3_stages else None,
+                    dilation=rate * rates[i],
                     name=name,
                 )(x, train)
                 if name == self.halve_after:
@@ -178,12 +189,15 @@ class ResNet(nn.Module):
         return out
 
     def _stem(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h2 w2 c2"]:
-        """One 7x7, or three 3x3 of ``width``, ``width`` and ``2 width`` filters (PSPNet's and ICNet's published layers)."""
+        """One 7x7, or three 3x3: ``deep``, as in PSPNet's and ICNet's published layers, or half as wide, ``v1c`` (He et al., Bag
+        of Tricks, 2019, as mmsegmentation has it).
+        """
         if self.stem == "conv7":
             x = self.conv(self.width, (7, 7), strides=2, padding=3, name="stem_conv")(x)
             return nn.relu(self.norm(name="stem_norm")(x, train))
-        for i, (filters, stride) in enumerate(((self.width, 2), (self.width, 1), (2 * self.width, 1)), 1):
-            number = "" if i == 1 else str(i)
+        for i, widths in enumerate(STEMS[self.stem], 1):
+            number, stride = ("", 2) if i == 1 else (str(i), 1)
+            filters = max(1, int(widths * self.width))
             x = self.conv(filters, (3, 3), strides=stride, padding=1, name=f"stem_conv{number}")(x)
             x = nn.relu(self.norm(name=f"stem_norm{number}")(x, train))
         return x

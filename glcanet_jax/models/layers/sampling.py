@@ -40,6 +40,11 @@ def upsample(x: Float[Array, "*b h w c"], size: tuple[int, int]) -> Float[Array,
     return x
 
 
+def resize_halves(x: Float[Array, "*b h w c"], size: tuple[int, int]) -> Float[Array, "*b H W c"]:
+    """Half-pixel bilinear resizing without smoothing: PyTorch's without ``align_corners``, for networks that are made so."""
+    return jax.image.resize(x, (*x.shape[:-3], *size, x.shape[-1]), "bilinear", antialias=False)
+
+
 def _next(count: int, wanted: int) -> int:
     """Cells of the next finer grid on the way to ``wanted``: ``wanted`` halved, rounding up, until it is within a doubling."""
     while wanted > 2 * count:
