@@ -16,7 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import numpy as np
 
 from experiments.common.stub import Stub
@@ -56,10 +55,13 @@ def picture(side: int = SIDE) -> np.ndarray:
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
-class Nothing(nn.Module):
-    """A network as far as a report tells of it."""
+class Nothing:
+    """An engine as far as maps tell of it."""
 
-    dtype: str = "bfloat16"
+    name, dtype, at_once, held, resident = "jax", "bfloat16", 1, 0, 0
+
+    def identity(self) -> dict[str, Any]:
+        return {}
 
 
 class Hosted(Stub):
@@ -67,7 +69,7 @@ class Hosted(Stub):
 
     def __init__(self, views: geometry.Views, batch: int, on_device: bool):
         super().__init__(views, batch, CLASSES, class_map())
-        self.on_device, self.model = on_device, Nothing()
+        self.on_device, self.engine = on_device, Nothing()
 
     @property
     def normalisation(self) -> dict[str, Any]:
