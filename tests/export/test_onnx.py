@@ -45,7 +45,7 @@ def weights(tmp_path_factory):
     return made
 
 
-@pytest.mark.parametrize("name", ["glcanet", "unet"])
+@pytest.mark.parametrize("name", [pytest.param("glcanet", marks=pytest.mark.slow), "unet"])
 def test_a_tile_is_mapped_as_a_scene_of_its_size(weights, name):
     """The scene by the walk, the tile by one function: its own shrinking, cutting and blending."""
     config, stored = runs.read_weights(weights(name))

@@ -77,7 +77,7 @@ def test_the_three_functions_compose(key, options):
     ("options", "head"),
     [
         ({"residual": "query"}, "affine"),
-        ({"residual": "input"}, "affine"),
+        pytest.param({"residual": "input"}, "affine", marks=pytest.mark.slow),
         pytest.param({"feed_forward": 2}, "nonlinear", marks=pytest.mark.slow),
         pytest.param({"residual": "input", "feed_forward": 2}, "nonlinear", marks=pytest.mark.slow),
     ],

@@ -121,7 +121,7 @@ def test_a_branch_alone_is_glcanets_local_one(head):
     np.testing.assert_allclose(logits, out["local/logits"], atol=1e-5 * jnp.abs(logits).max())
 
 
-@every_view("glcanet", "glnet", "bsnet")
+@every_view("glcanet", "glnet", "bsnet", "isdnet", "srafcn")
 def test_the_functions_compose(name, view):
     """Also: patches do not see each other, and of the composed network's stages the three functions keep the answers."""
     model = small(name, **({"view": view} if name in SINGLE else {}))
@@ -143,7 +143,7 @@ def test_the_functions_compose(name, view):
     assert len(out) > 3
 
 
-@every_view("glcanet", "glnet", "deeplabv3plus", "isdnet", "srafcn", "bsnet")
+@every_view("glcanet", "glnet", "deeplabv3plus", "segnet", "isdnet", "srafcn", "bsnet")
 def test_a_training_step(name, view):
     """Finite, every root of its phase moves, its own auxiliary losses count, and dropout draws from the step's key."""
     model = small(name, **({"view": view} if name in SINGLE else {}))
@@ -272,7 +272,7 @@ def test_another_network_keeps_the_options_that_it_has():
     ("name", "options", "train", "loader"),
     [
         pytest.param("unet", {}, {}, {}, marks=pytest.mark.slow),
-        ("unet", {"view": "global"}, {"schedule": "staged"}, {}),
+        pytest.param("unet", {"view": "global"}, {"schedule": "staged"}, {}, marks=pytest.mark.slow),
         pytest.param("pspnet", {}, {}, {}, marks=pytest.mark.slow),
         pytest.param("deeplabv3plus", {"view": "global"}, {"schedule": "staged"}, {}, marks=pytest.mark.slow),
         pytest.param(

@@ -296,6 +296,7 @@ def test_bfloat16_computes_and_keeps_float32(frozen):
     assert moved(plain["params"], after["params"]) > 1e-7  # it did compute otherwise
 
 
+@pytest.mark.slow
 def test_bfloat16_batch_norm_keeps_float32():
     """Running statistics, moments and metrics too."""
     config = configured()
