@@ -21,8 +21,10 @@ def blur(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
 def expand(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b h2 w2 c"]:
     """Twice as many cells, those between filled in by the same kernel."""
     b, h, w, c = x.shape
-    wide = jnp.zeros((b, h, 2, w, 2, c), x.dtype).at[:, :, 0, :, 0].set(x)
-    return 4 * blur(wide.reshape(b, 2 * h, 2 * w, c))[:, : size[0], : size[1]]
+    # zeros between cells; not by a scatter, which is slow in the backward pass and unknown to OpenVINO's graphs
+    wide = jnp.stack([x, jnp.zeros_like(x)], 3).reshape(b, h, 2 * w, c)
+    wide = jnp.stack([wide, jnp.zeros_like(wide)], 2).reshape(b, 2 * h, 2 * w, c)
+    return 4 * blur(wide)[:, : size[0], : size[1]]
 
 
 def residuals(image: Float[Array, "b h w c"], levels: int) -> list[Float[Array, "b _ _ c"]]:
