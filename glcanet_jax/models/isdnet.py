@@ -196,7 +196,8 @@ class ISDNet(nn.Module):
         pixels = lambda y: resize(y.astype(jnp.float32), size)  # noqa: E731
 
         small = x[:, :: self.shrink, :: self.shrink]
-        trunk = backbone_of(self, conv, output_stride=OUTPUT_STRIDE, stem=self.stem, contract_dilation=True)
+        dilated = {"output_stride": OUTPUT_STRIDE, "contract_dilation": True, "dilate_once": True}
+        trunk = backbone_of(self, conv, stem=self.stem, **dilated)
         out = trunk(name="resnet")(small, train)
         pyramid = SpatialPyramid(self.channels, self.rates, block, kernel=3, name="aspp")
         out["aspp"] = deep = pyramid(out["c5"], train)

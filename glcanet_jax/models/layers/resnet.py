@@ -151,7 +151,8 @@ class ResNet(nn.Module):
         int, ...
     ] = ()  # dilations of the last stage's blocks, times the stage's (DeepLabv3, section 3.2.1)
     stem: str = "conv7"  # or three 3x3: "deep" and "v1c"
-    contract_dilation: bool = False  # as mmsegmentation: a stage's first block by half, of basic blocks one convolution
+    contract_dilation: bool = False  # a stage's first block by half (EncNet, mmsegmentation)
+    dilate_once: bool = False  # of basic blocks the first convolution alone (mmsegmentation)
     conv3x3: Callable | None = None  # makes the 3x3 of some stages' blocks (BSNet)
     conv3x3_stages: tuple[int, ...] = ()  # which, from 1 to 4
     halve_after: str | None = None  # a block: kept under its name, and only every second of its cells goes on (ICNet)
@@ -163,7 +164,7 @@ class ResNet(nn.Module):
             block = nn.remat(block, static_argnums=(2,))  # train; self is 0
         if self.depth >= 50:
             block = partial(block, stride_on_first=self.stride == "v1")
-        elif self.contract_dilation:
+        elif self.dilate_once:
             block = partial(block, second_dilation=1)
         x = max_pool(self._stem(x, train))
         out = {}
