@@ -389,6 +389,14 @@ def computing_in(config: Config, dtype: str) -> Config:
     return config
 
 
+def computing_plainly(config: Config) -> Config:
+    """The configuration whose network is computed as it is written: convolutions that were made for training on CPUs, and what is
+    recomputed there, mean nothing to an export or to another engine.
+    """
+    plain = {name: False for name in ("fast_conv", "remat") if hasattr(config.model, name)}
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, **plain))
+
+
 INTEGERS = (255.0, 65535.0, 32767.0)  # full scales that integers alone are divided by
 
 

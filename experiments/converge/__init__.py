@@ -3,12 +3,13 @@
     python -m experiments.converge DATA BACKBONE OUT --networks branch glcanet glcanet:head=nonlinear --steps 1000 --seeds 3 --seconds 330
 
 DATA is MBRSC's folder; trained are tiles 4, 5, 6 and 8, scored is tile 2 and what ``--also DIR`` holds, or, with ``--folds 4+8 5 6``,
-each of these scenes by networks that have not drawn from it, and never tile 2, unless ``test`` is among them. BACKBONE holds ImageNet's ResNet-50 in torchvision's
-layout. OUT gets ``converge.json`` and ``converge.md`` after every run, and of every network's first seed on tile 2 its moving average
-in 8 bits (files of at most 15 MB). A second call does only what is missing. Options of a network follow its name:
-NAME:option=value,option=value. Contexts are drawn inside the step; a network is compiled once for all seeds and folds, in a thread
-while others train. For that, classes weigh in the loss as they are frequent in all four scenes, also where one of them is left out. ``--still 0.3`` ends a run when 200 steps
-gained less than 0.3 points where it is scored. ``--tiny`` rehearses it on a CPU.
+each of these scenes by networks that have not drawn from it, and never tile 2, unless ``test`` is among them. BACKBONE holds
+ImageNet's ResNet-50 in torchvision's layout. OUT gets ``converge.json`` and ``converge.md`` after every run, and of every network's
+first seed on tile 2 its moving average in 8 bits (files of at most 15 MB). A second call does only what is missing. Options of a
+network follow its name: NAME:option=value,option=value. Contexts are drawn inside the step; a network is compiled once for all seeds
+and folds, in a thread while others train. For that, classes weigh in the loss as they are frequent in all four scenes, also where one
+of them is left out. ``--still 0.3`` ends a run when 200 steps gained less than 0.3 points where it is scored: on tile 2, or on the
+fold. ``--tiny`` rehearses it on a CPU.
 
 On two CPU cores: ``--still 0.3 --steps 2000 --freeze backbone --context 627 --side 128 --contexts 2 --chunk 5 --seconds 28800``.
 
@@ -20,7 +21,7 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent import futures
 from pathlib import Path
 
@@ -30,7 +31,7 @@ import numpy as np
 from experiments.common.cells import Cells
 from experiments.converge import report
 from experiments.converge.field import CLASSES, OPTIONS, TEST, TINY, Field, Fold, Length, Sizes, read
-from experiments.converge.scoring import Scored, placed
+from experiments.converge.scoring import placed
 from experiments.converge.training import Entry
 from experiments.mbrsc import DEMO, FOLDS
 from glcanet_jax import backend, weights
@@ -94,13 +95,16 @@ def field_of(given: argparse.Namespace, end: float) -> Field:
     """All that networks share, read and put on the device."""
     sizes, length = settings_of(given)
     train = read(given.data, "train")
-    groups = {root.name: read(root, None) for root in given.also}
-    for fold in given.folds:
-        if fold == TEST:
-            groups["tile2"] = read(given.data, "test")
-        else:
-            groups[f"fold {fold}"] = {name: train[name] for name in FOLDS[fold]}
-    extents = [label.shape for scenes in groups.values() for _, label in scenes.values()]
+    also = {root.name: read(root, None) for root in given.also}
+    own = {
+        fold: {"tile2": read(given.data, "test")}
+        if fold == TEST
+        else {f"fold {fold}": {n: train[n] for n in FOLDS[fold]}}
+        for fold in given.folds
+    }
+    extents = [
+        label.shape for group in (also, *own.values()) for scenes in group.values() for _, label in scenes.values()
+    ]
     canvas = max(e[0] for e in extents), max(e[1] for e in extents)
     shares = sum(np.bincount(label.ravel(), minlength=256)[:CLASSES] for _, label in train.values())
     balance = (shares / shares.sum()) ** -DEMO.loss.balance
@@ -120,24 +124,21 @@ def field_of(given: argparse.Namespace, end: float) -> Field:
     arrays, plan = [ArrayScene(name, *scene) for name, scene in train.items()], sizes.plan()
     loader = TrainLoader(arrays, plan.views, plan.config, CLASSES)
     on_device = place(arrays, [loader.contexts(scene) for scene in arrays], plan.mesh)
-    on_canvas = {
+    on_canvas = lambda groups: {  # noqa: E731
         group: {name: placed(scene, canvas, sizes) for name, scene in scenes.items()}
         for group, scenes in groups.items()
     }
-    folds = {fold: fold_of(fold, on_device, list(train), on_canvas) for fold in given.folds}
+    beside, folds = on_canvas(also), {}
+    for fold in given.folds:  # its own scenes first: they tell when a run stands still
+        kept = [name not in FOLDS.get(fold, ()) for name in train]
+        folds[fold] = Fold(drawn_from(on_device, kept), on_canvas(own[fold]) | beside)
     return Field(sizes, length, config, folds, backbone, options, given.out, end)
 
 
-def fold_of(fold: str, scenes: Placed, names: Sequence[str], groups: Mapping[str, Mapping[str, Scored]]) -> Fold:
-    """What is drawn from and what is scored; on the test scene all that is not left out of another fold."""
-    if fold == TEST:
-        return Fold(scenes, {group: tests for group, tests in groups.items() if not group.startswith("fold ")})
-    kept = np.array([names[scene] not in FOLDS[fold] for scene in np.asarray(scenes.scene)])
-    share = np.asarray(scenes.share) * kept
-    return Fold(
-        scenes._replace(share=jax.device_put((share / share.sum()).astype(np.float32), scenes.share.sharding)),
-        {f"fold {fold}": groups[f"fold {fold}"]},
-    )
+def drawn_from(scenes: Placed, kept: Sequence[bool]) -> Placed:
+    """Scenes of which those alone are drawn from that are kept, in the order in which they were given."""
+    share = np.asarray(scenes.share) * np.asarray(kept)[np.asarray(scenes.scene)]
+    return scenes._replace(share=jax.device_put((share / share.sum()).astype(np.float32), scenes.share.sharding))
 
 
 def fill(cells: Cells, given: argparse.Namespace, end: float) -> None:

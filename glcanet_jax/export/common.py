@@ -1,6 +1,5 @@
 """What every format of an export needs: the network of a weights file, and how far two answers are apart."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,7 @@ def rebuild(path: str | Path) -> tuple[Any, dict[str, Any], Any, Any]:
     config, stored = runs.read_weights(path)
     if stored.network is not None:
         raise UserError(f"{path} is an exported network already; give the weights that it was made of")
-    # the convolution made for training on CPUs would be lowered for CUDA, too
-    plain = {name: False for name in ("fast_conv", "remat") if hasattr(config.model, name)}
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, **plain))
+    config = runs.computing_plainly(config)  # the convolution made for training on CPUs would be lowered for CUDA, too
     model = runs.rebuild(path, config, stored)
     if models.second_pass(model) is not None:
         raise UserError(

@@ -59,9 +59,7 @@ def maker(
         return None
 
     def make(config: Config, stored: Any, normalisation: dict[str, Any]) -> Any:
-        # the convolutions made for training, and what is recomputed there, are nothing to an engine
-        plain = {name: False for name in ("fast_conv", "remat") if hasattr(config.model, name)}
-        config = dataclasses.replace(config, model=dataclasses.replace(config.model, **plain))
+        config = runs.computing_plainly(config)
         model = runs.rebuild(weights, config, stored)
         told = {"weights": digest, "network": dataclasses.asdict(config.model)}
         read = lambda: runs.read_weights(weights)[1].variables  # noqa: E731

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from glcanet_jax.errors import UserError
 from glcanet_jax.models.layers import choices, convolution, resnet
-from glcanet_jax.models.layers.blocks import ConvNorm
+from glcanet_jax.models.layers.blocks import ConvNorm, fcn_head
 from glcanet_jax.models.layers.gradient_convolution import HybridConv
 from glcanet_jax.models.layers.resnet import backbone_of, new_norm_of
 from glcanet_jax.models.layers.sampling import logits_to_pixels, upsample
@@ -96,7 +96,6 @@ class BSNet(nn.Module):
         conv = partial(nn.Conv, dtype=dtype, conv_general_dilated=convolve)
         block = partial(ConvNorm, conv=conv, norm=new_norm_of(self))
         drop = partial(nn.Dropout, self.dropout, deterministic=not train)
-        classify = partial(conv, self.num_classes, (1, 1), padding=0)
         hybrid = partial(HybridConv, dtype=dtype, temperature=self.temperature, conv_general_dilated=convolve)
         out = backbone_of(
             self,
@@ -113,9 +112,9 @@ class BSNet(nn.Module):
             y = jnp.concatenate([out["c2"], upsample(y, out["c2"].shape[1:3])], axis=-1)
             y = out["attended"] = CoordinateAttention(conv, new_norm_of(self), name="csa")(y, train)
             y = out["decoded"] = block(self.channels, name="decode")(y, train)
-        logits = classify(name="classifier")(drop(name="drop")(y))
+        logits = conv(self.num_classes, (1, 1), padding=0, name="classifier")(drop(name="drop")(y))
         if train or self.is_initializing():
-            y = block(out["c4"].shape[-1] // 4, name="aux_conv")(out["c4"], train)
-            out["aux/logits"] = logits_to_pixels(classify(name="aux_classifier")(drop(name="aux_drop")(y)), size)
+            y = fcn_head(out["c4"], self.num_classes, conv, block, drop, train, prefix="aux_")
+            out["aux/logits"] = logits_to_pixels(y, size)
         out["logits"] = logits_to_pixels(logits, size)
         return out["logits"], out

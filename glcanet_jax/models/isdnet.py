@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Integer
 from glcanet_jax.errors import UserError
 from glcanet_jax.models.deeplabv3plus import SpatialPyramid
 from glcanet_jax.models.layers import choices, convolution, laplacian, resnet
-from glcanet_jax.models.layers.blocks import ConvNorm
+from glcanet_jax.models.layers.blocks import ConvNorm, fcn_head
 from glcanet_jax.models.layers.resnet import backbone_of, new_norm_of
 from glcanet_jax.models.layers.sampling import resize_halves, upsample
 from glcanet_jax.models.layers.stdc import ShallowSTDC
@@ -208,10 +208,9 @@ class ISDNet(nn.Module):
         deep16, out["fused16"] = fusion(name="fuse16")(out["s16"], deep, train)
         deep8, out["fused8"] = fusion(name="fuse8")(out["s8"], out["fused16"], train)
         if train or self.is_initializing():
-            classify = partial(conv, self.num_classes, (1, 1), padding=0)
-            c4 = block(out["c4"].shape[-1] // 4, name="c4_conv")(out["c4"], train)
-            out["deep/logits"] = pixels(classify(name="deep_classifier")(drop(name="deep_drop")(deep)))
-            out["c4/logits"] = pixels(classify(name="c4_classifier")(drop(name="c4_drop")(c4)))
+            classify = conv(self.num_classes, (1, 1), padding=0, name="deep_classifier")
+            out["deep/logits"] = pixels(classify(drop(name="deep_drop")(deep)))
+            out["c4/logits"] = pixels(fcn_head(out["c4"], self.num_classes, conv, block, drop, train, prefix="c4_"))
             out["deep16/logits"] = pixels(head(name="deep16_head")(deep16, train))
             out["deep8/logits"] = pixels(head(name="deep8_head")(deep8, train))
             detail, features = DetailDecoder(x.shape[-1], conv, block, name="details")(deep, train)

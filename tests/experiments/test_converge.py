@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments import converge as experiment
 from experiments.converge import field, report, scoring, training
 from glcanet_jax.config import Config
 
@@ -101,6 +102,22 @@ def converge(root, *more):
     words = [str(root), "none", str(root / "out"), "--tiny", "--networks", "branch", "branch:head=nonlinear"]
     command = [sys.executable, "-m", "experiments.converge", *words, "--seconds", "1200", *more]
     return subprocess.run(command, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True)
+
+
+def test_a_fold_leaves_its_scenes_out_and_is_scored_on_them_first(tmp_path, monkeypatch):
+    write_scenes(tmp_path, tile4="train", tile5="train", tile6="train", tile8="train", tile2="val")
+    other = tmp_path / "other"
+    other.mkdir()
+    write_scenes(other, tile9="val")
+    words = f"{tmp_path} none {tmp_path} --tiny --folds 4+8 test --also {other}".split()
+    monkeypatch.setattr(sys, "argv", ["converge", *words])
+    folds = experiment.field_of(experiment.arguments(), 0.0).folds
+    share = {name: np.asarray(fold.scenes.share)[np.argsort(fold.scenes.scene)] for name, fold in folds.items()}
+    np.testing.assert_allclose(share["4+8"], [0, 0.5, 0.5, 0])
+    np.testing.assert_allclose(share["test"], [0.25] * 4)
+    tests = {name: [list(fold.tests), *map(list, fold.tests.values())] for name, fold in folds.items()}
+    assert tests["4+8"] == [["fold 4+8", "other"], ["tile4", "tile8"], ["tile9"]]
+    assert tests["test"] == [["tile2", "other"], ["tile2"], ["tile9"]]
 
 
 @pytest.mark.slow
