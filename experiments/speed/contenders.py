@@ -72,8 +72,7 @@ def openvino(network: str) -> dict[str, Contender]:
     """Our OpenVINO engine, in each of its types."""
     names = {"openvino": "float32", "openvino-bfloat16": "bfloat16"}
     build = partial(openvino_scene, network)
-    needs = "openvino", "glcanet_jax.inference.engines"
-    return {name: Contender(build, dtype, needs) for name, dtype in names.items()}
+    return {name: Contender(build, dtype, ("openvino",)) for name, dtype in names.items()}
 
 
 ONNX = ("torch", "onnx", "onnxscript", "onnxruntime")

@@ -105,12 +105,11 @@ def prepare(model: Model, options: MapOptions, source: Any, *, scenes: int = 1, 
     views = model.predictor.views
     context = views.context_extent(source.height, source.width)
     patches = scenes * len(geometry.walk_scene(source.height, source.width, views))
-    kind = predicting(model.config, model.predictor, source.dtype, context)
-    with (
-        compiling(f"compiling the network, for contexts of {context[0]} x {context[1]} px", kind)
-        if tell
-        else contextlib.nullcontext()
-    ):
+    told = contextlib.nullcontext()
+    if tell:
+        kind = predicting(model.config, model.predictor, source.dtype, context)
+        told = compiling(f"compiling the network, for contexts of {context[0]} x {context[1]} px", kind)
+    with told:
         choose_batch(model.predictor, options, source.dtype, context, patches)
         check_memory(model.predictor, source.dtype, context, tell=tell)
     if tell and scenes > 1:
