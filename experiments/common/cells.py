@@ -10,9 +10,13 @@ from glcanet_jax import config as configs
 from glcanet_jax.errors import UserError
 from glcanet_jax.profiling import machine
 
+KEPT = "command", "machine"  # of a table that was begun elsewhere
+
 
 class Cells:
     """The cells of ``path``, a JSON file with ``command``, ``machine``, ``settings`` and ``cells``; each has the ``keys`` that name it.
+
+    ``others`` names the commands and machines of cells that were there before, in turn.
 
     Raises:
         UserError: the file holds cells of other settings.
@@ -27,7 +31,9 @@ class Cells:
                 f"{path} holds cells of other settings ({'; '.join(changed[:2])}); move it away, or give another folder"
             )
         made = {"command": command, "machine": machine() | {"commit": sizes.commit()}, "settings": settings}
-        self.result: dict[str, Any] = made | {"cells": before["cells"]}
+        others = [*before.get("others", []), *([{k: before[k] for k in KEPT}] if before["cells"] else [])]
+        others = [other for other in others if any(other[k] != made[k] for k in KEPT)]
+        self.result: dict[str, Any] = made | ({"others": others} if others else {}) | {"cells": before["cells"]}
 
     def has(self, *key: Any) -> bool:
         """Whether the cell of that name is there."""

@@ -142,11 +142,11 @@ def drawn_from(scenes: Placed, kept: Sequence[bool]) -> Placed:
 
 
 def fill(cells: Cells, given: argparse.Namespace, end: float) -> None:
-    """Run what is missing: seed by seed, and what is compiled before what is not."""
+    """Run what is missing: fold by fold, all of its seeds, and what is compiled before what is not."""
     left = [
         (text, fold, seed)
-        for seed in range(given.seeds)
         for fold in given.folds
+        for seed in range(given.seeds)
         for text in given.networks
         if not cells.has(text, fold, seed)
     ]
