@@ -142,7 +142,11 @@ def drawn_from(scenes: Placed, kept: Sequence[bool]) -> Placed:
 
 
 def fill(cells: Cells, given: argparse.Namespace, end: float) -> None:
-    """Run what is missing: fold by fold, all of its seeds, and what is compiled before what is not."""
+    """Run what is missing, fold by fold, all of its seeds.
+
+    Runs begin once all is compiled: what runs keeps the device from those that try out convolutions on it, for minutes. When half of
+    the time is gone, what is compiled begins.
+    """
     left = [
         (text, fold, seed)
         for fold in given.folds
@@ -156,9 +160,10 @@ def fill(cells: Cells, given: argparse.Namespace, end: float) -> None:
     others = futures.ThreadPoolExecutor(1)
     seeds = {text: sorted({seed for name, _, seed in left if name == text}) for text, _, _ in left}
     entries = {text: Entry(text, field, seeds[text], others) for text in seeds}
+    half = (time.time() + end) / 2
     while left and time.time() < end:
         ready = [run for run in left if entries[run[0]].ready()]
-        if not ready:
+        if not ready or (time.time() < half and not all([entry.ready() for entry in entries.values()])):
             time.sleep(0.1)
             continue
         text, fold, seed = ready[0]

@@ -27,20 +27,32 @@ def differences(cells: Sequence[Mapping[str, Any]], one: str, other: str) -> lis
     return [of[one][key] - of[other][key] for key in sorted(of[one].keys() & of[other].keys())]
 
 
+def _machine(made: Mapping[str, Any]) -> str:
+    return f"{made['device']}, {made['cores']} cores, jax {made['jax']}, {made['date']}, commit {made['commit']}"
+
+
+def _chance(p: float | None) -> str:
+    return "-" if p is None else "< 0.01" if p < 0.01 else f"{p:.2f}"
+
+
 def markdown(result: Mapping[str, Any]) -> str:
     """Networks by what was scored, mean mIoU of the seeds, their spread and number; then every two networks, paired."""
-    cells, made, settings = result["cells"], result["machine"], result["settings"]
+    cells, settings = result["cells"], result["settings"]
     names = list(dict.fromkeys(cell["network"] for cell in cells))
     groups = list(dict.fromkeys(group for cell in cells for group in cell["scores"]))
     lines = [
         "# MBRSC: converged runs",
         "",
-        f"`{result['command']}`; {made['device']}, {made['cores']} cores, jax {made['jax']}, {made['date']}, commit {made['commit']}. "
+        f"`{result['command']}`; {_machine(result['machine'])}. "
         f"Views of {settings['sizes']['side']} px, contexts of {settings['sizes']['context']} px, "
         f"{settings['sizes']['contexts']} x {settings['sizes']['patches']} patches a step"
         + (f"; not trained: {' '.join(settings['freeze'])}" if settings["freeze"] else "")
         + ".",
         "",
+        *(
+            f"Of these cells some were there before: `{other['command']}`; {_machine(other['machine'])}.\n"
+            for other in result.get("others", ())
+        ),
         "mIoU in percent of the moving average at the last step: the mean over seeds, ± their standard deviation, (how many).",
         "",
         f"| network | steps | {' | '.join(groups)} |",
@@ -66,7 +78,5 @@ def markdown(result: Mapping[str, Any]) -> str:
             pairs = differences(cells, one, other)
             if pairs:
                 p = paired_test(pairs)
-                lines.append(
-                    f"| {one} - {other} | {np.mean(pairs):+.1f} | {len(pairs)} | {'-' if p is None else f'{p:.2f}'} |"
-                )
+                lines.append(f"| {one} - {other} | {np.mean(pairs):+.1f} | {len(pairs)} | {_chance(p)} |")
     return "\n".join(lines) + "\n"

@@ -79,9 +79,9 @@ def our_network(sizes: Sizes, dtype: str, network: str = "glcanet", **options: A
 
 
 def our_predictor(
-    sizes: Sizes, dtype: str, batch: int, network: str = "glcanet"
+    sizes: Sizes, dtype: str, batch: int, network: str = "glcanet", *, collapse: bool = True
 ) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-    """A network of ours, untrained, ready for scenes of 8 bits.
+    """A network of ours, untrained, ready for scenes of 8 bits; its affine head collapsed, or as it was trained.
 
     Returns:
         the predictor, its programs by name, and what compiling them took.
@@ -90,7 +90,8 @@ def our_predictor(
     from glcanet_jax.inference.predictor import Predictor
 
     model, variables, config = our_network(sizes, dtype, network)
-    predictor = Predictor(model, variables, config.views, numbers_of(config.normalisation), bands=3, batch=batch)
+    given = numbers_of(config.normalisation)
+    predictor = Predictor(model, variables, config.views, given, bands=3, batch=batch, collapse=collapse)
     extent = config.views.context_extent(sizes.size, sizes.size)
     programs, took = compiling(lambda: predictor.compile(np.uint8, extent))
     return predictor, programs, took

@@ -126,11 +126,14 @@ def _steps(predictor: Any, image: np.ndarray) -> tuple[list[tuple[Any, ...]], tu
     return steps, (plan.rows.context, plan.columns.context)
 
 
-def scenes_per_second(batch: int = 6, dtype: str = "float32", sizes: Sizes = FULL, repeats: int = 5) -> dict[str, Any]:
+def scenes_per_second(
+    batch: int = 6, dtype: str = "float32", sizes: Sizes = FULL, repeats: int = 5, *, collapse: bool = True
+) -> dict[str, Any]:
     """The device alone, from arrays that lie on it to a class map that stays there.
 
     Args:
         batch: patches at once.
+        collapse: the affine head as one convolution a level; without it, as it was trained.
 
     Returns:
         ``scenes_per_second`` (the median's), ``seconds`` of every repeat, each synchronised, the rate in GFLOP/s, what
@@ -139,10 +142,11 @@ def scenes_per_second(batch: int = 6, dtype: str = "float32", sizes: Sizes = FUL
     from glcanet_jax.measure import info
     from glcanet_jax.profiling import peak_memory
 
-    predictor, _, took = our_predictor(sizes, dtype, batch)
+    predictor, _, took = our_predictor(sizes, dtype, batch, collapse=collapse)
     whole = device_scene(predictor, mirrored_scene(sizes.size))
     seconds = timed(whole, repeats)
-    work = info.scene_cost(predictor.model, predictor.views, sizes.size, sizes.size)["predicted_gflop"]["scene"]
+    kind = "predicted_gflop" if collapse else "gflop"
+    work = info.scene_cost(predictor.model, predictor.views, sizes.size, sizes.size)[kind]["scene"]
     median = statistics.median(seconds)
     rates = {"scenes_per_second": 1 / median, "gflop": work, "gflop_per_second": work / median}
     return {"batch": batch, "dtype": dtype, "seconds": seconds, **rates, **took, **clocks(whole), **peak_memory()}
