@@ -34,6 +34,10 @@ CASES = {
     "icnet": {"depth": 18, "width": 8},
     "encnet": {"depth": 18, "width": 8, "channels": 16},
     "refinenet": {"depth": 18, "width": 8, "channels": 16, "coarse_channels": 16},
+    "isdnet": {"depth": 18, "width": 8, "channels": 16, "shallow_width": 8},
+    "srafcn": {"width": 4, "input_size": 64},
+    "bsnet": {"depth": 18, "width": 8, "channels": 16},
+    "cbam": {"depth": 18, "width": 8},
     "demo": {},
 }
 TOLERANCE = 1e-4  # of a probability

@@ -38,8 +38,11 @@ def with_backbones(loaded: weights.TorchvisionWeights, variables: dict[str, Any]
     """
     params, stats = flatten_dict(variables["params"]), flatten_dict(variables.get("batch_stats", {}))
     places = {path[: path.index(loaded.kind) + 1] for path in params if loaded.kind in path}
+    added = set(contract.ADDED) - ({"cbam"} if loaded.gated else set())
     for place in places:
-        template = {k: unflatten_dict(_of_file(place, v)) for k, v in (("params", params), ("batch_stats", stats))}
+        template = {
+            k: unflatten_dict(_of_file(place, v, added)) for k, v in (("params", params), ("batch_stats", stats))
+        }
         new = weights.backbone_variables(loaded, template, bands)
         params |= {(*place, *k): v for k, v in flatten_dict(new["params"]).items()}
         stats |= {(*place, *k): v for k, v in flatten_dict(new["batch_stats"]).items() if (*place, *k) in stats}
@@ -51,12 +54,12 @@ def with_backbones(loaded: weights.TorchvisionWeights, variables: dict[str, Any]
     return {"params": unflatten_dict(params), "batch_stats": unflatten_dict(stats)}
 
 
-def _of_file(place: tuple[str, ...], flat: dict[tuple[str, ...], Any]) -> dict[tuple[str, ...], Any]:
-    """The arrays of a backbone at its place, as paths in it, but for what no file of a backbone has."""
+def _of_file(place: tuple[str, ...], flat: dict[tuple[str, ...], Any], added: set[str]) -> dict[tuple[str, ...], Any]:
+    """The arrays of a backbone at its place, as paths in it, but for what the file has not."""
     return {
         path[len(place) :]: array
         for path, array in flat.items()
-        if path[: len(place)] == place and not set(path) & set(contract.ADDED)
+        if path[: len(place)] == place and not set(path) & added
     }
 
 

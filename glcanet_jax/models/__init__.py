@@ -20,6 +20,7 @@ from glcanet_jax.errors import UserError
 from glcanet_jax.models import contract, folding
 from glcanet_jax.models.branch import OneBranch
 from glcanet_jax.models.bsnet import BSNet
+from glcanet_jax.models.cbam import CBAMFCN
 from glcanet_jax.models.deeplabv3plus import DeepLabV3Plus
 from glcanet_jax.models.encnet import EncNet
 from glcanet_jax.models.fcn8s import FCN8s
@@ -50,6 +51,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "isdnet": ISDNet,
     "srafcn": SRAFCN,
     "bsnet": BSNet,
+    "cbam": CBAMFCN,
     "branch": OneBranch,
 }
 VIEW = ("view", str, "patch")  # what a network of one view looks at

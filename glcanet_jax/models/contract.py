@@ -16,7 +16,7 @@ OF_TWO_VIEWS = ("encode_global", "encode_local", "fuse")
 ROOTS = ("global", "local", "fusion", "feedback")  # of the parameters of a network of two views; it has some of them
 COLLECTIONS = ("params", "batch_stats")
 BACKBONES = ("resnet", "vgg")  # modules that hold what is trained elsewhere
-ADDED = ("edges",)  # modules within those that no file of a backbone has
+ADDED = ("edges", "cbam")  # modules within those that files of plain backbones lack
 NOT_OPTIONS = ("num_classes", "parent", "name")  # fields that Flax or the classes fill in
 TAKEN = ("network", "view", "loss")  # names of options that every network has already, or that mean something else
 

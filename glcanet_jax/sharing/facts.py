@@ -28,6 +28,7 @@ TITLES |= {
     "isdnet": "ISDNet",
     "srafcn": "S-RA-FCN",
     "bsnet": "BSNet (reconstructed)",
+    "cbam": "FCN with CBAM",
     "branch": "GLCANet, one branch",
 }
 SCORED = "give a metrics.json that `eval` wrote"

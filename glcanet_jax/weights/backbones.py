@@ -23,6 +23,27 @@ VGG_PLACES = {norm: [(2 + norm) * i + stage - 1 for i, (stage, _) in enumerate(v
 
 TORCH = (".pth", ".pt", ".ckpt", ".bin")  # suffixes of PyTorch's checkpoints
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+# of the modules that ResNets with CBAM have in their blocks, as its authors call them
+CBAM = {
+    ("channels", "mlp1"): "ChannelGate.mlp.1",
+    ("channels", "mlp2"): "ChannelGate.mlp.3",
+    ("cells", "conv"): "SpatialGate.spatial.conv",
+    ("cells", "norm"): "SpatialGate.spatial.bn",
+}
+GATE = ".cbam."  # in their names
+# pytorchcv's names of a ResNet with CBAM, as patterns, and the authors'
+PYTORCHCV = (
+    (r"features\.init_block\.conv\.conv\.", "conv1."),
+    (r"features\.init_block\.conv\.bn\.", "bn1."),
+    (r"features\.stage(\d+)\.unit(\d+)\.", lambda m: f"layer{m[1]}.{int(m[2]) - 1}."),
+    (r"(layer.*)\.body\.conv(\d)\.(conv|bn)\.", r"\1.\3\2."),
+    (r"(layer.*)\.identity_conv\.", r"\1.downsample."),
+    (r"(layer.*\.downsample)\.conv\.", r"\1.0."),
+    (r"(layer.*\.downsample)\.bn\.", r"\1.1."),
+    (r"(layer.*)\.ch_gate\.mlp\.fc(\d)\.", lambda m: f"{m[1]}.ChannelGate.mlp.{2 * int(m[2]) - 1}."),
+    (r"(layer.*)\.sp_gate\.conv\.", r"\1.SpatialGate.spatial."),
+    (r"output\.", "fc."),
+)
 
 
 @dataclass(frozen=True)
@@ -38,8 +59,14 @@ class TorchvisionWeights:
     left: tuple[str, ...] = ()  # what else was in the file: its parts, and how many arrays each has
 
     @property
+    def gated(self) -> bool:
+        """Whether it is a ResNet with CBAM."""
+        return any(GATE in name for name in self.arrays)
+
+    @property
     def called(self) -> str:
-        return f"ResNet-{self.depth} {self.stride}" if self.kind == "resnet" else "VGG-16"
+        gates = " with CBAM" if self.gated else ""
+        return f"ResNet-{self.depth} {self.stride}{gates}" if self.kind == "resnet" else "VGG-16"
 
 
 def load_torchvision(path: str | Path, *, stride: str | None = None) -> TorchvisionWeights:
@@ -61,6 +88,8 @@ def load_torchvision(path: str | Path, *, stride: str | None = None) -> Torchvis
             f"{path} is a {path.suffix or 'file without suffix'}; weights are read from {', '.join(readers)}"
         )
     arrays, metadata = readers[path.suffix](path)
+    if "features.init_block.conv.conv.weight" in arrays:
+        arrays = {of_pytorchcv(name): array for name, array in arrays.items()}
     arrays, left = _clean(arrays, path)
     if any(re.fullmatch(r"features\.\d+\.weight", k) for k in arrays):
         _check_vgg(arrays, path)
@@ -129,6 +158,8 @@ def _clean(arrays: dict[str, np.ndarray], path: Path) -> tuple[dict[str, np.ndar
 
 def _part(name: str, prefix: str) -> str:
     """What part of a checkpoint an array belongs to: the first name behind the wrappers that it shares with the backbone."""
+    if prefix and name.startswith(prefix):
+        return name.removeprefix(prefix).partition(".")[0]
     wrapper = prefix.removesuffix(".").rpartition(".")[0]
     return name.removeprefix(f"{wrapper}." if wrapper else "").partition(".")[0]
 
@@ -160,16 +191,33 @@ def _check_vgg(arrays: dict[str, np.ndarray], path: Path) -> None:
         )
 
 
+def of_pytorchcv(name: str) -> str:
+    """The name that CBAM's authors, and torchvision for the rest, have for what pytorchcv calls so."""
+    for pattern, theirs in PYTORCHCV:
+        name = re.sub(f"^{pattern}", theirs, name)
+    return name
+
+
+def as_ours(array: np.ndarray, leaf: str) -> np.ndarray:
+    """A kernel of PyTorch with its axes in our order; anything else as it is."""
+    if leaf == "kernel":
+        array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+    return np.ascontiguousarray(array)
+
+
 def torchvision_name(path: tuple[str, ...]) -> str:
-    """Torchvision's name of one of our ResNet's arrays."""
+    """Torchvision's name of one of our ResNet's arrays; what CBAM adds has its authors' names."""
     *modules, leaf = path
     leaf = LEAVES[leaf]
     if len(modules) == 1:
         return f"{'conv1' if modules[0] == 'stem_conv' else 'bn1'}.{leaf}"
     stage, block = re.fullmatch(r"stage(\d)_block(\d+)", modules[0]).groups()
-    part = {"shortcut_conv": "downsample.0", "shortcut_norm": "downsample.1"}.get(
-        modules[1], modules[1].replace("norm", "bn")
-    )
+    if modules[1] == "cbam":
+        part = f"cbam.{CBAM[tuple(modules[2:])]}"
+    else:
+        part = {"shortcut_conv": "downsample.0", "shortcut_norm": "downsample.1"}.get(
+            modules[1], modules[1].replace("norm", "bn")
+        )
     return f"layer{stage}.{int(block) - 1}.{part}.{leaf}"
 
 
@@ -241,16 +289,17 @@ def backbone_variables(weights: TorchvisionWeights, template: dict[str, Any], in
     if stem in arrays:
         arrays[stem] = for_bands(arrays[stem], in_bands, 1)
     missing = sorted(set(wanted.values()) - set(arrays))
-    # a frozen or batch norm has statistics; a group norm leaves the file's unused
-    extra = sorted(k for k in set(arrays) - set(wanted.values()) if not k.endswith(("running_mean", "running_var")))
+    # a frozen or batch norm has statistics; a group norm leaves the file's unused, but a gate is another one without them
+    unused = lambda k: k.endswith(("running_mean", "running_var")) and GATE not in k  # noqa: E731
+    extra = sorted(k for k in set(arrays) - set(wanted.values()) if not unused(k))
     out, misshapen = {}, []
     for path, name in wanted.items():
         if name not in arrays:
             continue
-        array = arrays[name].transpose(2, 3, 1, 0) if arrays[name].ndim == 4 else arrays[name]
+        array = as_ours(arrays[name], path[-1])
         if array.shape != flat[path].shape:
             misshapen.append(f"{name} {array.shape} against {flat[path].shape}")
-        out[path] = np.ascontiguousarray(array)
+        out[path] = array
     if missing or extra or misshapen:
         parts = [("the file lacks", missing), ("the model lacks", extra), ("shapes differ:", misshapen)]
         raise UserError(f"{weights.source} does not fit the backbone: {listed(parts)}; check depth, width and norm")

@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from glcanet_jax import models
 from glcanet_jax.errors import UserError
-from glcanet_jax.weights.backbones import LEAVES, depth_of, listed, torchvision_name
+from glcanet_jax.weights.backbones import LEAVES, as_ours, depth_of, listed, torchvision_name
 from glcanet_jax.weights.files import read_safetensors
 from glcanet_jax.weights.torch_files import read_torch
 
@@ -36,13 +36,6 @@ def arrays_of(state: Checkpoint, whose: str, ignored: str = r"(?!)") -> dict[str
     named = {name.removeprefix("module."): np.asarray(array) for name, array in state.items()}
     unused = re.compile(rf"{ignored}|.*num_batches_tracked")
     return {name: array.astype(np.float32) for name, array in named.items() if not unused.match(name)}
-
-
-def as_ours(array: np.ndarray, leaf: str) -> np.ndarray:
-    """A kernel of PyTorch with its axes in our order; anything else as it is."""
-    if leaf == "kernel":
-        array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
-    return np.ascontiguousarray(array)
 
 
 def filled(

@@ -1,4 +1,4 @@
-"""PSPNet, DeepLabv3+, ICNet and EncNet, and the dilated ResNet and the pooling that they stand on."""
+"""PSPNet, DeepLabv3+, ICNet, EncNet, RefineNet and the FCN with CBAM, and the dilated ResNet and the pooling that they stand on."""
 
 import re
 from functools import cache
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from glcanet_jax import models
 from glcanet_jax.errors import UserError
+from glcanet_jax.models.cbam import CBAMFCN
 from glcanet_jax.models.deeplabv3plus import DeepLabV3Plus
 from glcanet_jax.models.encnet import EncNet
 from glcanet_jax.models.icnet import ICNet
@@ -28,6 +29,7 @@ NETWORKS = {
     "icnet": (ICNet, SMALL),
     "encnet": (EncNet, {**SMALL, "channels": 16, "codewords": 4, "lateral": True}),
     "refinenet": (RefineNet, {**SMALL, "channels": 8, "coarse_channels": 16}),
+    "cbam": (CBAMFCN, {**SMALL, "reduction": 2}),
 }
 # their strides
 AUXILIARY = {
@@ -36,10 +38,11 @@ AUXILIARY = {
     "icnet": {"sub4": 16, "sub24": 8},
     "encnet": {"aux": 1},
     "refinenet": {},
+    "cbam": {"aux": 1},
 }
-STRIDE = {"pspnet": 1, "deeplabv3plus": 1, "icnet": 4, "encnet": 1, "refinenet": 4}
+STRIDE = {"pspnet": 1, "deeplabv3plus": 1, "icnet": 4, "encnet": 1, "refinenet": 4, "cbam": 1}
 BANDS, CLASSES, SIZE = 2, 5, (49, 38)
-SELDOM = ("encnet", "refinenet")  # made of parts whose tests with the others run every time
+SELDOM = ("encnet", "refinenet", "cbam")  # made of parts whose tests with the others run every time
 every_network = pytest.mark.parametrize("name", NETWORKS)
 
 
@@ -107,6 +110,7 @@ def test_shapes_at_any_size(name, size, bands):
         "pspnet": {"c2": 4, "c3": 8, "c4": 8, "c5": 8, "pyramid": 8, "fused": 8},
         "deeplabv3plus": {"c2": 4, "c3": 8, "c4": 16, "c5": 16, "aspp": 16, "decoded": 4},
         "encnet": {"c2": 4, "c3": 8, "c4": 8, "c5": 8, "weighed": 8},
+        "cbam": {"c2": 4, "c3": 8, "c4": 8, "c5": 8},
         "refinenet": {"c2": 4, "c3": 8, "c4": 16, "c5": 32, "r5": 32, "r4": 16, "r3": 8, "r2": 4},
         "icnet": {"sub1": 8, "sub2": 16, "c3": 32, "c5": 32, "pyramid": 32, "sub4": 32, "sub24": 16, "sub12": 8},
     }[name]
@@ -165,7 +169,7 @@ def loss_of(name, **options):
     return loss, variables["params"]
 
 
-@all_but("refinenet")
+@all_but("refinenet", "cbam")
 def test_a_gradient_reaches_every_parameter(name):
     loss, params = loss_of(name)
     gradient = flatten_dict(jax.jit(jax.grad(loss))(params), sep="/")

@@ -1,4 +1,4 @@
-"""PSPNet, DeepLabv3+, ICNet, EncNet and RefineNet against plain PyTorch ones, written from the papers; every stage, at odd sizes."""
+"""PSPNet, DeepLabv3+, ICNet, EncNet, RefineNet and the FCN with CBAM against plain PyTorch ones, written from the papers; every stage, at odd sizes."""
 
 import flax
 import jax
@@ -7,6 +7,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from glcanet_jax import models
+from glcanet_jax.models.cbam import CBAMFCN
 from glcanet_jax.models.deeplabv3plus import DeepLabV3Plus
 from glcanet_jax.models.encnet import EncNet
 from glcanet_jax.models.icnet import ICNet
@@ -48,9 +49,21 @@ class Layers:
             y = of(3, of(2, of(1, x, first).relu(), second, dilation).relu())
         else:
             y = of(2, of(1, x, stride, dilation).relu(), 1, dilation)
+        if f"{name}/cbam/cells/conv/kernel" in self.at:
+            y = self.gates(y, f"{name}/cbam")
         if f"{name}/shortcut_conv/kernel" in self.at:
             x = self.norm(self.conv(x, f"{name}/shortcut_conv", stride), f"{name}/shortcut_norm")
         return (x + y).relu()
+
+    def gates(self, x, name):
+        """CBAM: channels, then cells."""
+        dense = lambda y, i: (  # noqa: E731
+            y @ self.at[f"{name}/channels/mlp{i}/kernel"] + self.at[f"{name}/channels/mlp{i}/bias"]
+        )
+        heard = [dense(dense(y, 1).relu(), 2) for y in (x.mean((2, 3)), x.amax((2, 3)))]
+        x = x * sum(heard).sigmoid()[..., None, None]
+        y = torch.stack([x.amax(1), x.mean(1)], 1)
+        return x * self.norm(self.conv(y, f"{name}/cells/conv"), f"{name}/cells/norm").sigmoid()
 
     def stem(self, x, deep):
         x = self.norm(self.conv(x, "resnet/stem_conv", 2), "resnet/stem_norm").relu()
@@ -96,6 +109,18 @@ def torch_pspnet(net, x, depth, v1, deep):
     logits = finer(net.conv(fused, "classifier"), 8, size)
     auxiliary = finer(net.conv(net.unit(c4, "aux_conv"), "aux_classifier"), 8, size)
     return dict(c2=c2, c3=c3, c4=c4, c5=c5, pyramid=pyramid, fused=fused, logits=logits) | {"aux/logits": auxiliary}
+
+
+def torch_cbam(net, x, depth, where):
+    counts, size = BLOCKS[depth], x.shape[2:]
+    c2 = net.stage(net.stem(x, False), 1, counts[0], 1, [1] * 9, False)
+    c3 = net.stage(c2, 2, counts[1], 2, [1] * 9, False)
+    c4 = net.stage(c3, 3, counts[2], 1, [2] * 9, False)
+    c5 = net.stage(c4, 4, counts[3], 1, [4] * 9, False)
+    out = dict(c2=c2, c3=c3, c4=c4, c5=c5) | ({"attended": net.gates(c5, "cbam")} if where == "c5" else {})
+    for prefix, y, name in (("head_", out.get("attended", c5), "logits"), ("aux_", c4, "aux/logits")):
+        out[name] = finer(net.conv(net.unit(y, f"{prefix}conv"), f"{prefix}classifier"), 8, size)
+    return out
 
 
 def torch_encnet(net, x, depth, v1, deep, lateral):
@@ -271,6 +296,12 @@ def test_refinenet(depth, stride):
 
 def test_refinenet_of_full_width():
     compare(RefineNet(CLASSES), torch_refinenet, FULL, 3, depth=50, v1=False)
+
+
+@pytest.mark.parametrize(("depth", "where"), [(50, "blocks"), (18, "blocks"), (10, "c5")])
+def test_cbam(depth, where):
+    model = CBAMFCN(CLASSES, depth=depth, where=where, reduction=4, **SMALL)
+    compare(model, torch_cbam, ODD, 3, depth=depth, where=where)
 
 
 def test_encnet_of_full_width():

@@ -25,6 +25,7 @@ NORMS = {  # batch norms that there are and follow a convolution
     "isdnet": ({"depth": 10, "width": 8, "channels": 16, "shallow_width": 8}, 60),
     "srafcn": ({"width": 4, "input_size": 64}, 0),
     "bsnet": ({"depth": 10, "width": 8, "dhgc": ()}, 20),  # norms behind convolutions of many kernels are not folded
+    "cbam": ({"depth": 10, "width": 8}, 18),
     "branch": (SMALL, 18),
     "unet": ({}, 0),
     "fcn8s": ({}, 0),

@@ -41,6 +41,7 @@ SMALL = {
     "isdnet": RESNET | {"channels": 16, "shallow_width": 8},
     "srafcn": {"width": 4, "input_size": 64, "fast_conv": False},
     "bsnet": RESNET | {"channels": 16},
+    "cbam": RESNET,
     "branch": RESNET | {"fpn_channels": 16},
 }
 # of 7 classes and 3 bands, at full size, by root of the tree; each file's docstring has the published count beside its own
@@ -58,6 +59,7 @@ COUNTS = {
     "isdnet": {"local": 17_780_554},  # 556 447 of them training's alone
     "srafcn": {"local": 17_097_493},
     "bsnet": {"local": 58_635_118},  # 2 361 607 of them the auxiliary head's
+    "cbam": {"local": 37_844_030},  # likewise
     "branch": {"local": 28_770_503},  # as GLCANet's local one
 }
 STRIDES = {
@@ -121,7 +123,7 @@ def test_a_branch_alone_is_glcanets_local_one(head):
     np.testing.assert_allclose(logits, out["local/logits"], atol=1e-5 * jnp.abs(logits).max())
 
 
-@every_view("glcanet", "glnet", "bsnet", "isdnet", "srafcn")
+@every_view("glcanet", "glnet", "bsnet", "isdnet", "srafcn", "cbam")
 def test_the_functions_compose(name, view):
     """Also: patches do not see each other, and of the composed network's stages the three functions keep the answers."""
     model = small(name, **({"view": view} if name in SINGLE else {}))
@@ -143,7 +145,7 @@ def test_the_functions_compose(name, view):
     assert len(out) > 3
 
 
-@every_view("glcanet", "glnet", "deeplabv3plus", "segnet", "isdnet", "srafcn", "bsnet")
+@every_view("glcanet", "glnet", "deeplabv3plus", "segnet", "isdnet", "srafcn", "bsnet", "cbam")
 def test_a_training_step(name, view):
     """Finite, every root of its phase moves, its own auxiliary losses count, and dropout draws from the step's key."""
     model = small(name, **({"view": view} if name in SINGLE else {}))

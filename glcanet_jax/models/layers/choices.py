@@ -32,6 +32,7 @@ RANGES: dict[str, Range] = {
     "rates": Range(1, 2**10),
     "multi_grid": Range(1, 2**10),
     "codewords": Range(1, 2**12),
+    "reduction": Range(1, 2**12),
     "presence_weight": WEIGHT,
     "aux_weight": WEIGHT,
     "aux_weights": WEIGHT,

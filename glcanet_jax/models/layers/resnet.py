@@ -54,13 +54,14 @@ class GroupNorm(nn.Module):
     dtype: Any = jnp.float32
     groups: int = 8
     scale_init: Callable = nn.initializers.ones
+    bias_init: Callable = nn.initializers.zeros
     size: int | None = None  # channels of a group, instead of how many groups
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b h w c"]:
         channels = x.shape[-1]
         scale = self.param("scale", self.scale_init, (channels,), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+        bias = self.param("bias", self.bias_init, (channels,), jnp.float32)
         most = self.groups if self.size is None else max(1, channels // self.size)
         groups = max(g for g in range(1, most + 1) if channels % g == 0)
         y = nn.GroupNorm(num_groups=groups, epsilon=1e-5, use_bias=False, use_scale=False, dtype=jnp.float32)(x)
@@ -91,6 +92,7 @@ class BasicBlock(nn.Module):
     dilation: int = 1  # of both
     second_dilation: int | None = None  # of the second, where it has its own
     conv3x3: Callable | None = None  # makes the 3x3; None: conv
+    attend: Callable | None = None  # makes what weighs the residual before the shortcut is added
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b h2 w2 c2"]:
@@ -100,6 +102,8 @@ class BasicBlock(nn.Module):
         y = nn.relu(self.norm(name="norm1")(y, train))
         y = conv(self.second_dilation or self.dilation)(name="conv2")(y)
         y = self.norm(name="norm2")(y, train)
+        if self.attend:
+            y = self.attend(name="cbam")(y, train)
         if x.shape != y.shape:
             x = self.conv(self.filters, (1, 1), strides=self.stride, padding=0, name="shortcut_conv")(x)
             x = self.norm(name="shortcut_norm")(x, train)
@@ -116,6 +120,7 @@ class Bottleneck(nn.Module):
     stride_on_first: bool = False
     dilation: int = 1  # of the 3x3
     conv3x3: Callable | None = None  # makes the 3x3; None: conv
+    attend: Callable | None = None  # makes what weighs the residual before the shortcut is added
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b h2 w2 c2"]:
@@ -127,6 +132,8 @@ class Bottleneck(nn.Module):
         y = nn.relu(self.norm(name="norm2")(y, train))
         y = self.conv(4 * self.filters, (1, 1), padding=0, name="conv3")(y)
         y = self.norm(name="norm3")(y, train)
+        if self.attend:
+            y = self.attend(name="cbam")(y, train)
         if x.shape != y.shape:
             x = self.conv(4 * self.filters, (1, 1), strides=self.stride, padding=0, name="shortcut_conv")(x)
             x = self.norm(name="shortcut_norm")(x, train)
@@ -155,6 +162,7 @@ class ResNet(nn.Module):
     dilate_once: bool = False  # of basic blocks the first convolution alone (mmsegmentation)
     conv3x3: Callable | None = None  # makes the 3x3 of some stages' blocks (BSNet)
     conv3x3_stages: tuple[int, ...] = ()  # which, from 1 to 4
+    attend: Callable | None = None  # makes what weighs every block's residual before the shortcut is added (CBAM)
     halve_after: str | None = None  # a block: kept under its name, and only every second of its cells goes on (ICNet)
 
     @nn.compact
@@ -180,6 +188,7 @@ class ResNet(nn.Module):
                     conv=self.conv,
                     norm=self.norm,
                     conv3x3=self.conv3x3 if stage + 1 in self.conv3x3_stages else None,
+                    attend=self.attend,
                     dilation=rate * rates[i],
                     name=name,
                 )(x, train)
