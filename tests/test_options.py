@@ -21,7 +21,7 @@ from glcanet_jax.options import canonical, check, comments, options_of
 from glcanet_jax.presets import PRESETS
 from glcanet_jax.settings import Train
 
-EXPERIMENTS = ("table1", "ablation", "recipe", "errors", "report", "extent", "memory", "speed", "scene_memory", "tile_memory")  # fmt: skip
+EXPERIMENTS = ("table1", "table2", "table3", "ablation", "recipe", "errors", "report", "extent", "memory", "speed", "scene_memory", "tile_memory")  # fmt: skip
 COMMANDS = {
     "eval": main.Eval,
     "compare": main.Compare,

@@ -8,14 +8,15 @@ from typing import Any, Literal
 
 import jax
 
-from glcanet_jax import report
+from glcanet_jax import models, report
 from glcanet_jax.config import Config, DataConfig, OptimiserConfig, TrainConfig
 from glcanet_jax.data.loader import LoaderConfig
 from glcanet_jax.data.mbrsc import CALLED as CALLED_BY_MBRSC
 from glcanet_jax.geometry import Views
 from glcanet_jax.presets import MEASURED, RECIPE, Changes, changed
 
-SPLITS = {"deepglobe": ("val", "test"), "mbrsc": ("test",)}  # to score, the first for the tables
+# to score, the first for the tables
+SPLITS = {"deepglobe": ("val", "test")} | dict.fromkeys(("vaihingen", "potsdam", "mbrsc", "sample"), ("test",))
 CALLED = {"mbrsc": CALLED_BY_MBRSC}  # as results call splits that were recorded under the names of the dataset's files
 PLAIN: Changes = {
     "loss": {"gamma": 2.0},
@@ -38,6 +39,9 @@ class Size:
     eval_batch: int  # patches at once in scoring
     recipe: Changes = field(default_factory=lambda: RECIPE)  # the same for all networks
     dtype: str = "float32"  # of the computation, likewise
+    narrow: dict[str, Any] = field(
+        default_factory=dict
+    )  # options of all networks that have them: none is as its paper has it
 
 
 SIZES = {
@@ -84,6 +88,20 @@ SIZES = {
         PLAIN,
     ),
 }
+# narrow networks, for CPUs: that they can be trained
+SIZES["tiny"] = dataclasses.replace(
+    SIZES["small"],
+    rates=dict.fromkeys(("imagenet", "scratch"), 1e-3),
+    narrow={
+        "depth": 18,
+        "width": 16,
+        "fpn_channels": 64,
+        "channels": 64,
+        "coarse_channels": 64,
+        "shallow_width": 16,
+        "fc": 128,
+    },
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +134,11 @@ class Comparison:
 
     def command(self, experiment: str, *more: str) -> str:
         """What was asked for, without the places of this machine's files."""
-        words = [f"python -m experiments.{experiment} --data.dataset {self.data.dataset} --data.dir DIR", *more]
+        words = [f"python -m experiments.{experiment} --data.dataset {self.data.dataset}"]
+        words += ["--data.dir DIR"] * (self.data.dir is not None)
+        bands = getattr(self.data, "bands", None)
+        words += [f"--data.bands {bands}"] * (bands is not None)
+        words += more
         words += [f"--seeds {self.seeds}", f"--budget {self.budget}", f"--size {self.size}"]
         return " ".join(words + ["--backbone FILE"] * (self.backbone is not None))
 
@@ -128,7 +150,9 @@ def called(dataset: str, split: str) -> str:
 
 def network_options(size: Size, network: str, pretrained: bool) -> dict[str, Any]:
     """What a size asks of a network."""
-    return size.options.get(network, {}) | {"dtype": size.dtype} | ({"norm": size.norm} if pretrained else {})
+    narrow = {k: v for k, v in size.narrow.items() if k in models.options(network)}
+    own = narrow | size.options.get(network, {}) | {"dtype": size.dtype}
+    return own | ({"norm": size.norm} if pretrained else {})
 
 
 def write(experiment: str, result: dict[str, Any], markdown: str, folder: Path) -> Path:
@@ -147,11 +171,13 @@ def choose(size: str, without_gpu: str = "small") -> str:
     return "full" if jax.default_backend() == "gpu" else without_gpu
 
 
-def configure(size: Size, dataset: str, data_dir: Path, backbone: Path | None, seed: int) -> Config:
+def configure(size: Size, dataset: str, data_dir: Path | None, backbone: Path | None, seed: int) -> Config:
     """GLCANet's configuration at a size; with a backbone's weights, everything that was not in them learns faster."""
     rate = size.rates["imagenet" if backbone else "scratch"]
     config = Config(
-        data=DataConfig(dataset=dataset, dir=str(data_dir), val_split=""),  # the weights of the last step are scored
+        data=DataConfig(
+            dataset=dataset, dir=None if data_dir is None else str(data_dir), val_split=""
+        ),  # the weights of the last step are scored
         views=size.views,
         loader=dataclasses.replace(size.loader, seed=seed),
         optimiser=OptimiserConfig(

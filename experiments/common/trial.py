@@ -115,8 +115,8 @@ def _result(folder: Path, config: Config) -> dict[str, Any]:
     return result | {"scores": scores}
 
 
-def summary(records: Sequence[dict[str, Any]], split: str) -> dict[str, Any] | None:
-    """mIoU in percent of records under a split's first protocol; None while no trial is done.
+def summary(records: Sequence[dict[str, Any]], split: str, protocol: str | None = None) -> dict[str, Any] | None:
+    """mIoU in percent of records under a protocol, or a split's first; None while no trial is done.
 
     Returns:
         ``protocol`` (its name), ``mean``, ``spread`` (standard deviation, None of one) and ``majority``, that of an all-majority
@@ -125,7 +125,7 @@ def summary(records: Sequence[dict[str, Any]], split: str) -> dict[str, Any] | N
     done = [r for r in records if r["status"] == "done"]
     if not done:
         return None
-    protocol = next(iter(done[0]["scores"][split]["protocols"]))
+    protocol = protocol or next(iter(done[0]["scores"][split]["protocols"]))
     values = [100 * (r["scores"][split]["protocols"][protocol]["miou"] or 0.0) for r in done]
     scenes = {
         (int(r["trial"].rpartition("-")[2]), name): 100 * (scores[protocol]["miou"] or 0.0)

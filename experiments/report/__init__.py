@@ -41,7 +41,7 @@ ERRATA = (
     "Memory is read with gpustat at batch 1; no script was released, and GLNet's tracker has an open report that its numbers could not be "
     "matched.",
 )
-KINDS = ("table1", "ablation", "recipe", "errors")  # of pages that are taken in, in this order
+KINDS = ("table1", "table2", "table3", "ablation", "recipe", "errors")  # of pages that are taken in, in this order
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,6 @@ from PIL import Image
 
 from experiments import ablation, report, table1
 from experiments.report import claims, evidence
-from experiments.table1 import report as table1_report
 from glcanet_jax import report as pictures
 from glcanet_jax.errors import UserError
 from tests.experiments.test_ablation import records
@@ -218,6 +217,6 @@ def test_table_1_without_memory_keeps_the_picture_of_one_with_it(tmp_path):
         row["cost"] = {}
     (tmp_path / "table1-mbrsc-small.webp").write_bytes(b"picture")
     for _ in range(2):
-        table1_report.write(result, tmp_path)
+        table1.TABLE.write(result, tmp_path)
     assert (tmp_path / "table1-mbrsc-small.earlier.webp").read_bytes() == b"picture"
     assert not (tmp_path / "table1-mbrsc-small.webp").exists()

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import table1
+from experiments import table1, tables
 from experiments.common import sizes, trial
 from experiments.common.sizes import Source
-from experiments.table1 import report as table1_report
+from experiments.tables import by_inference
 from glcanet_jax import config as configs
 from glcanet_jax import models
 from glcanet_jax.config import DataConfig
@@ -20,26 +20,27 @@ from glcanet_jax.presets import TINY
 from glcanet_jax.training import phases
 from tests.data.test_data import write_deepglobe
 
+TABLE = table1.TABLE
 OPTIONS = table1.Options(data=Source(dataset="mbrsc", dir=Path("data")), backbone=Path("resnet50.safetensors"))
 
 
 # ------------------------------------------------------------------------------------------------------------- the rows
 def test_all_nine_networks_are_there_in_both_kinds_of_inference():
-    rows = table1.rows(dataclasses.replace(OPTIONS, backbone=None))
+    rows = tables.rows(TABLE, dataclasses.replace(OPTIONS, backbone=None))
     single = [r for r in rows if r.inference != "both"]
     assert len({r.entry for r in rows}) == 9 and len(single) == 2 * 6 and len(rows) == 15
     assert {r.initialisation for r in rows} == {"scratch"}
-    pretrained = [r for r in table1.rows(OPTIONS) if r.initialisation == "imagenet"]
+    pretrained = [r for r in tables.rows(TABLE, OPTIONS) if r.initialisation == "imagenet"]
     assert {r.entry for r in pretrained} == {"pspnet", "deeplabv3plus", "glnet-g2l", "glnet", "glcanet"}
-    assert [r.initialisation for r in table1.rows(OPTIONS) if r.entry == "glcanet"] == ["imagenet", "scratch"]
+    assert [r.initialisation for r in tables.rows(TABLE, OPTIONS) if r.entry == "glcanet"] == ["imagenet", "scratch"]
 
 
 @pytest.mark.parametrize("size", sizes.SIZES)
 def test_every_row_can_be_built_and_sees_the_same(size):
     """Views, augmentation, loss and schedule are one for all; networks of one view look at what their row says."""
     size, seen = sizes.SIZES[size], set()
-    for row in table1.rows(OPTIONS):
-        config = table1.configure(row, OPTIONS, size, seed=3)
+    for row in tables.rows(TABLE, OPTIONS):
+        config = tables.configure(TABLE, row, OPTIONS, size, seed=3)
         options = configs.model_options(config.model)
         model = models.build(config.model.network, 6, **options)
         assert phases.plan(config.train.schedule, 200, None, models.stages(model))[-1].stop == 200
@@ -52,25 +53,25 @@ def test_every_row_can_be_built_and_sees_the_same(size):
 
 
 def test_memory_is_told_for_the_paper_s_sizes_and_networks():
-    row = table1.Row("unet", "global", "scratch")
-    config = table1.at_paper_size(table1.configure(row, OPTIONS, sizes.SIZES["small"], 0))
+    row = tables.Row("unet", "global", "scratch")
+    config = tables.at_paper_size(tables.configure(TABLE, row, OPTIONS, sizes.SIZES["small"], 0), TABLE.scene)
     assert config.views.global_size == 1224 and config.views.context_extent(2448, 2448) == (2448, 2448)
     assert config.model.padding == "mirror" and config.model.view == "global"
 
 
 def test_unknown_networks_are_told():
     with pytest.raises(UserError, match="--networks names vgg; there are unet, icnet"):
-        table1.rows(dataclasses.replace(OPTIONS, networks=("unet", "vgg")))
+        tables.rows(TABLE, dataclasses.replace(OPTIONS, networks=("unet", "vgg")))
     with pytest.raises(
         UserError, match="--rows names unet-both-imagenet; there are unet-patch-scratch, unet-global-sc"
     ):
-        table1.rows(dataclasses.replace(OPTIONS, networks=("unet",), rows=("unet-both-imagenet",)))
+        tables.rows(TABLE, dataclasses.replace(OPTIONS, networks=("unet",), rows=("unet-both-imagenet",)))
 
 
 def test_single_rows_can_be_asked_for():
     """In the table's order, whatever theirs."""
     asked = ("glcanet-both-imagenet", "pspnet-patch-imagenet")
-    assert [row.name for row in table1.rows(dataclasses.replace(OPTIONS, rows=asked))] == list(reversed(asked))
+    assert [row.name for row in tables.rows(TABLE, dataclasses.replace(OPTIONS, rows=asked))] == list(reversed(asked))
 
 
 @pytest.mark.parametrize(
@@ -161,16 +162,16 @@ def result(*rows):
 
 
 ROWS = (
-    (table1.Row("unet", "patch", "scratch"), [record(0.3), record(0.36, seed=1)]),
-    (table1.Row("unet", "global", "scratch"), [record(0.1)]),
-    (table1.Row("segnet", "patch", "scratch"), [record(None, "failed")]),
-    (table1.Row("glcanet", "both", "imagenet"), [record(0.5), record(None, "failed", 1)]),
-    (table1.Row("glcanet", "both", "scratch"), [record(0.4)]),
+    (tables.Row("unet", "patch", "scratch"), [record(0.3), record(0.36, seed=1)]),
+    (tables.Row("unet", "global", "scratch"), [record(0.1)]),
+    (tables.Row("segnet", "patch", "scratch"), [record(None, "failed")]),
+    (tables.Row("glcanet", "both", "imagenet"), [record(0.5), record(None, "failed", 1)]),
+    (tables.Row("glcanet", "both", "scratch"), [record(0.4)]),
 )
 
 
 def test_the_table_says_what_is_ours_what_is_the_paper_s_and_what_failed():
-    text = table1_report.markdown(result(*ROWS))
+    text = by_inference.markdown(table1.TABLE, result(*ROWS))
     lines = text.splitlines()
     of = lambda start: [line for line in lines if line.startswith(start)]  # noqa: E731
     unet, shrunk = of("| U-Net")
@@ -186,7 +187,7 @@ def test_the_table_says_what_is_ours_what_is_the_paper_s_and_what_failed():
 
 
 def test_everything_is_written(tmp_path):
-    table1_report.write(result(*ROWS), tmp_path)
+    table1.TABLE.write(result(*ROWS), tmp_path)
     assert json.loads((tmp_path / "table1-mbrsc-small.json").read_text())["rows"][0]["label"] == "U-Net"
     assert (tmp_path / "table1-mbrsc-small.md").read_text().startswith("# Table 1 on mbrsc")
     picture = np.asarray(Image.open(tmp_path / "table1-mbrsc-small.webp").convert("RGB"))
@@ -195,18 +196,18 @@ def test_everything_is_written(tmp_path):
     told = result(*ROWS)
     for row in told["rows"]:
         del row["cost"]["memory"]
-    table1_report.write(told, tmp_path)  # nothing to draw mIoU over
+    table1.TABLE.write(told, tmp_path)  # nothing to draw mIoU over
     assert sorted(p.name for p in tmp_path.glob("*.webp")) == [
         "table1-mbrsc-small.earlier.webp"
     ]  # kept, under another name
 
 
 def test_costs_are_kept_and_told_without_a_compiler(tmp_path, monkeypatch):
-    config = table1.configure(table1.Row("icnet", "patch", "scratch"), OPTIONS, sizes.SIZES["small"], 0)
-    cost = table1.cost(config, 6, 3, tmp_path, memory=False)
+    config = tables.configure(TABLE, tables.Row("icnet", "patch", "scratch"), OPTIONS, sizes.SIZES["small"], 0)
+    cost = tables.cost(config, TABLE.scene, 6, 3, tmp_path, memory=False)
     assert cost["parameters"] == pytest.approx(6.7e6, rel=0.01) and cost["patches"] == 36
-    monkeypatch.setattr(table1.info, "parameters", lambda *_: pytest.fail("counted again"))
-    assert table1.cost(config, 6, 3, tmp_path, memory=False) == cost
+    monkeypatch.setattr(tables.info, "parameters", lambda *_: pytest.fail("counted again"))
+    assert tables.cost(config, TABLE.scene, 6, 3, tmp_path, memory=False) == cost
 
 
 @pytest.mark.slow
@@ -219,11 +220,11 @@ def test_deepglobe_end_to_end(tmp_path, monkeypatch, capsys):
         results=tmp_path / "r",
     )  # fmt: skip
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    result = table1.build(options)
+    result = tables.build(TABLE, options)
     trials = [t for row in result["rows"] for t in row["trials"]]
     assert [t["status"] for t in trials] == ["done", "done"], [t.get("reason") for t in trials]
     assert set(trials[0]["scores"]) == {"val", "test"} and set(trials[0]["scores"]["val"]["protocols"]) >= {"glnet"}
     stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "w").rglob("result.json")}
-    assert table1.build(options)["rows"] == result["rows"]
+    assert tables.build(TABLE, options)["rows"] == result["rows"]
     assert stamps == {p: p.stat().st_mtime_ns for p in (tmp_path / "w").rglob("result.json")}
     assert "row 2 of 2: icnet-global-scratch-0: done" in capsys.readouterr().out

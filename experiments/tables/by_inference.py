@@ -1,82 +1,49 @@
-"""Table 1 as Markdown, as JSON and as the paper's picture: mIoU over memory."""
+"""A table by kinds of inference, as the paper's first: Markdown, JSON and its picture, mIoU over memory."""
 
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from experiments.common import sizes, trial
+from experiments.tables import parts
 from glcanet_jax import report
 
-INITIALISATIONS = {"imagenet": "ResNet-50 from ImageNet weights", "scratch": "everything from scratch"}
 
-
-def write(result: dict[str, Any], folder: Path) -> None:
+def write(table: Any, result: dict[str, Any], folder: Path) -> Path:
     """``table1-<dataset>-<size>.json``, ``.md`` and, where memory is known, ``.webp``, each whole or not at all."""
-    path = sizes.write("table1", result, markdown(result), folder)
+    path = sizes.write(table.name, result, markdown(table, result), folder)
     path = path.with_name(f"{path.name}.webp")
     if any("memory" in row["cost"] for row in result["rows"]):
         picture(result, path)
     elif path.exists():  # an earlier one's rows are others, and its memory may not be told again
         path.replace(path.with_name(f"{path.stem}.earlier.webp"))
+    return path.with_suffix(".md")
 
 
-def _value(value: Any, digits: int = 1) -> str:
-    return "-" if value is None else f"{value:,.{digits}f}"
+def _line(row: dict[str, Any], split: str) -> list[str]:
+    own = trial.summary(row["trials"], split)
+    paper = [parts.value(row["paper"][0]), parts.value(row["paper"][1], 0)]
+    return [row["label"], row["inference"], parts.score(row, own), parts.steps(row), *parts.costs(row), *paper]
 
 
-def _line(row: dict[str, Any], split: str) -> str:
-    own, cost = trial.summary(row["trials"], split), row["cost"]
-    done = [t for t in row["trials"] if t["status"] == "done"]
-    seconds = np.mean([t["predict"]["seconds_per_scene"] for t in done]) if done else None
-    steps = "/".join(sorted({str(t["train"]["steps"]) for t in done})) or "-"
-    parameters = cost["parameters"] / 1e6 if "parameters" in cost else None
-    gflop = cost["gflop"]["scene"] if "gflop" in cost else None
-    memory = cost.get("memory", {}).get("peak_mb")
-    measured = max((t["predict"].get("memory/device_peak_mb", 0) for t in done), default=0) or None
-    cells = [
-        row["label"], row["inference"], trial.in_words(row["trials"], own), steps, _value(memory, 0), _value(measured, 0), _value(gflop, 0), _value(parameters),
-        _value(seconds), _value(row["paper"][0]), _value(row["paper"][1], 0),
-    ]  # fmt: skip
-    return f"| {' | '.join(cells)} |"
-
-
-def markdown(result: dict[str, Any]) -> str:
+def markdown(table: Any, result: dict[str, Any]) -> str:
     """The tables, one for each initialisation, and what their columns are."""
     size, split = result["size"], result["splits"][0]
     rows = result["rows"]
     scored = next((s for row in rows if (s := trial.summary(row["trials"], split))), None)
     out = [
-        f"# Table 1 on {result['dataset']}, split {sizes.called(result['dataset'], split)}, protocol {scored['protocol'] if scored else '-'}",
-        "",
-        f"`{result['command']}`; {result['machine']['device']}, {result['machine']['cores']} cores, "
-        f"jax {result['machine']['jax']}, {result['machine']['date']}; {result['budget']} a run.",
-        "",
+        *parts.head(table, result, f", protocol {scored['protocol'] if scored else '-'}"),
         f"Trained and scored with patches of {size['patch_size']} px in contexts of {size['context_size']} px shrunk to "
         f"{size['global_size']} px (both), patches alone (patch), or the whole scene shrunk to {size['global_side']} px (global). "
         "Weights of the last step; the scored scenes chose nothing.",
         "",
-        "*Memory* and *GFLOP* are of a 2448 x 2448 px scene at the paper's sizes (500-px patches; global: the scene at half its "
-        "size), float32, one patch at once; memory is the largest program's peak as compiled ahead of time for an H100, "
-        "weights included, without the driver's own. *Measured MB* is the allocator's peak on the device that scored, where it says "
-        "(GPUs), at the sizes above. *s/scene* is the measured walk over this dataset's scenes at the sizes "
-        "above. The paper's columns are its own numbers for DeepGlobe on a GTX 1080Ti (gpustat) and not comparable with ours.",
+        f"{parts.sizes_in_words(table, result)} {table.words}",
     ]
-    head = [
-        "network", "inference", "mIoU, ours", "steps", "memory MB", "measured MB", "GFLOP", "M parameters", "s/scene",
-        "mIoU, the paper's", "MB, the paper's",
-    ]  # fmt: skip
-    for start, words in INITIALISATIONS.items():
+    paper = [f"{name}, the paper's" for name in table.printed]
+    for start, words in parts.INITIALISATIONS.items():
         lines = [_line(row, split) for row in rows if row["initialisation"] == start]
         if lines:
-            out += [
-                "",
-                f"## {words[0].upper()}{words[1:]}",
-                "",
-                f"| {' | '.join(head)} |",
-                "|---" * len(head) + "|",
-                *lines,
-            ]
+            head = ["network", "inference", "mIoU, ours", "steps", *parts.COSTS, *paper]
+            out += ["", f"## {words}", "", *parts.grid(head, lines)]
     if scored:
         out += ["", f"An all-majority map scores {scored['majority']:.1f}."]
     if len(result["splits"]) > 1:
