@@ -9,7 +9,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from glcanet_jax import models, starting, weights
 from glcanet_jax.errors import UserError
 from glcanet_jax.models.cbam import CBAMFCN
-from glcanet_jax.models.layers.cbam import CBAM, OPEN
+from glcanet_jax.models.layers.cbam import CBAM, OPEN, largest
 from glcanet_jax.models.layers.resnet import ResNet, norm_layer
 from tests.drawn import drawn
 from tests.models.test_networks import torchvision_resnet
@@ -78,6 +78,14 @@ def test_a_gradient_reaches_every_parameter_of_the_gates():
     answer = lambda p: (gates().apply(variables | {"params": p}, x) ** 2).sum()  # noqa: E731
     gradient = jax.jit(jax.grad(answer))(variables["params"])
     assert all(np.abs(g).max() > 1e-4 for g in jax.tree.leaves(gradient))
+
+
+def test_the_largest_value_has_the_gradient():
+    """One of those that are equal, so that none is counted twice."""
+    x = jnp.asarray([[1.0, 5.0, 5.0, 2.0], [-3.0, -1.0, -2.0, -4.0]])
+    got, gradient = jax.value_and_grad(lambda x: (largest(x) * jnp.asarray([2.0, 3.0])).sum())(x)
+    assert got == 2 * 5 - 3
+    np.testing.assert_array_equal(gradient, [[0, 2, 0, 0], [0, 3, 0, 0]])
 
 
 # ------------------------------------------------------------------------------------------------------------- the counts
