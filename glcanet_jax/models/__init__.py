@@ -31,6 +31,7 @@ from glcanet_jax.models.isdnet import ISDNet
 from glcanet_jax.models.layers.choices import RANGES
 from glcanet_jax.models.pspnet import PSPNet
 from glcanet_jax.models.refinenet import RefineNet
+from glcanet_jax.models.seggpt import SegGPT
 from glcanet_jax.models.segnet import SegNet
 from glcanet_jax.models.single_view import SingleView
 from glcanet_jax.models.srafcn import SRAFCN
@@ -52,6 +53,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "srafcn": SRAFCN,
     "bsnet": BSNet,
     "cbam": CBAMFCN,
+    "seggpt": SegGPT,
     "branch": OneBranch,
 }
 VIEW = ("view", str, "patch")  # what a network of one view looks at

@@ -29,6 +29,7 @@ TITLES |= {
     "srafcn": "S-RA-FCN",
     "bsnet": "BSNet (reconstructed)",
     "cbam": "FCN with CBAM",
+    "seggpt": "SegGPT",
     "branch": "GLCANet, one branch",
 }
 SCORED = "give a metrics.json that `eval` wrote"

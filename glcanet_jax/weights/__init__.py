@@ -1,4 +1,4 @@
-"""Weights in (torchvision-layout backbones, GLNet's and ISDNet's checkpoints; no pickled code run) and out (one file that rebuilds a model)."""
+"""Weights in (torchvision-layout backbones, GLNet's, ISDNet's and SegGPT's checkpoints; no pickled code run) and out (one file that rebuilds a model)."""
 
 from glcanet_jax.weights.backbones import (
     TorchvisionWeights,
@@ -22,6 +22,7 @@ from glcanet_jax.weights.glnet import from_glnet
 from glcanet_jax.weights.isdnet import from_isdnet
 from glcanet_jax.weights.layouts import from_encnet, from_refinenet
 from glcanet_jax.weights.naming import DEMO, HUB, named, resolve
+from glcanet_jax.weights.seggpt import from_seggpt
 
 __all__ = [
     "DEMO",
@@ -40,6 +41,7 @@ __all__ = [
     "from_glnet",
     "from_refinenet",
     "from_isdnet",
+    "from_seggpt",
     "is_ours",
     "load_torchvision",
     "load_weights",

@@ -52,6 +52,23 @@ def test_attend(masked, chunk):
         assert (np.asarray(out)[0, 3] == 0).all()
 
 
+@pytest.mark.parametrize("chunk", [10**9, 7 * 12 * 2])
+def test_scores_that_rows_and_columns_of_keys_add_to(chunk):
+    """As a bias written out for every pair; beside a mask, too, and for a number of queries that chunks do not divide."""
+    q, k, v, rows, columns = arrays((2, 20, 2, 8), (2, 12, 2, 8), (2, 12, 2, 8), (2, 20, 2, 3), (2, 20, 2, 4))
+    mask = np.random.default_rng(1).random((2, 20, 12)) < 0.6
+    out = attend(
+        *(jnp.asarray(x, jnp.float32) for x in (q, k, v)), jnp.asarray(mask), chunk,
+        relative=(jnp.asarray(rows, jnp.float32), jnp.asarray(columns, jnp.float32)),
+    )  # fmt: skip
+    scores = np.einsum("bthd,bshd->bhts", q, k) / np.sqrt(8)
+    for y, x in itertools.product(range(3), range(4)):
+        scores[..., 4 * y + x] += (rows[..., y] + columns[..., x]).swapaxes(1, 2)
+    scores = np.exp(np.where(mask[:, None], scores, -np.inf))
+    wanted = np.einsum("bhts,bshd->bthd", scores / scores.sum(-1, keepdims=True), v)
+    assert relative(out, wanted) <= 1e-5
+
+
 def test_chunked_gradients_equal_dense_ones():
     q, k, v = (jnp.asarray(x, jnp.float32) for x in arrays((1, 9, 1, 4), (1, 6, 1, 4), (1, 6, 1, 4)))
     mask = jnp.asarray(np.random.default_rng(2).random((1, 9, 6)) < 0.5)

@@ -42,6 +42,8 @@ SMALL = {
     "srafcn": {"width": 4, "input_size": 64, "fast_conv": False},
     "bsnet": RESNET | {"channels": 16},
     "cbam": RESNET,
+    "seggpt": dict(image_size=32, patch_size=8, width=32, depth=4, heads=2, decoder_width=8, position_cells=2)
+    | {"objective": "both", "fast_conv": False},
     "branch": RESNET | {"fpn_channels": 16},
 }
 # of 7 classes and 3 bands, at full size, by root of the tree; each file's docstring has the published count beside its own
@@ -60,6 +62,7 @@ COUNTS = {
     "srafcn": {"local": 17_097_493},
     "bsnet": {"local": 58_635_118},  # 2 361 607 of them the auxiliary head's
     "cbam": {"local": 37_844_030},  # likewise
+    "seggpt": {"local": 370_723_203 + 1_204_224},  # the latter its prompt's
     "branch": {"local": 28_770_503},  # as GLCANet's local one
 }
 STRIDES = {
@@ -70,7 +73,7 @@ STRIDES = {
     "branch": 4,
 }  # of the logits; the others answer for every pixel
 OF_KNOWN_PARTS = ("encnet", "refinenet")  # all but their own layers are those of the others
-OWN_TERMS = {"encnet": {"presence"}}
+OWN_TERMS = {"encnet": {"presence"}, "seggpt": {"colours"}}
 SINGLE = [name for name in models.names() if models.single_view(name)]
 every_network = pytest.mark.parametrize("name", models.names())
 
@@ -123,7 +126,7 @@ def test_a_branch_alone_is_glcanets_local_one(head):
     np.testing.assert_allclose(logits, out["local/logits"], atol=1e-5 * jnp.abs(logits).max())
 
 
-@every_view("glcanet", "glnet", "bsnet", "isdnet", "srafcn", "cbam")
+@every_view("glcanet", "glnet", "bsnet", "isdnet", "srafcn", "cbam", "seggpt")
 def test_the_functions_compose(name, view):
     """Also: patches do not see each other, and of the composed network's stages the three functions keep the answers."""
     model = small(name, **({"view": view} if name in SINGLE else {}))

@@ -23,17 +23,26 @@ def attend(
     v: Float[Array, "b s h d"],
     mask: Bool[Array, "b #t #s"] | None = None,
     chunk_scores: int = CHUNK_SCORES,
+    relative: tuple[Float[Array, "b t h y"], Float[Array, "b t h x"]] | None = None,
 ) -> Float[Array, "b t h d"]:
     """Exact scaled dot-product attention; a query that may see nothing gets zero.
 
     Scores and softmax are float32 whatever the inputs. Where ``t * s`` exceeds ``chunk_scores`` the queries are taken in
     chunks, each recomputed in the backward pass, so that no dense score matrix ever stands in memory.
+
+    Args:
+        relative: what is added to a query's scores by the row of the key and by its column; keys are the ``y * x`` cells of a
+            map, row by row.
     """
     b, t, h, _ = q.shape
     s = k.shape[1]
 
-    def block(q: Array, mask: Array | None) -> Array:
-        out = jax.nn.dot_product_attention(q, k, v, mask=None if mask is None else mask[:, None])
+    def block(q: Array, mask: Array | None, relative: tuple[Array, Array] | None) -> Array:
+        bias = None
+        if relative is not None:
+            rows, columns = relative
+            bias = rearrange(rows[..., :, None] + columns[..., None, :], "b t h y x -> b h t (y x)")
+        out = jax.nn.dot_product_attention(q, k, v, bias=bias, mask=None if mask is None else mask[:, None])
         if mask is None:
             return out
         # softmax over a fully masked row is uniform: it must be nothing at all
@@ -41,15 +50,16 @@ def attend(
 
     size = max(1, chunk_scores // (s * h))
     if t <= size:
-        return block(q, mask)
+        return block(q, mask, relative)
     chunks = -(-t // size)
-    pad = chunks * size - t
-    q = rearrange(jnp.pad(q, ((0, 0), (0, pad), (0, 0), (0, 0))), "b (n c) h d -> n b c h d", n=chunks)
-    if mask is None or mask.shape[1] == 1:
-        out = jax.lax.map(jax.checkpoint(lambda part: block(part, mask)), q)
-    else:
-        mask = rearrange(jnp.pad(mask, ((0, 0), (0, pad), (0, 0))), "b (n c) s -> n b c s", n=chunks)
-        out = jax.lax.map(jax.checkpoint(lambda part: block(*part)), (q, mask))
+
+    def in_chunks(x: Array) -> Array:
+        padded = jnp.pad(x, ((0, 0), (0, chunks * size - t), *((0, 0),) * (x.ndim - 2)))
+        return rearrange(padded, "b (n c) ... -> n b c ...", n=chunks)
+
+    of_each = mask is not None and mask.shape[1] > 1  # a row for every query
+    parts = jax.tree.map(in_chunks, (q, mask if of_each else None, relative))
+    out = jax.lax.map(jax.checkpoint(lambda part: block(part[0], part[1] if of_each else mask, part[2])), parts)
     return rearrange(out, "n b c h d -> b (n c) h d")[:, :t]
 
 

@@ -38,6 +38,17 @@ RANGES: dict[str, Range] = {
     "aux_weights": WEIGHT,
     "detail_weight": WEIGHT,
     "affinity_weight": WEIGHT,
+    "image_size": Range(1, 2**14),
+    "patch_size": Range(1, 2**10),
+    "hidden": Range(1, 2**6),
+    "position_cells": Range(1, 2**10),
+    "taps": Range(0, 2**10),
+    "merge": Range(0, 2**10),
+    "decoder_width": LAYER,
+    "prompts": Range(1, 2**6),
+    "drop_path": DECAY,
+    "beta": WEIGHT,
+    "spread": Range(0, 1e6, open="low"),
 }
 
 

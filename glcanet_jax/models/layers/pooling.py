@@ -32,18 +32,19 @@ def align_corners(bins: int, size: int) -> np.ndarray:
 def adaptive_mean(x: Float[Array, "b h w c"], bins: int) -> Float[Array, "b n n c"]:
     """Adaptive average pooling to ``bins`` a side, in float32 at least."""
     h, w = x.shape[1:3]
-    return _both_axes(x, bin_means(h, bins), bin_means(w, bins))
+    return along_axes(x, bin_means(h, bins), bin_means(w, bins))
 
 
 def spread(x: Float[Array, "b n m c"], size: tuple[int, int]) -> Float[Array, "b h w c"]:
     """Bins over a whole map again, in float32 at least."""
-    return _both_axes(x, *(align_corners(bins, cells) for bins, cells in zip(x.shape[1:3], size, strict=True)))
+    return along_axes(x, *(align_corners(bins, cells) for bins, cells in zip(x.shape[1:3], size, strict=True)))
 
 
-def _both_axes(x: Array, rows: np.ndarray, columns: np.ndarray) -> Array:
+def along_axes(x: Float[Array, "*b h w c"], rows: np.ndarray, columns: np.ndarray) -> Float[Array, "*b y x c"]:
+    """Products with a matrix ``[y, h]`` along the rows and one ``[x, w]`` along the columns, in float32 at least."""
     dtype = jnp.promote_types(x.dtype, jnp.float32)
-    x = jnp.einsum("nh,bhwc->bnwc", jnp.asarray(rows, dtype), x.astype(dtype), precision="highest")
-    return jnp.einsum("mw,bnwc->bnmc", jnp.asarray(columns, dtype), x, precision="highest")
+    x = jnp.einsum("nh,...hwc->...nwc", jnp.asarray(rows, dtype), x.astype(dtype), precision="highest")
+    return jnp.einsum("mw,...nwc->...nmc", jnp.asarray(columns, dtype), x, precision="highest")
 
 
 def max_around(
