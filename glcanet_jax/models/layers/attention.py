@@ -52,6 +52,7 @@ def attend(
     if t <= size:
         return block(q, mask, relative)
     chunks = -(-t // size)
+    size = -(-t // chunks)  # all alike: what fills up the last one is computed, too
 
     def in_chunks(x: Array) -> Array:
         padded = jnp.pad(x, ((0, 0), (0, chunks * size - t), *((0, 0),) * (x.ndim - 2)))
