@@ -41,7 +41,7 @@ def tile_function(
 ) -> Callable[[Float[Array, "1 c s s"]], Float[Array, "1 k s s"]]:
     """Probabilities of a tile's pixels, the tile in 0 to 1."""
     ready = models.for_inference(model, bands)
-    prepared = jax.jit(ready.prepare)(variables)
+    prepared = ready.prepare(variables)
     mean, std = (tuple(normalisation[name]) for name in ("mean", "std"))
     logits = _of_patch if looks_at_patches(model) else _of_context
 

@@ -15,7 +15,7 @@ from glcanet_jax.models import Inference
 
 def laid(variables: Any) -> Any:
     """Variables with their kernels turned."""
-    return jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0) if x.ndim == 4 else x, variables)
+    return jax.tree.map(lambda x: x.__array_namespace__().moveaxis(x, -1, 0) if x.ndim == 4 else x, variables)
 
 
 def plain(variables: Any) -> Any:

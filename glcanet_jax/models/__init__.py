@@ -200,7 +200,7 @@ def second_pass(model: nn.Module) -> SecondPass | None:
 class Inference(NamedTuple):
     """A network for inference alone: what it makes of its variables once, and its functions of those."""
 
-    prepare: Callable[..., Any]  # variables -> variables
+    prepare: Callable[..., Any]  # variables -> variables, of numpy (nothing is compiled) unless they are traced
     functions: Functions  # without ``train``
     second_pass: SecondPass | None
 
@@ -216,7 +216,7 @@ def for_inference(model: Any, bands: int, collapse: bool = True) -> Inference:
     dtype = compute_type(model)
 
     def prepare(variables: dict[str, Any]) -> dict[str, Any]:
-        variables = folding.fold(folds, variables)
+        variables = folding.fold(folds, folding.on_host(variables))
         collapsed = model.collapse(variables["params"]) if collapse and hasattr(model, "collapse") else {}
         variables = variables | ({"collapsed": collapsed} if collapsed else {})
         return folding.in_compute_type(variables, dtype, getattr(model, "exact", ()))

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.ad_checkpoint import checkpoint_name
 
@@ -114,6 +114,18 @@ def _inner(params: dict[str, Any]) -> Iterator[Any]:
             yield value
 
 
+def on_host(variables: Any) -> Any:
+    """Arrays as numpy has them, by whose functions they are made ready: nothing is compiled for what is done once.
+
+    What is traced stays so. Arrays of a device are copied: they may be given up while somebody still reads.
+    """
+
+    def of(x: Any) -> Any:
+        return np.array(x) if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer) else x
+
+    return jax.tree.map(of, variables)
+
+
 def fold(folds: tuple[Fold, ...], variables: dict[str, Any]) -> dict[str, Any]:
     """Variables of the same network, in which each norm has a shift left to do, and otherwise multiplies by one."""
     params, stats = flatten_dict(variables["params"]), flatten_dict(variables.get("batch_stats", {}))
@@ -124,14 +136,15 @@ def fold(folds: tuple[Fold, ...], variables: dict[str, Any]) -> dict[str, Any]:
             stats[*norm, "mean"],
             stats[*norm, "var"],
         )
-        factor = scale / jnp.sqrt(var + epsilon)
+        xp = scale.__array_namespace__()
+        factor = scale / xp.sqrt(var + epsilon)
         params[*conv, "kernel"] = params[*conv, "kernel"] * factor.reshape(1, 1, 1, -1)
         shift = -mean
         if (*conv, "bias") in params:
             shift = shift + params[*conv, "bias"]
-            params[*conv, "bias"] = jnp.zeros_like(params[*conv, "bias"])
-        params[*norm, "scale"], params[*norm, "bias"] = jnp.ones_like(scale), bias + shift * factor
-        stats[*norm, "mean"], stats[*norm, "var"] = jnp.zeros_like(mean), jnp.full_like(var, 1 - epsilon)
+            params[*conv, "bias"] = xp.zeros_like(params[*conv, "bias"])
+        params[*norm, "scale"], params[*norm, "bias"] = xp.ones_like(scale), bias + shift * factor
+        stats[*norm, "mean"], stats[*norm, "var"] = xp.zeros_like(mean), xp.full_like(var, 1 - epsilon)
     return {"params": unflatten_dict(params), "batch_stats": unflatten_dict(stats)}
 
 

@@ -206,7 +206,9 @@ class GLCANet(nn.Module):
         """What prediction uses instead of affine smoothing and aggregation, by branch (:mod:`layers.collapse`)."""
         if self.head != "affine" or self.sharing != "none":
             return {}
-        halves = jnp.split(params["fusion"]["aggregate"]["kernel"], 2, axis=2)
+        kernel = params["fusion"]["aggregate"]["kernel"]
+        half = kernel.shape[2] // 2
+        halves = kernel[:, :, :half], kernel[:, :, half:]
         return {
             name: collapse.collapse(params[name]["smoothing"], kernel, finest=name == "local")
             for name, kernel in zip(("local", "global"), halves, strict=True)

@@ -282,7 +282,7 @@ def _write(
 ) -> None:
     """All graphs of a network."""
     network = models.for_inference(model, bands)
-    weights = jax.jit(network.prepare)(variables)
+    weights = network.prepare(variables)
     fns = Forward(network, normalisation, (0,), False, stage)
     spec = jax.ShapeDtypeStruct
     image, patch = (spec((1, side, side, bands), np.float32) for side in (views.global_size, views.patch_size))

@@ -49,7 +49,7 @@ class JaxEngine:
         if stage is not None and self.second_pass:
             raise UserError(f"stage is {stage}; a network that looks twice answers with its own alone: leave it out")
         self._make = lambda: Forward(network, normalisation, turns, one_by_one, stage)
-        self._prepare = jax.jit(network.prepare)
+        self._prepare = network.prepare
         self._renew()
         self.variables = variables
 
@@ -96,7 +96,7 @@ class JaxEngine:
             self._keep(jax.eval_shape(self._prepare, variables))
             return
         one = lambda x: x.addressable_data(0) if isinstance(x, jax.Array) and len(x.sharding.device_set) > 1 else x  # noqa: E731
-        self._keep(self._prepare(jax.device_put(jax.tree.map(one, variables), self._device)))
+        self._keep(jax.device_put(self._prepare(jax.tree.map(one, variables)), self._device))
 
     def _keep(self, variables: Any) -> None:
         self._variables = variables

@@ -8,7 +8,9 @@ is mended by what the padding leaves out, and the 7x7 is replaced by strips of t
 
 from collections.abc import Mapping
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -18,45 +20,46 @@ from glcanet_jax.models.layers.fpn import LEVELS
 FRAME = 2  # cells at the edge of a map where a 7x7 differs from three convolutions
 REACH = 3  # cells behind those that the three convolutions need
 FINEST = min(LEVELS)
-Layer = Mapping[str, Array]  # kernel and bias of a convolution
+Either = np.ndarray | Array  # before the weights are on a device, or traced
+Layer = Mapping[str, Either]  # kernel and bias of a convolution
 Layers = Mapping[str, Layer]
 
 
 # ------------------------------------------------------------------------------------------------------ kernels, made once
-def _through(first: Float[Array, "p q c m"], second: Float[Array, "r s m o"]) -> Float[Array, "p+r-1 q+s-1 c o"]:
+# by numpy, or by jax.numpy where they are traced; products of what is traced have all digits, on accelerators too
+def _through(first: Float[Either, "p q c m"], second: Float[Either, "r s m o"]) -> Float[Either, "p+r-1 q+s-1 c o"]:
     """The kernel of two convolutions at stride 1, one after the other."""
-    p, q, c, _ = first.shape
-    r, s, _, o = second.shape
-    out = jnp.zeros((p + r - 1, q + s - 1, c, o), first.dtype)
-    for i in range(r):
-        for j in range(s):
-            part = jnp.einsum("pqcm,mo->pqco", first, second[i, j], precision="highest")
-            out = out.at[i : i + p, j : j + q].add(part)
-    return out
+    xp, (r, s) = first.__array_namespace__(), second.shape[:2]
+    places = [(i, j) for i in range(r) for j in range(s)]
+    around = [((i, r - 1 - i), (j, s - 1 - j), (0, 0), (0, 0)) for i, j in places]
+    return sum(xp.pad(first @ second[place], pads) for place, pads in zip(places, around, strict=True))
 
 
-def taps(first: Layer, second: Layer, kernel: Float[Array, "3 3 m k"]) -> dict[str, Array]:
+def _columns(kernel: Float[Either, "3 3 m k"]) -> Float[Either, "m 9*k"]:
+    """The aggregation's kernel as one matrix, as convolution.mix has it."""
+    return kernel.transpose(2, 0, 1, 3).reshape(kernel.shape[2], -1)
+
+
+def taps(first: Layer, second: Layer, kernel: Float[Either, "3 3 m k"]) -> dict[str, Either]:
     """The 5x5 of a level: ``first`` and ``second`` smoothing convolution, ``kernel`` that part of the aggregation's.
 
     Returns:
         ``kernel [5, 5, c, 9k]`` and ``bias [9k]``; ``mend [3, 3, m, 9k]``, the second convolution mixed, for the frame.
     """
-    columns = kernel.transpose(2, 0, 1, 3).reshape(kernel.shape[2], -1)  # as convolution.mix lays them
-    mixed = jnp.einsum("ijmn,no->ijmo", second["kernel"], columns, precision="highest")
-    bias = jnp.einsum("m,ijmo->o", first["bias"], mixed, precision="highest")
-    bias = bias + jnp.matmul(second["bias"], columns, precision="highest")
+    columns = _columns(kernel)
+    mixed = second["kernel"] @ columns
+    bias = (first["bias"] @ mixed).sum((0, 1)) + second["bias"] @ columns
     return {"kernel": _through(first["kernel"], mixed), "bias": bias, "mend": mixed}
 
 
-def classes(first: Layer, second: Layer, kernel: Float[Array, "3 3 m k"]) -> dict[str, Array]:
+def classes(first: Layer, second: Layer, kernel: Float[Either, "3 3 m k"]) -> dict[str, Either]:
     """The 7x7 of the finest level, ``kernel [7, 7, c, k]`` and ``bias [k]``."""
     both = _through(second["kernel"], kernel)
-    bias = jnp.einsum("m,ijmo->o", first["bias"], both, precision="highest")
-    bias = bias + jnp.einsum("m,ijmo->o", second["bias"], kernel, precision="highest")
+    bias = (first["bias"] @ both).sum((0, 1)) + (second["bias"] @ kernel).sum((0, 1))
     return {"kernel": _through(first["kernel"], both), "bias": bias}
 
 
-def collapse(smoothing: Layers, kernel: Float[Array, "3 3 x k"], *, finest: bool) -> dict[str, dict[str, Array]]:
+def collapse(smoothing: Layers, kernel: Float[Either, "3 3 x k"], *, finest: bool) -> dict[str, dict[str, Either]]:
     """What :func:`mix_levels` and :func:`apply_classes` need of a branch, by level.
 
     Args:
@@ -64,10 +67,12 @@ def collapse(smoothing: Layers, kernel: Float[Array, "3 3 x k"], *, finest: bool
             takes what it makes, the coarsest level first.
         finest: P2 goes to the classes at once, for nothing is added to its taps on another grid.
     """
-    parts, out = jnp.split(kernel, len(LEVELS), axis=2), {}
-    for i, part in zip(reversed(LEVELS), parts, strict=True):
-        make = classes if finest and i == FINEST else taps
-        out[str(i)] = make(smoothing[f"first{i}"], smoothing[f"second{i}"], part)
+    width, out = kernel.shape[2] // len(LEVELS), {}
+    with jax.default_matmul_precision("highest"):
+        for place, i in enumerate(reversed(LEVELS)):
+            make = classes if finest and i == FINEST else taps
+            part = kernel[:, :, place * width : (place + 1) * width]
+            out[str(i)] = make(smoothing[f"first{i}"], smoothing[f"second{i}"], part)
     return out
 
 
