@@ -25,6 +25,7 @@ from glcanet_jax.errors import UserError
 from glcanet_jax.inference import walk
 from glcanet_jax.inference.forward import PROBABILITY_STEPS
 from glcanet_jax.maps import map_report, mapping
+from glcanet_jax.maps.calibration import calibrate
 from glcanet_jax.maps.inputs import names_of
 from glcanet_jax.maps.memory import choose_batch, memory_told, prepare
 from glcanet_jax.maps.model import (
@@ -50,7 +51,9 @@ def load(
     batch: int | None = None,
     memory_budget: str | int | None = None,
     engine: Literal["auto", "jax", "openvino"] = "auto",
-    dtype: Literal["float32", "bfloat16"] | None = None,
+    dtype: Literal["float32", "bfloat16", "int8"] | None = None,
+    calibration: str | os.PathLike[str] | None = None,
+    most_changed: float = 0.015,
     tta: bool = False,
     overlap: int | None = None,
     context_size: int | None = None,
@@ -69,7 +72,9 @@ def load(
         batch: patches computed at once; None: what the memory allows, on CPUs one.
         memory_budget: as ``"4GB"``, or bytes: the batch is chosen to stay under it.
         engine: what computes the network; ``"auto"``: OpenVINO on CPUs where it is installed, else JAX.
-        dtype: of the computation; None: float32 on CPUs, elsewhere bfloat16.
+        dtype: of the computation; None: float32 on CPUs, elsewhere bfloat16. ``"int8"`` is OpenVINO's.
+        calibration: scene that int8 is calibrated on, once; None: each that is mapped is, on itself.
+        most_changed: share of the pixels that int8 was not calibrated on whose class may be another one than in float32.
         tta: the mean over the eight views of a square, at eight times the work.
         overlap: least overlap of neighbouring patches, in pixels; None: the weights'.
         context_size: scene pixels a side that share a global view; None: the weights'.
@@ -86,7 +91,8 @@ def load(
     memory_budget = None if memory_budget is None else str(memory_budget)
     options = MapOptions(
         scale=scale, tta=tta, overlap=overlap, context_size=context_size, batch=batch, memory_budget=memory_budget,
-        engine=engine, dtype=dtype, fit_patches=fit_patches, ground_resolution=ground_resolution,
+        engine=engine, dtype=dtype, calibration=None if calibration is None else Path(calibration),
+        most_changed=most_changed, fit_patches=fit_patches, ground_resolution=ground_resolution,
     )  # fmt: skip
     if not isinstance(weights, str | os.PathLike):
         raise UserError(
@@ -97,7 +103,12 @@ def load(
         if memory_budget is not None:
             parse_bytes(memory_budget)
         backend.enable_compilation_cache()
-        return Segmenter(load_model(path, options, stage), options)
+        return Segmenter(_loaded(path, options, stage), options)
+
+
+def _loaded(weights: Path, options: MapOptions, stage: str | None) -> Model:
+    model = load_model(weights, options, stage)
+    return model if options.calibration is None else calibrate(model, (), options)
 
 
 @contextmanager
@@ -293,7 +304,7 @@ class Segmenter:
         """The same weights for scenes of another full scale, which is compiled in; kept for the next scene."""
         if scale not in self._others:
             options = replace(self._options, scale=scale)
-            self._others = {scale: Segmenter(load_model(self.weights, options, self._model.stage), options)}
+            self._others = {scale: Segmenter(_loaded(self.weights, options, self._model.stage), options)}
         return self._others[scale]
 
     def _predict(self, scene: Any, out: str | os.PathLike[str] | None, options: MapOptions, valid: Any) -> Prediction:
@@ -311,7 +322,7 @@ class Segmenter:
     def _in_files(self, path: str, out: Path, options: MapOptions) -> Prediction:
         mapping.check_request(out, options)
         (name,) = names_of([path])
-        mapping.map_file(name, path, out, self._model, options)
+        mapping.map_file(name, path, out, calibrate(self._model, [path], options), options)
         map_report.gather_reports(out)
         files = {kind: out / file for kind, file in outputs_of(name, options).items()}
         place = RasterSource(files["classes"], None, 1)
@@ -325,7 +336,7 @@ class Segmenter:
             source = self._open(scene, options, valid, stack)
             sink = walk.ArraySink(source.height, source.width)
             region = region_of(source, options)
-            model = self._model.fit(source.height, source.width, options)
+            model = calibrate(self._model, [source], options).fit(source.height, source.width, options)
             prepare(model, options, source, tell=False)
             if getattr(source, "needs_staging", False):  # its windows are dear to read
                 source = source.stage(Path(stack.enter_context(tempfile.TemporaryDirectory())))
@@ -376,7 +387,9 @@ class Segmenter:
         """
         if not isinstance(dataset, Dataset):
             raise UserError(f"dataset is {dataset!r}; it must be one that glcanet_jax.open_dataset opened")
-        scenes, predictor, tta = dataset.scenes(split), self._model.predictor, self._options.tta
+        scenes, tta = dataset.scenes(split), self._options.tta
+        with arguments_named():
+            predictor = calibrate(self._model, scenes, self._options).predictor
         scoring.check_fit(dataset, scenes, predictor, list(self.classes), split)
         patches = sum(len(geometry.walk_scene(s.height, s.width, predictor.views)) for s in scenes)
         choose_batch(predictor, self._options, *scoring.first_of(scenes, predictor), patches)

@@ -135,9 +135,14 @@ class Predictor:
 
     def with_views(self, views: geometry.Views) -> "Predictor":
         """The same network with the same variables, for patches and contexts of other sizes."""
-        other = copy.copy(self)
+        other = self.with_engine(self.engine.with_views(views))
         other.views = views
-        other._take(self.engine.with_views(views))
+        return other
+
+    def with_engine(self, engine: Engine) -> "Predictor":
+        """The same, computed by another engine of the same network."""
+        other = copy.copy(self)
+        other._take(engine)
         return other
 
     @property

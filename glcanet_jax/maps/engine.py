@@ -11,8 +11,9 @@ from glcanet_jax import runs
 from glcanet_jax.config import Config
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference import exported
-from glcanet_jax.inference.engines import openvino_engine, processor
+from glcanet_jax.inference.engines import int8, openvino_engine, processor
 from glcanet_jax.inference.engines.emitter import UnknownError
+from glcanet_jax.inference.engines.openvino_engine import OpenVINOEngine
 from glcanet_jax.maps.options import MapOptions
 from glcanet_jax.weights import named
 
@@ -35,20 +36,28 @@ def settle(options: MapOptions, weights: Path) -> Choice:
     if name == "auto":
         fits = on_cpu and not sealed and (options.devices or 1) == 1
         name = "openvino" if fits and openvino_engine.is_installed() else "jax"
-    if name == "jax":
+    eight = options.dtype == "int8"
+    if options.calibration is not None and not eight:
+        raise UserError("--calibration is for --dtype int8, which is not given; give both, or leave it out")
+    if eight and options.engine == "jax":
+        raise UserError("--dtype int8 is OpenVINO's, and --engine is jax: leave out one of them")
+    if name == "jax" and not eight:
         return Choice(name, options.dtype)
     openvino_engine.need_openvino()
+    asked = "--dtype int8" if eight else "--engine openvino"
     if sealed:
         raise UserError(
-            f"{named(weights)} is an exported network, which JAX alone runs; leave out --engine openvino, or give its weights"
+            f"{named(weights)} is an exported network, which JAX alone runs; leave out {asked}, or give its weights"
         )
     if (options.devices or 1) > 1:
-        raise UserError(f"--devices is {options.devices}; --engine openvino computes on one CPU: leave out one of them")
+        raise UserError(f"--devices is {options.devices}; {asked} computes on one CPU: leave out one of them")
     dtype = options.dtype or "float32"
     if not processor.can(dtype):
         print(f"this processor has no instructions for {dtype}: float32 is computed", flush=True)
         dtype = "float32"
-    return Choice(name, dtype)
+    elif eight:
+        int8.need_nncf()
+    return Choice(OpenVINOEngine.name, dtype)
 
 
 def maker(
@@ -64,14 +73,24 @@ def maker(
         told = {"weights": digest, "network": dataclasses.asdict(config.model)}
         read = lambda: runs.read_weights(weights)[1].variables  # noqa: E731
         try:
-            return openvino_engine.OpenVINOEngine(
+            return OpenVINOEngine(
                 model, read, config.views, normalisation, bands=stored.bands, dtype=choice.dtype, stage=stage, told=told
             )
         except UnknownError as error:
             what = f"{config.model.network} has an operation that is not known to OpenVINO's graphs ({error})"
-            if options.engine != "auto":
+            if options.engine != "auto" or choice.dtype == "int8":
                 raise UserError(f"{what}; give --engine jax") from error
             print(f"{what}: JAX computes", flush=True)
             return None
 
     return make
+
+
+def check_changed(engine: Any, options: MapOptions) -> None:
+    """Raises UserError if 8 bits change the class of more pixels than the options allow."""
+    changed = getattr(engine, "changed", None)
+    if changed is not None and changed > options.most_changed:
+        raise UserError(
+            f"int8 changes the class of {changed:.2%} of the pixels that it was not calibrated on, more than {options.most_changed:.2%}; "
+            "give --dtype bfloat16, another --calibration, or a larger --most-changed"
+        )

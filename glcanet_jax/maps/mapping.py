@@ -13,6 +13,7 @@ from glcanet_jax.errors import UserError
 from glcanet_jax.inference import walk
 from glcanet_jax.maps import map_report
 from glcanet_jax.maps.aoi import OutsideError, read_area
+from glcanet_jax.maps.calibration import calibrate
 from glcanet_jax.maps.inputs import names_of, parse_shard, scenes_of
 from glcanet_jax.maps.memory import memory_told, pools, prepare
 from glcanet_jax.maps.model import Model, load_model
@@ -102,14 +103,14 @@ def map_scenes(
         return []
     fit, failed = _with_room(mine, out, options)
     outside: list[tuple[str, UserError]] = []
-    reports = _mapped(fit, len(named), weights, out, options, failed, outside) if fit else []
+    reports = _mapped(fit, named, weights, out, options, failed, outside) if fit else []
     _end(out, options, mine, failed, outside if count == 1 else [])
     return reports
 
 
 def _mapped(
     scenes: dict[str, str],
-    named: int,
+    named: dict[str, str],
     weights: Path,
     out: Path,
     options: MapOptions,
@@ -119,10 +120,11 @@ def _mapped(
     """Reports of what was made; ``failed`` and ``outside`` take the others, which are told.
 
     Raises:
-        UserError: the weights do not do, or the only one of all scenes ``named`` cannot be mapped.
+        UserError: the weights do not do, or the only one of all scenes ``named`` (their paths) cannot be mapped.
     """
     backend.enable_compilation_cache()
-    model, reports, left = load_model(weights, options), [], list(scenes)
+    model = calibrate(load_model(weights, options), named.values(), options)
+    reports, left = [], list(scenes)
     with contextlib.ExitStack() as stack:
         bar = stack.enter_context(Progress(len(scenes), "mapping", "scenes")) if len(scenes) > 1 else None
         tasks = (MapTask(name, path, out, model, options, bar) for name, path in scenes.items())
@@ -131,7 +133,7 @@ def _mapped(
             for task, result, error in outcomes:
                 left.remove(task.name)
                 if error is not None and (
-                    named == 1 or len(scenes) + len(failed) == 1 and not isinstance(error, OutsideError)
+                    len(named) == 1 or len(scenes) + len(failed) == 1 and not isinstance(error, OutsideError)
                 ):
                     raise error
                 if isinstance(error, OutsideError):

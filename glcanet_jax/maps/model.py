@@ -61,7 +61,9 @@ class Model:
             return self
         with self.lock:
             if side not in self.fitted:
-                self.fitted[side] = self.predictor.with_views(dataclasses.replace(views, patch_size=side))
+                fitted = self.predictor.with_views(dataclasses.replace(views, patch_size=side))
+                engine.check_changed(fitted.engine, options)
+                self.fitted[side] = fitted
         return dataclasses.replace(self, predictor=self.fitted[side])
 
 

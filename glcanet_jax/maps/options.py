@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from glcanet_jax.limits import METRES, Range, check_fields
+from glcanet_jax.limits import METRES, SHARE, Range, check_fields
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,11 @@ class MapOptions:
     )
     # what computes the network; auto: OpenVINO on CPUs where it is installed, else JAX
     engine: Literal["auto", "jax", "openvino"] = "auto"
-    # of the computation; without: float32 on CPUs, else bfloat16
-    dtype: Literal["float32", "bfloat16"] | None = None
+    # of the computation; without: float32 on CPUs, else bfloat16; int8 is OpenVINO's
+    dtype: Literal["float32", "bfloat16", "int8"] | None = None
+    calibration: Path | None = None  # scene that int8 is calibrated on; without: the first of those to be mapped
+    # of the pixels of patches that int8 was not calibrated on: if more change their class against float32, it is refused
+    most_changed: Annotated[float, SHARE] = 0.015
     resume: bool = True  # go on where a killed run stopped
     drivers: str | None = None  # of GDAL beyond the common formats, as netCDF,MRF; those of servers open the network
     overwrite: bool = False  # replace maps made with other weights or options

@@ -27,6 +27,7 @@ from glcanet_jax.errors import UserError
 from glcanet_jax.inference import walk
 from glcanet_jax.inference.scratch import Scratch, is_of
 from glcanet_jax.maps import map_report, styles
+from glcanet_jax.maps.calibration import calibrated_on
 from glcanet_jax.maps.memory import HELD_BYTES
 from glcanet_jax.maps.model import Model
 from glcanet_jax.maps.options import MapOptions
@@ -290,6 +291,7 @@ def _report(plan: Plan, counted: map_report.Areas, summary: walk.Summary, model:
             "weights": named(model.weights),
             "dtype": model.dtype,
             "engine": model.predictor.engine.name,
+            **calibrated_on(model),
         },
         "fingerprint": plan.fingerprint,
     }

@@ -18,7 +18,7 @@ class Engine(Protocol):
 
     Attributes:
         name: as ``--engine`` has it, and reports.
-        dtype: what it computes in, ``float32`` or ``bfloat16``.
+        dtype: what it computes in, ``float32``, ``bfloat16`` or ``int8``.
         at_once: patches that it computes at the same time on a CPU.
         on_device: whether contexts are shrunk, and patches cut, by JAX's programs on the device.
         second_pass: whether the answers for a context's patches wait until all of them were looked at.

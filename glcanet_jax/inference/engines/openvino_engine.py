@@ -1,4 +1,4 @@
-"""The network by OpenVINO, on CPUs: as fast as their instructions allow, in float32 or bfloat16.
+"""The network by OpenVINO, on CPUs: as fast as their instructions allow, in float32, bfloat16 or 8 bits.
 
 Its graphs are written from the same functions that JAX runs (:mod:`glcanet_jax.inference.engines.graph`), and kept on disk. One patch
 is one request: what is computed of it does not depend on what is beside it. On many cores several requests run at once.
@@ -6,8 +6,8 @@ is one request: what is computed of it does not depend on what is beside it. On 
 
 import contextlib
 import copy
-import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,14 @@ from jax import export as jax_export
 from glcanet_jax import geometry, models
 from glcanet_jax.data.loader import cores
 from glcanet_jax.errors import UserError
-from glcanet_jax.inference.engines import graph, store
-from glcanet_jax.inference.engines.flat import PIXELS, PLACES, WEIGHTS
-from glcanet_jax.inference.forward import Forward
+from glcanet_jax.inference.calibration import Calibration
+from glcanet_jax.inference.engines import graphs, int8, processor, store
+from glcanet_jax.inference.engines.quiet import without_telemetry
 from glcanet_jax.profiling import release_memory, resident_memory
 
 INSTALL = "pip install 'glcanet-jax[openvino]'"
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
+Draw = Callable[[geometry.Views], Calibration | None]  # what int8 is calibrated on, for patches of a size
 CORES = 8  # of a stream: more make one patch hardly faster
 
 
@@ -41,21 +42,6 @@ def need_openvino() -> Any:
     except ImportError as error:
         raise UserError(f"--engine openvino needs openvino, which is not installed ({error}); {INSTALL}") from error
     return openvino
-
-
-@contextlib.contextmanager
-def without_telemetry() -> Iterator[None]:
-    """Packages imported inside find none of what they would tell their makers by: OpenVINO sends word of every import."""
-    name = "openvino_telemetry"
-    before = {key: module for key, module in sys.modules.items() if key.split(".")[0] == name}
-    for key in before:
-        del sys.modules[key]
-    sys.modules[name] = None  # an import of it fails, as where it is not installed
-    try:
-        yield
-    finally:
-        del sys.modules[name]
-        sys.modules.update(before)
 
 
 def is_installed() -> bool:
@@ -129,26 +115,38 @@ class OpenVINOEngine:
         self.model, self.views, self.dtype = model, views, dtype
         self.at_once = max(1, cores() // CORES)
         self.second_pass = models.second_pass(model) is not None
-        self._make: Callable[[Path, geometry.Views], None] = lambda folder, views: _write(
+        self._make: Callable[[Path, geometry.Views], None] = lambda folder, views: graphs.write_all(
             folder, model, read(), views, normalisation, bands, stage
         )
         self._told = {"normalisation": normalisation, "bands": bands, "stage": stage, **told}
+        self._draw: Draw | None = None
+        self._digest: str | None = None  # of what it was calibrated on
+        self._recorded: dict[str, list[list[np.ndarray]]] | None = None
         self._open()
 
-    def _open(self) -> None:
-        """Have the graphs on disk; nothing is compiled yet."""
+    def _open(self, making: AbstractContextManager[Any] | None = None) -> None:
+        """Have the graphs on disk, of int8 once it is known on what that is calibrated; nothing is compiled yet."""
         import openvino
 
         from glcanet_jax import __version__
 
         versions = {"openvino": openvino.__version__, "jax": jax.__version__, "own": __version__}
         sides = {"patch": self.views.patch_size, "global": self.views.global_size}
-        self._key = store.key({**self._told, **versions, **sides})
-        self._folder, self._kept = store.folder_of(self._key, lambda folder: self._make(folder, self.views))
+        told = {**self._told, **versions, **sides}
         self._requests: dict[str, _Request] = {}
         self._sizes: dict[str, dict[str, int]] = {}
         self.held = 0
         self._jobs = 0
+        if self.dtype != "int8":
+            self.folder, self._kept = store.folder_of(store.key(told), lambda folder: self._make(folder, self.views))
+            return
+        drawn = None if self._draw is None else self._draw(self.views)
+        self._digest = None if drawn is None else drawn.digest
+        if drawn is not None:
+            told |= {"nncf": int8.need_nncf(), "calibration": self._digest, "rest": self._precision}
+            self.folder, self._kept = store.folder_of(
+                store.key(told), lambda folder: self._quantise(folder, drawn, making or contextlib.nullcontext())
+            )
 
     def with_views(self, views: geometry.Views) -> "OpenVINOEngine":
         other = copy.copy(self)
@@ -157,7 +155,56 @@ class OpenVINOEngine:
         return other
 
     def identity(self) -> dict[str, Any]:
-        return {"engine": self.name}
+        if self.dtype != "int8":
+            return {"engine": self.name}
+        self._need_calibration()
+        return {"engine": self.name, "calibration": self._digest}
+
+    # ------------------------------------------------------------------------------------------------------ its 8 bits
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether it is ready as far as its type is concerned."""
+        return self.dtype != "int8" or self._digest is not None
+
+    def _need_calibration(self) -> None:
+        if not self.is_calibrated:
+            raise UserError(
+                "--dtype int8 found no pixels to be calibrated on; give a scene that has some as --calibration, or --dtype bfloat16"
+            )
+
+    @property
+    def changed(self) -> float | None:
+        """Of int8: the share of held-out cells whose class is another one than in float32."""
+        return int8.noted(self.folder) if self.dtype == "int8" and self.is_calibrated else None
+
+    def calibrated(self, draw: Draw, making: AbstractContextManager[Any]) -> "OpenVINOEngine":
+        """The same network in 8 bits for what ``draw`` gives for its views; ``making`` is entered while that is quantised, if it is.
+
+        Raises:
+            UserError: NNCF is missing, or fails; there is no room for the graphs.
+        """
+        other = copy.copy(self)
+        other._draw = draw
+        other._open(making)
+        return other
+
+    def _quantise(self, folder: Path, drawn: Calibration, making: AbstractContextManager[Any]) -> None:
+        with making:
+            plain, mine = copy.copy(self), copy.copy(self)
+            plain.dtype = "float32"
+            plain._open()
+            int8.quantise(plain, drawn, folder)
+            mine.folder = folder
+            int8.note(folder, int8.check(plain, mine, drawn))
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[dict[str, list[list[np.ndarray]]]]:
+        """What its graphs are given inside, by their names."""
+        self._recorded = {}
+        try:
+            yield self._recorded
+        finally:
+            self._recorded = None
 
     @property
     def resident(self) -> int:
@@ -166,42 +213,56 @@ class OpenVINOEngine:
     # --------------------------------------------------------------------------------------------------- its graphs
     def _compile(self, jobs: int) -> None:
         """Compile all graphs for so many patches at once, and run each once: then they hold what they will."""
-        self._requests, self._jobs, outputs = {}, jobs, {}
-        release_memory()
+        self._need_calibration()
+        self.let_go()
+        self._jobs, outputs = jobs, {}
         before = resident_memory()
-        for name in ("encode", "look", "collect", "encode_again", "look_again"):
-            if (self._folder / f"{name}.xml").exists():
-                self._requests[name] = request = self._compiled(name, jobs)
-                (out, *_) = request([request.zeros()] * jobs)
-                outputs[name] = jobs * sum(x.nbytes for x in out)
+        for name in graphs.names_in(self.folder):
+            self._requests[name] = request = self._compiled(name, jobs)
+            (out, *_) = request([request.zeros()] * jobs)
+            outputs[name] = jobs * sum(x.nbytes for x in out)
         self.held = held = max(resident_memory() - before, 0)
         sizes = {name: {"arguments": held, "outputs": n, "temporaries": 0} for name, n in outputs.items()}
         self._sizes = {name: of | {"total": sum(of.values())} for name, of in sizes.items()}
 
+    def let_go(self) -> None:
+        """Of what was compiled."""
+        self._requests, self._jobs = {}, 0
+        release_memory()
+
+    @property
+    def _precision(self) -> str:
+        """What is computed in that is not of 8 bits."""
+        rest = "bfloat16" if processor.can("bfloat16") else "float32"
+        return PRECISIONS[rest if self.dtype == "int8" else self.dtype]
+
     def _compiled(self, name: str, jobs: int) -> _Request:
         options = {
-            "INFERENCE_PRECISION_HINT": PRECISIONS[self.dtype],
+            "INFERENCE_PRECISION_HINT": self._precision,
             "NUM_STREAMS": self.at_once,  # whatever the batch: with other threads a stream would round otherwise
             "INFERENCE_NUM_THREADS": cores(),
             "ENABLE_CPU_PINNING": False,  # other threads, of JAX and of readers, run on the same cores
         }
-        path = self._folder / f"{name}.xml"
+        path = self.folder / f"{name}.xml"
         try:
             compiled = self._core.compile_model(str(path), "CPU", options)
         except RuntimeError as error:
-            store.forget(self._folder)
+            store.forget(self.folder)
             raise UserError(
                 f"OpenVINO cannot compile {path} ({str(error).strip().splitlines()[-1][:200]}), which is removed; run again, or "
                 "give --engine jax"
             ) from error
-        return _Request(compiled, self._folder / f"{name}.places", jobs)
+        return _Request(compiled, self.folder / f"{name}.places", jobs)
 
     def _run(self, name: str, many: list[tuple[list[np.ndarray], Any]]) -> list[list[np.ndarray]]:
         """What a graph makes of several arrays, each with its patch's box (None: it has none)."""
         if not self._jobs:
             self._compile(1)
         request = self._requests[name]
-        return request([request.inputs(arrays, box) for arrays, box in many])
+        given = [request.inputs(arrays, box) for arrays, box in many]
+        if self._recorded is not None:
+            self._recorded.setdefault(name, []).extend(given)
+        return request(given)
 
     def sizes(self, dtype: Any, batch: int) -> dict[str, dict[str, int]]:
         jobs = min(batch, self.at_once)
@@ -241,7 +302,7 @@ class OpenVINOEngine:
         patches, boxes, places = np.asarray(patches), np.asarray(boxes, np.float32), np.flatnonzero(valid)
         many = [([*context, _pixels(patches[i : i + 1], view)], boxes[i : i + 1]) for i in places]
         kept: list[Any] = [None] * len(patches)
-        split = int((self._folder / "kept").read_text())  # so many of its outputs are kept, the others added up
+        split = int((self.folder / "kept").read_text())  # so many of its outputs are kept, the others added up
         for i, out in zip(places, self._run("collect", many), strict=True):
             kept[i], new = out[:split], out[split:]
             gathered = new if gathered is None else [a + b for a, b in zip(gathered, new, strict=True)]
@@ -268,55 +329,3 @@ def _pixels(image: Any, view: int) -> np.ndarray:
 def _done() -> Any:
     """Tells that all is computed that was returned."""
     return jnp.zeros(())
-
-
-# ----------------------------------------------------------------------------------------------------- writing the graphs
-def _write(
-    folder: Path,
-    model: Any,
-    variables: Any,
-    views: geometry.Views,
-    normalisation: dict[str, Any],
-    bands: int,
-    stage: str | None,
-) -> None:
-    """All graphs of a network."""
-    network = models.for_inference(model, bands)
-    weights = network.prepare(variables)
-    fns = Forward(network, normalisation, (0,), False, stage)
-    spec = jax.ShapeDtypeStruct
-    image, patch = (spec((1, side, side, bands), np.float32) for side in (views.global_size, views.patch_size))
-    box, still = spec((1, 4), np.float32), jnp.int32(0)
-
-    def write(name: str, fn: Any, *args: Any, levels: tuple[int, ...], **how: Any) -> Any:
-        like = jax.eval_shape(fn, weights, *_shapes(args))
-        leaves = graph.write(folder, name, fn, (weights, *args), (WEIGHTS, *levels), **how)
-        return jax.tree.unflatten(jax.tree.structure(like), leaves)
-
-    context = write("encode", lambda v, x: fns.encode(v, x, still), image, levels=(PIXELS,))
-    if network.second_pass is None:
-        look = lambda v, c, x, b: fns.look(v, c, still, x, b)  # noqa: E731
-        write("look", look, context, patch, box, levels=(PIXELS, PIXELS, PLACES), as_it_lies=False)
-        return
-    valid = jnp.ones(1, bool)
-
-    def collect(v: Any, c: Any, x: Any, b: Any) -> Any:
-        like = fns.gathered_like(v, c, still, x, b, valid)
-        nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), like)
-        return fns.collect(nothing, v, c, still, x, b, valid)[0]
-
-    kept, gathered = write("collect", collect, context, patch, box, levels=(PIXELS, PIXELS, PLACES))
-    count = sum(leaf.level == PIXELS for leaf in jax.tree.leaves(kept, is_leaf=_is_leaf))
-    (folder / "kept").write_text(str(count))
-    again = lambda v, c, g, x: fns.again(v, c, g, x, still)[0]  # noqa: E731
-    context = write("encode_again", again, context, gathered, image, levels=(PIXELS,) * 3)
-    levels = PIXELS, PIXELS, PLACES
-    write("look_again", fns.look_again, context, kept, box, levels=levels, as_it_lies=False)
-
-
-def _is_leaf(x: Any) -> bool:
-    return isinstance(x, graph.Leaf)
-
-
-def _shapes(args: Any) -> Any:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args, is_leaf=_is_leaf)

@@ -7,6 +7,7 @@ ISA = "ONEDNN_MAX_CPU_ISA"  # of oneDNN, in OpenVINO too: what it may use at mos
 # what each type needs, by flags of /proc/cpuinfo, any of them; and what oneDNN calls the least that has it
 NEEDS = {
     "bfloat16": ({"avx512_bf16", "amx_bf16", "avx_ne_convert"}, ("AVX2_VNNI_2", "AVX512_CORE_BF16")),
+    "int8": ({"avx512_vnni", "avx_vnni", "amx_int8"}, ("AVX2_VNNI", "AVX512_CORE_VNNI")),
 }
 # oneDNN's names, each with all that it includes
 LADDERS = (
