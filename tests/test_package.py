@@ -39,6 +39,12 @@ def test_requirements_agree():
     for extra in ("cuda", "aot", "onnx"):
         (named,) = requirements(f"requirements-{extra}.txt").values()
         assert named == extras[extra]
+    of_openvino = (
+        [*requirements("requirements-openvino.txt").values()],
+        [*requirements("requirements-openvino-int8.txt").values()],
+    )
+    assert of_openvino[0] == [extras["openvino"]]
+    assert [r for part in of_openvino for group in part for r in group] == extras["openvino-int8"]
 
 
 def test_only_lower_bounds():

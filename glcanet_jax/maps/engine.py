@@ -43,8 +43,8 @@ def settle(options: MapOptions, weights: Path) -> Choice:
         raise UserError("--dtype int8 is OpenVINO's, and --engine is jax: leave out one of them")
     if name == "jax" and not eight:
         return Choice(name, options.dtype)
-    openvino_engine.need_openvino()
-    asked = "--dtype int8" if eight else "--engine openvino"
+    asked, install = ("--dtype int8", int8.INSTALL) if eight else ("--engine openvino", openvino_engine.INSTALL)
+    openvino_engine.need_openvino(asked, install)
     if sealed:
         raise UserError(
             f"{named(weights)} is an exported network, which JAX alone runs; leave out {asked}, or give its weights"

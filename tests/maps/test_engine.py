@@ -11,7 +11,7 @@ import pytest
 
 from glcanet_jax import backend
 from glcanet_jax.errors import UserError
-from glcanet_jax.inference.engines import Engine, openvino_engine, processor, store
+from glcanet_jax.inference.engines import Engine, int8, openvino_engine, processor, store
 from glcanet_jax.inference.engines.flat import PIXELS, PLACES, WEIGHTS, compute, flatten
 from glcanet_jax.inference.engines.openvino_engine import OpenVINOEngine
 from glcanet_jax.inference.engines.xla import JaxEngine
@@ -25,11 +25,13 @@ WEIGHTS_FILE = Path("best.safetensors")
 def machine(monkeypatch):
     """Sets what there is: the package, the device, the processor's flags."""
 
-    def set_up(installed=True, device="cpu", flags="avx512_bf16 avx512_vnni"):
+    def set_up(installed=True, device="cpu", flags="avx512_bf16 avx512_vnni", nncf=True):
         monkeypatch.setattr(openvino_engine, "is_installed", lambda: installed)
-        monkeypatch.setattr(engine.openvino_engine, "need_openvino", lambda: None)
+        monkeypatch.setattr(engine.openvino_engine, "need_openvino", lambda *asked: None)
         monkeypatch.setattr(jax, "default_backend", lambda: device)
         monkeypatch.setattr(processor, "flags", lambda: frozenset(flags.split()))
+        monkeypatch.setattr(int8, "find_spec", lambda name: object() if nncf else None)
+        monkeypatch.setattr(int8.metadata, "version", lambda name: "3.4.0")
         monkeypatch.delenv(processor.ISA, raising=False)
 
     return set_up
@@ -56,25 +58,57 @@ def test_what_does_not_go_together_is_told(machine):
         settled(Path("network.zip"), engine="openvino")
     with pytest.raises(UserError, match="--devices is 2; --engine openvino computes on one CPU"):
         settled(engine="openvino", devices=2)
+    with pytest.raises(UserError, match="--dtype int8 is OpenVINO's, and --engine is jax: leave out one of them"):
+        settled(engine="jax", dtype="int8")
+    with pytest.raises(UserError, match="network.zip is an exported network, .*leave out --dtype int8"):
+        settled(Path("network.zip"), dtype="int8")
+    with pytest.raises(UserError, match="--devices is 2; --dtype int8 computes on one CPU"):
+        settled(dtype="int8", devices=2)
+    with pytest.raises(UserError, match="--calibration is for --dtype int8"):
+        settled(calibration=Path("scene.tif"))
+
+
+def test_int8_is_openvinos_and_needs_nncf(machine, capsys):
+    machine()
+    assert settled(dtype="int8") == settled(dtype="int8", engine="openvino") == ("openvino", "int8")
+    machine(flags="avx512_bf16", nncf=False)
+    assert settled(dtype="int8") == ("openvino", "float32")
+    assert "no instructions for int8: float32 is computed" in capsys.readouterr().out
+    machine(nncf=False)
+    with pytest.raises(UserError, match=r"--dtype int8 needs nncf, .*pip install 'glcanet-jax\[openvino-int8\]'"):
+        settled(dtype="int8")
+
+
+class Changed:
+    changed = 0.02
+
+
+def test_too_many_changed_pixels_are_refused():
+    engine.check_changed(Changed, MapOptions(dtype="int8", most_changed=0.02))
+    engine.check_changed(JaxEngine, MapOptions())
+    with pytest.raises(
+        UserError, match="changes the class of 2.00% of the pixels .* more than 1.50%; give --dtype bfloat16"
+    ):
+        engine.check_changed(Changed, MapOptions(dtype="int8"))
 
 
 @pytest.mark.parametrize(
-    ("flags", "most", "can"),
+    ("flags", "most", "can", "eight"),
     [
-        ("avx2", None, False),
-        ("avx512_vnni avx512_bf16 amx_bf16", None, True),
-        ("avx512_vnni avx512_bf16 amx_bf16", "AVX512_CORE_BF16", True),
-        ("avx512_vnni avx512_bf16 amx_bf16", "AVX512_CORE_VNNI", False),
-        ("avx512_vnni avx512_bf16 amx_bf16", "avx2", False),
-        ("avx512_vnni", "ALL", False),
-        ("avx_vnni avx_ne_convert", "AVX2_VNNI_2", True),
+        ("avx2", None, False, False),
+        ("avx512_vnni avx512_bf16 amx_bf16", None, True, True),
+        ("avx512_vnni avx512_bf16 amx_bf16", "AVX512_CORE_BF16", True, True),
+        ("avx512_vnni avx512_bf16 amx_bf16", "AVX512_CORE_VNNI", False, True),
+        ("avx512_vnni avx512_bf16 amx_bf16", "avx2", False, False),
+        ("avx512_vnni", "ALL", False, True),
+        ("avx_vnni avx_ne_convert", "AVX2_VNNI_2", True, True),
     ],
 )
-def test_a_type_without_instructions_gives_way_to_float32(machine, monkeypatch, capsys, flags, most, can):
+def test_a_type_without_instructions_gives_way_to_float32(machine, monkeypatch, capsys, flags, most, can, eight):
     machine(flags=flags)
     if most is not None:
         monkeypatch.setenv(processor.ISA, most)
-    assert processor.can("bfloat16") == can
+    assert processor.can("bfloat16") == can and processor.can("int8") == eight
     taken = settled(dtype="bfloat16")
     assert taken == ("openvino", "bfloat16" if can else "float32")
     assert ("no instructions for bfloat16: float32 is computed" in capsys.readouterr().out) != can

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,6 @@ def need_nncf() -> str:
     Raises:
         UserError: it is not installed.
     """
-    from importlib import metadata
-
     if find_spec("nncf") is None:
         raise UserError(f"--dtype int8 needs nncf, which is not installed; {INSTALL}")
     return metadata.version("nncf")

@@ -30,8 +30,8 @@ Draw = Callable[[geometry.Views], Calibration | None]  # what int8 is calibrated
 CORES = 8  # of a stream: more make one patch hardly faster
 
 
-def need_openvino() -> Any:
-    """The package.
+def need_openvino(asked: str = "--engine openvino", install: str = INSTALL) -> Any:
+    """The package, which an option asks for.
 
     Raises:
         UserError: it is not installed.
@@ -40,7 +40,7 @@ def need_openvino() -> Any:
         with without_telemetry():
             import openvino
     except ImportError as error:
-        raise UserError(f"--engine openvino needs openvino, which is not installed ({error}); {INSTALL}") from error
+        raise UserError(f"{asked} needs openvino, which is not installed ({error}); {install}") from error
     return openvino
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -44,19 +45,24 @@ def test_answers_are_near_kept_and_known_by_what_they_were_calibrated_on(tmp_pat
     sizes = other.memory(np.uint8, (96, 96))
     assert sizes["look"]["total"] > 0
 
-    job = int8._run_job
     monkeypatch.setattr(int8, "_run_job", None)  # it would be called
     _, again = in_8_bits()
     np.testing.assert_array_equal(logits_of(again, scene), got)
     with pytest.raises(TypeError):
         in_8_bits(seed=1)
-    monkeypatch.setattr(int8, "_run_job", job)
-    before = (engine.folder / "look.bin").read_bytes()
     (engine.folder / "changed").write_text("so")
     with pytest.raises(UserError, match="changed cannot be read .*its folder is removed; run again"):
         _ = engine.changed
+    assert not engine.folder.exists()
+
+
+@pytest.mark.slow
+def test_the_same_bits_come_of_it_whenever_it_is_done():
+    (_, one), files = in_8_bits(), ("look.xml", "look.bin")
+    before = [(one.engine.folder / name).read_bytes() for name in files]
+    shutil.rmtree(one.engine.folder)
     _, anew = in_8_bits()
-    assert (anew.engine.folder / "look.bin").read_bytes() == before  # the same bits, whenever it is done
+    assert [(anew.engine.folder / name).read_bytes() for name in files] == before
 
 
 @pytest.mark.slow
@@ -120,6 +126,7 @@ def test_nobody_is_told_of_anything(tmp_path):
     assert not list(tmp_path.rglob("*openvino_telemetry*"))
 
 
+@pytest.mark.slow
 def test_patches_of_another_size_are_calibrated_for_themselves():
     _, other = in_8_bits("unet")
     smaller = geometry.Views(context_size=96, global_size=64, patch_size=48, overlap=16)

@@ -237,7 +237,7 @@ def test_graphs_are_written_once(tmp_path, monkeypatch):
     predictors("unet")
     (kept,) = (tmp_path / "graphs").iterdir()
     assert {f.name for f in kept.iterdir()} == {"look.xml", "look.bin", "look.places", "encode.places"}
-    monkeypatch.setattr(openvino_engine, "_write", None)  # it would be called
+    monkeypatch.setattr(openvino_engine.graphs, "write_all", None)  # it would be called
     predictors("unet")
     with pytest.raises(TypeError):
         predictors("unet", width=8)
