@@ -129,10 +129,11 @@ def _spelt(config: Config, dataset: Any) -> Config:
 
 
 def heads(config: Config, dataset: Any) -> tuple[str, ...]:
-    """The layers of a configuration's network that give the classes of a dataset."""
+    """The layers of a configuration's network that give the classes of a dataset, or the examples that show them."""
     count, bands = len(dataset.classes.names), _bands_of(dataset, config.data.train_split) or 3
-    found = models.axes(lambda k: build_model(config, k), count, bands)
-    return models.heads(found, models.shapes(build_model(config, count), bands)["params"])
+    found, model = models.axes(lambda k: build_model(config, k), count, bands), build_model(config, count)
+    shown = models.examples(model)
+    return (*models.heads(found, models.shapes(model, bands)["params"]), *(shown.arrays if shown else ()))
 
 
 def heads_with_a_rate(config: Config, dataset: Any) -> tuple[str, ...]:

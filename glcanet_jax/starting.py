@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from glcanet_jax import border, hub, models, weights
+from glcanet_jax import border, geometry, hub, models, weights
 from glcanet_jax import config as configs
 from glcanet_jax.config import Config
 from glcanet_jax.data.identity import digest
@@ -96,7 +96,24 @@ def _read(name: str, path: Path, _stamp: tuple[int, int]) -> Source:
     if weights.is_ours(path):
         stored = weights.load_weights(path)
         return Source(name, path, configs.from_dict(stored.config, f"{path} (config)"), stored)
+    if weights.is_seggpt(path):
+        return _seggpt(name, path)
     return Source(name, path, backbone=weights.load_torchvision(path))
+
+
+def _seggpt(name: str, path: Path) -> Source:
+    """A SegGPT of its authors, which knows no classes and no prompts of ours, as if we had trained it."""
+    model, variables = weights.from_seggpt(path, num_classes=1)
+    options = {
+        option: getattr(model.network, option) for option in models.options("seggpt") if option != models.VIEW[0]
+    }
+    side, plain = model.network.image_size, configs.NormalisationConfig()
+    views = geometry.Views(global_size=side, patch_size=side, overlap=side // 10)
+    config = Config(model=configs.model_config("seggpt", **options), views=views)
+    shown = {("params", *path.split("/")) for path in model.shown}
+    own = unflatten_dict({path: array for path, array in flatten_dict(variables).items() if path not in shown})
+    normalisation = {"mean": plain.mean, "std": plain.std, "scale": 255.0}
+    return Source(name, path, config, weights.WeightsFile(own, {}, {"names": []}, normalisation, RGB))
 
 
 def forget() -> None:

@@ -256,6 +256,20 @@ def own_loss(model: nn.Module) -> OwnLoss | None:
     return None if terms is None else OwnLoss(terms, bool(getattr(model, "loss_alone", False)))
 
 
+class Examples(NamedTuple):
+    """Labelled images that a network is shown before it is trained, and what of its parameters they fill."""
+
+    count: int
+    arrays: tuple[str, ...]  # paths of the parameters, which tell classes from each other
+    show: Callable[..., dict[str, Any]]  # (params, images [p, h, w, c], labels [p, h, w]) -> params
+
+
+def examples(model: nn.Module) -> Examples | None:
+    """What a network is shown before it is trained, if anything."""
+    count = getattr(model, "examples", 0)
+    return Examples(count, model.shown, model.begin_with) if count else None
+
+
 def backbone(name: str) -> str | None:
     """The kind of pretrained backbone that a network takes: ``resnet``, ``vgg`` or none; its module has that name."""
     return getattr(find(name), "backbone", None)

@@ -56,6 +56,13 @@ def check(name: str, network: Any) -> None:
         raise refuse(
             "its loss cannot be called with stages, labels and key; write `def loss(self, stages, labels, key)`"
         )
+    if hasattr(network, "examples") and not (
+        hasattr(network, "shown") and _takes(getattr(network, "begin_with", None), "self", "params", "images", "labels")
+    ):
+        raise refuse(
+            "it has examples and cannot be shown them; write `def begin_with(self, params, images, labels)`, and the names of the "
+            "parameters that they fill as `shown`"
+        )
     if getattr(network, "backbone", None) == "resnet" and not {"depth", "stride"} <= {f for f, *_ in options(network)}:
         raise refuse("its backbone is a resnet, whose depth and stride must be options; add both")
 

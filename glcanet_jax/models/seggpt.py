@@ -139,6 +139,7 @@ class SegGPT(nn.Module):
     remat: bool = False  # recompute the blocks in the backward pass
     fast_conv: bool | None = None  # kernel gradient made for CPUs; None: on CPUs only
 
+    shown = ("prompt_image", "prompt_target")  # parameters that examples fill
     exact = ("pos_embed", "block*/attention/rel_pos_*", "prompt_*")  # resized, read by a product, resized
 
     def __post_init__(self):
@@ -175,6 +176,11 @@ class SegGPT(nn.Module):
     def merged(self) -> int:
         """The block behind which the two streams are one."""
         return min(2, self.tapped[0]) if self.merge is None else self.merge
+
+    @property
+    def examples(self) -> int:
+        """Labelled images that it is shown before it is trained."""
+        return self.prompts
 
     @property
     def loss_alone(self) -> bool:

@@ -61,6 +61,19 @@ class SingleView(nn.Module):
         """The network's own, if it has one, on the stages and labels of its view: patches are images by themselves there."""
         return partial(_loss_of_view, self.network, VIEWS[self.view]) if hasattr(self.network, "loss") else None
 
+    @property
+    def examples(self) -> int:
+        return getattr(self.network, "examples", 0)
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        return tuple(f"{VIEWS[self.view]}/{name}" for name in getattr(self.network, "shown", ()))
+
+    def begin_with(self, params: dict[str, Any], images: Any, labels: Any) -> dict[str, Any]:
+        """Parameters of a network that has been shown labelled images."""
+        root = VIEWS[self.view]
+        return params | {root: self.network.begin_with(params[root], images, labels)}
+
     def collapse(self, params: dict[str, Any]) -> dict[str, Any]:
         """Of the network, if it has any."""
         own, root = self.network, VIEWS[self.view]

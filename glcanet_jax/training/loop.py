@@ -27,7 +27,7 @@ from glcanet_jax.inference.predictor import Predictor
 from glcanet_jax.profiling import program_memory, require_memory
 from glcanet_jax.progress import Progress
 from glcanet_jax.starting import Start
-from glcanet_jax.training import doubts, extending, freezing, optim, phases, processes, sources
+from glcanet_jax.training import doubts, examples, extending, freezing, optim, phases, processes, sources
 from glcanet_jax.training.checkpoints import Checkpoints
 from glcanet_jax.training.messages import native_kept, warnings_kept
 from glcanet_jax.training.on_device import Plan
@@ -112,7 +112,10 @@ def _train(config: Config, tracking: Tracking, advice: str, dataset: Dataset | N
         with processes.led("the tiles") as leads:  # scenes that are dear to read are decoded once, by one process
             ready = fed(work) if leads else None
         work = ready or fed(work)
-        print(_begins(out, work, extending.last_step(out)))
+        reached = extending.last_step(out)
+        print(_begins(out, work, reached))
+        if reached is None:
+            variables = examples.shown(config, work.model, work.scenes, work.dataset.classes.names, variables, taken)
         for name in ("checkpoints", "tensorboard", "track"):
             disk.check_no_links(out / name)
         disk.own(out / MESSAGES)

@@ -22,7 +22,7 @@ from glcanet_jax.weights.glnet import from_glnet
 from glcanet_jax.weights.isdnet import from_isdnet
 from glcanet_jax.weights.layouts import from_encnet, from_refinenet
 from glcanet_jax.weights.naming import DEMO, HUB, named, resolve
-from glcanet_jax.weights.seggpt import from_seggpt
+from glcanet_jax.weights.seggpt import from_seggpt, is_seggpt
 
 __all__ = [
     "DEMO",
@@ -43,6 +43,7 @@ __all__ = [
     "from_isdnet",
     "from_seggpt",
     "is_ours",
+    "is_seggpt",
     "load_torchvision",
     "load_weights",
     "named",

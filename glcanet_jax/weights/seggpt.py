@@ -2,7 +2,8 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from glcanet_jax import models
 from glcanet_jax.models.layers.resizing import points
-from glcanet_jax.weights.backbones import LEAVES
+from glcanet_jax.weights.backbones import LEAVES, TORCH
 from glcanet_jax.weights.layouts import Checkpoint, Key, arrays_of, check_fit, check_has, filled
+from glcanet_jax.weights.torch_files import read_torch
 
 # by module or array of ours: the authors' name and transformers'
 NAMES = {
@@ -89,9 +91,25 @@ def _resized(table: np.ndarray, rows: int) -> np.ndarray:
     return (points(len(table), rows) @ table).astype(np.float32)
 
 
-def is_seggpt(arrays: Mapping[str, Any]) -> bool:
-    """Whether arrays are a SegGPT's by their names."""
-    return any(NAMES["segment_token_x"][theirs] in arrays for theirs in (False, True))
+def is_seggpt(path: Path) -> bool:
+    """Whether a checkpoint is a SegGPT's, by the names of its arrays; one that cannot be read is none.
+
+    Raises:
+        UserError: it is PyTorch's, and cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    names: Iterable[str] = ()
+    if path.suffix in TORCH and path.is_file():
+        names = read_torch(path)
+    elif path.suffix == ".safetensors":
+        try:
+            with safe_open(path, "np") as file:
+                names = file.keys()
+        except (SafetensorError, OSError):
+            return False
+    known = {f"{prefix}{name}" for name in NAMES["segment_token_x"] for prefix in ("", "module.")}
+    return not known.isdisjoint(names)
 
 
 def from_seggpt(checkpoint: Checkpoint, num_classes: int, bands: int = 3, **options: Any) -> tuple[Any, dict[str, Any]]:
