@@ -27,6 +27,7 @@ NORMS = {  # batch norms that there are and follow a convolution
     "bsnet": ({"depth": 10, "width": 8, "dhgc": ()}, 20),  # norms behind convolutions of many kernels are not folded
     "cbam": ({"depth": 10, "width": 8}, 18),
     "branch": (SMALL, 18),
+    "seggpt": (dict(image_size=32, patch_size=8, width=32, depth=4, heads=2, decoder_width=8, position_cells=2), 0),
     "unet": ({}, 0),
     "fcn8s": ({}, 0),
 }
