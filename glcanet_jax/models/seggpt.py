@@ -67,7 +67,7 @@ def colour_logits(colours: Float[Array, "b h w 3"], classes: int, spread: float)
     rgb = (colours * along_bands(STD, colours) + along_bands(MEAN, colours)) * 255
     rgb = rgb + jax.lax.stop_gradient(jnp.clip(rgb, 0, 255) - rgb)  # as pictures hold them; pulled from outside, too
     squares = jnp.sum(jnp.square(rgb[..., None, :] - palette(classes).reshape(1, 1, 1, classes, RGB)), axis=-1)
-    return -CERTAINTY * jnp.log1p(squares / spread**2)
+    return -CERTAINTY * jnp.log(1 + squares / spread**2)
 
 
 class PatchEmbedding(nn.Module):

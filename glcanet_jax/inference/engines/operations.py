@@ -66,6 +66,13 @@ def _power(e: Emitter, step: Step, xs: list[Node]) -> Node:
     return Node(step.outputs[0].shape, node, xs[0].axes)
 
 
+@handles("erfc")
+def _erfc(e: Emitter, step: Step, xs: list[Node]) -> Node:
+    """What is left of one: beyond 4 less than rounding tells, which is nothing where it is multiplied, as in GELU."""
+    node = e.op.subtract(e.op.constant(np.float32(1)), e.op.erf(xs[0].node))
+    return Node(step.outputs[0].shape, node, xs[0].axes)
+
+
 @handles("clamp")
 def _clamp(e: Emitter, step: Step, xs: list[Node]) -> Node:
     nodes, order = e.alike(xs)

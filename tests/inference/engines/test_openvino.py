@@ -202,6 +202,7 @@ OPERATIONS = {
     "the first of equals": lambda w, x, b: (x * 0).argmax(-1),
     "where": lambda w, x, b: jnp.where((x > 0.5) & (x < 0.8), x, -1.0).max(axis=(1, 2)),
     "whatever is cell by cell": lambda w, x, b: jnp.tanh(x) + jax.nn.sigmoid(x) * jnp.exp(-x) + lax.rsqrt(x + 1) + x**3,
+    "gelu": lambda w, x, b: jax.nn.gelu(8 * x - 4, approximate=False) + lax.erf(x),
     "pooled": lambda w, x, b: lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 2, 1), (1, 2, 2, 1), "VALID"),
     "summed in windows": lambda w, x, b: lax.reduce_window(x, 0.0, lax.add, (1, 2, 2, 1), (1, 1, 1, 1), "VALID"),
     "taken at places": lambda w, x, b: jnp.take(x, (b[0] * 5).astype(jnp.int32), axis=1, mode="clip"),
