@@ -62,7 +62,7 @@ SIZES = {
         512,
         LoaderConfig(batch_size=2, patches_per_context=4),
         {"imagenet": 1e-4, "scratch": 5e-4},
-        {"glcanet": {"fpn_channels": 128}, "branch": {"fpn_channels": 128}},
+        {"glcanet": {"fpn_channels": 128}, "branch": {"fpn_channels": 128}, "seggpt": {"image_size": 256}},
         "frozen",
         6,
     ),
@@ -72,7 +72,7 @@ SIZES = {
         256,
         LoaderConfig(batch_size=2, patches_per_context=4),
         {"imagenet": 1e-4, "scratch": 5e-4},
-        {"glcanet": {"fpn_channels": 128}, "branch": {"fpn_channels": 128}},
+        {"glcanet": {"fpn_channels": 128}, "branch": {"fpn_channels": 128}, "seggpt": {"image_size": 128}},
         "frozen",
         12,
     ),
@@ -82,7 +82,8 @@ SIZES = {
         128,
         LoaderConfig(batch_size=2, patches_per_context=4, contexts_per_scene=20),
         {"imagenet": 1e-4, "scratch": 5e-4},
-        {"unet": {"padding": "same"}, "fcn8s": {"padding": "same"}},  # the papers' margins are wider than these patches
+        # the papers' margins are wider than these patches
+        {"unet": {"padding": "same"}, "fcn8s": {"padding": "same"}, "seggpt": {"image_size": 64}},
         "frozen",
         4,
         PLAIN,
@@ -92,6 +93,18 @@ SIZES = {
 SIZES["tiny"] = dataclasses.replace(
     SIZES["small"],
     rates=dict.fromkeys(("imagenet", "scratch"), 1e-3),
+    options=SIZES["small"].options
+    | {
+        "seggpt": {
+            "image_size": 64,
+            "patch_size": 8,
+            "width": 96,
+            "depth": 4,
+            "heads": 3,
+            "position_cells": 8,
+            "decoder_width": 16,
+        }
+    },
     narrow={
         "depth": 18,
         "width": 16,
