@@ -92,7 +92,7 @@ def configure(cell: Cell, options: Options, size: Size, seed: int) -> Config:
         raise UserError(
             "the reduced network is narrower than pretrained backbones; leave out --backbone, or give --size small or full"
         )
-    config = sizes.configure(size, options.data.dataset, options.data.dir, options.backbone, seed)
+    config = sizes.configure(size, options.data, options.backbone, seed)
     chosen = sizes.network_options(size, "glcanet", options.backbone is not None) | cell.model
     chosen["mask_radius"] = size.views.patch_size / 2  # 250 px of the paper's patches
     return dataclasses.replace(

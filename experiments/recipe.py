@@ -17,7 +17,7 @@ from experiments.common.sizes import SIZES, Comparison, Size
 from experiments.mbrsc import FOLDS
 from glcanet_jax import backend, cli, runs
 from glcanet_jax import config as configs
-from glcanet_jax.config import Config, DataConfig
+from glcanet_jax.config import Config
 from glcanet_jax.errors import UserError
 from glcanet_jax.presets import BASE, RECIPE, Changes, changed
 from glcanet_jax.profiling import machine
@@ -70,12 +70,12 @@ class Options(Comparison):
 def configure(variant: str, fold: str, options: Options, size: Size, seed: int) -> Config:
     """What a variant trains for a fold."""
     size = dataclasses.replace(size, recipe=BASE)
-    config = sizes.configure(size, options.data.dataset, options.data.dir, options.backbone, seed)
+    config = sizes.configure(size, options.data, options.backbone, seed)
     held_out = FOLDS[fold]
     rest = tuple(name for names in FOLDS.values() for name in names if name not in held_out)
     network = "branch" if variant == CONTROL else "glcanet"
     chosen = sizes.network_options(size, network, options.backbone is not None)
-    data = DataConfig(options.data.dataset, str(options.data.dir), val_split="", train_scenes=rest, val_scenes=held_out)
+    data = dataclasses.replace(config.data, train_scenes=rest, val_scenes=held_out)
     config = dataclasses.replace(config, data=data, model=configs.model_config(network, **chosen))
     return changed(config, VARIANTS[variant][1])
 

@@ -8,11 +8,10 @@ numbers stand apart, as copied.
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from experiments import tables
-from experiments.common.sizes import Source
+from experiments.common.sizes import Isprs
 from experiments.tables import isprs
 from glcanet_jax import cli
 
@@ -41,12 +40,10 @@ TABLE = isprs.table(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Vaihingen(Source):
+class Vaihingen(Isprs):
     """The scenes with their labels."""
 
     dataset: Literal["vaihingen", "mbrsc", "sample"] = "vaihingen"  # of these
-    dir: Path | None = None  # where it lies; the sample is bundled
-    bands: str | None = None  # of Vaihingen: irrg or irrg+dsm
 
 
 @dataclass(frozen=True, kw_only=True)

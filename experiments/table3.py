@@ -8,11 +8,10 @@ numbers stand apart, as copied.
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from experiments import tables
-from experiments.common.sizes import Source
+from experiments.common.sizes import Isprs
 from experiments.tables import isprs
 from glcanet_jax import cli
 
@@ -37,12 +36,10 @@ TABLE = isprs.table(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Potsdam(Source):
+class Potsdam(Isprs):
     """The scenes with their labels."""
 
     dataset: Literal["potsdam", "mbrsc", "sample"] = "potsdam"  # of these
-    dir: Path | None = None  # where it lies; the sample is bundled
-    bands: str | None = None  # of Potsdam: rgb, irrg or irrgb, each also with +dsm
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,9 +39,8 @@ class Size:
     eval_batch: int  # patches at once in scoring
     recipe: Changes = field(default_factory=lambda: RECIPE)  # the same for all networks
     dtype: str = "float32"  # of the computation, likewise
-    narrow: dict[str, Any] = field(
-        default_factory=dict
-    )  # options of all networks that have them: none is as its paper has it
+    # options of all networks that have them, so that none is as its paper has it
+    narrow: dict[str, Any] = field(default_factory=dict)
 
 
 SIZES = {
@@ -133,6 +132,14 @@ class Mbrsc(Source):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Isprs(Source):
+    """The scenes with their labels: of an ISPRS set, or what stands in for it."""
+
+    dir: Path | None = None  # where it lies; the sample is bundled
+    bands: str | None = None  # of an ISPRS set: irrg, for Potsdam rgb and irrgb, each also with +dsm
+
+
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """The options of every comparison."""
 
@@ -184,13 +191,17 @@ def choose(size: str, without_gpu: str = "small") -> str:
     return "full" if jax.default_backend() == "gpu" else without_gpu
 
 
-def configure(size: Size, dataset: str, data_dir: Path | None, backbone: Path | None, seed: int) -> Config:
+def data_of(source: Source) -> DataConfig:
+    """The data's configuration; no split chooses weights, for those of the last step are scored."""
+    where = None if source.dir is None else str(source.dir)
+    return DataConfig(source.dataset, where, val_split="", bands=getattr(source, "bands", None))
+
+
+def configure(size: Size, source: Source, backbone: Path | None, seed: int) -> Config:
     """GLCANet's configuration at a size; with a backbone's weights, everything that was not in them learns faster."""
     rate = size.rates["imagenet" if backbone else "scratch"]
     config = Config(
-        data=DataConfig(
-            dataset=dataset, dir=None if data_dir is None else str(data_dir), val_split=""
-        ),  # the weights of the last step are scored
+        data=data_of(source),
         views=size.views,
         loader=dataclasses.replace(size.loader, seed=seed),
         optimiser=OptimiserConfig(

@@ -136,12 +136,9 @@ def configure(table: Table, row: Row, options: Options, size: Size, seed: int) -
                 batch_size=max(1, round(patches / side**2)),
                 scale_jitter=(1.0, 1.0),
             )
-    config = sizes.configure(
-        size, options.data.dataset, options.data.dir, options.backbone if pretrained else None, seed
-    )
+    config = sizes.configure(size, options.data, options.backbone if pretrained else None, seed)
     return dataclasses.replace(
         config,
-        data=dataclasses.replace(config.data, bands=getattr(options.data, "bands", None)),
         views=views,
         loader=loader,
         model=configs.model_config(entry.network, **chosen),
@@ -219,9 +216,7 @@ def build(table: Table, options: Options) -> dict[str, Any]:
         raise UserError(f"--size {name} has narrow networks, which no file's weights fit; leave out --backbone")
     lines = rows(table, options)
     backend.enable_compilation_cache()
-    first = sizes.configure(size, options.data.dataset, options.data.dir, None, 0)
-    first = dataclasses.replace(first.data, bands=getattr(options.data, "bands", None))
-    dataset = runs.open_data(first)  # a missing dataset is told before anything begins
+    dataset = runs.open_data(sizes.data_of(options.data))  # a missing dataset is told before anything begins
     bands = dataset.scenes("train")[0].bands
     memory = options.memory and aot.available()
     if options.memory and not memory:
