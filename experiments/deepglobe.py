@@ -1,26 +1,13 @@
 """GLCANet on DeepGlobe land cover: ``python -m experiments.deepglobe [paper|fast|tiny|sample] [--train.steps 1000 ...]``."""
 
-import dataclasses
 import sys
 
+from experiments.common import standard
 from glcanet_jax import cli
-from glcanet_jax.config import Config
 from glcanet_jax.data import DatasetMissing
-from glcanet_jax.presets import FAST, PAPER, SAMPLE, TINY
+from glcanet_jax.presets import SAMPLE
 
-
-def _on_deepglobe(config: Config, name: str) -> Config:
-    data = dataclasses.replace(config.data, dataset="deepglobe", dir="data/deepglobe")
-    return dataclasses.replace(config, data=data, out=f"runs/deepglobe-{name}")
-
-
-PRESETS = {
-    "paper": (
-        "the paper's settings to the letter; GLNet's 120 epochs, since it names none",
-        _on_deepglobe(PAPER, "paper"),
-    ),
-    "fast": ("bf16 and six patches a context, for a GPU of 40 GB or more", _on_deepglobe(FAST, "fast")),
-    "tiny": ("a few steps of a small network: shows that everything runs", _on_deepglobe(TINY, "tiny")),
+PRESETS = standard.presets("deepglobe") | {
     "sample": ("the bundled scene, a few minutes on two cores; needs no download", SAMPLE),
 }
 

@@ -3,20 +3,15 @@
 Trains on tiles 4, 5, 6 and 8, scores tile 2 once, at the end, with the last step's weights: nothing is chosen on it.
 """
 
-import dataclasses
 import sys
 
+from experiments.common.standard import on
 from glcanet_jax import cli
-from glcanet_jax.config import Config, model_config
+from glcanet_jax.config import model_config
 from glcanet_jax.presets import FAST, PAPER, PRETRAINED, RECIPE, SAMPLE, SMALL, TINY, changed
 
 # scenes that are left out together to choose by: tiles 4 and 8 share ground; tile 2 is the test
 FOLDS = {"4+8": ("tile4", "tile8"), "5": ("tile5",), "6": ("tile6",)}
-
-
-def _on_mbrsc(config: Config, name: str) -> Config:
-    data = dataclasses.replace(config.data, dataset="mbrsc", dir="data/mbrsc")
-    return dataclasses.replace(config, data=data, out=f"runs/mbrsc-{name}")
 
 
 # the recipe in 256-px views, ImageNet ResNet-50s with frozen norms, on two CPU cores
@@ -37,21 +32,21 @@ DEMO = changed(
 )
 
 PRESETS = {
-    "paper": ("the paper's settings to the letter", _on_mbrsc(PAPER, "paper")),
+    "paper": ("the paper's settings to the letter", on(PAPER, "mbrsc", "paper")),
     "fast": (
         "the recipe of docs/results.md, bf16 and six patches a context, for a GPU of 40 GB or more",
-        _on_mbrsc(changed(FAST, RECIPE), "fast"),
+        on(changed(FAST, RECIPE), "mbrsc", "fast"),
     ),
     "cpu": (
         "the same recipe, ResNet-50 from ImageNet weights (--backbone), 256-px patches, under 45 minutes on two cores",
-        _on_mbrsc(CPU, "cpu"),
+        on(CPU, "mbrsc", "cpu"),
     ),
     "demo": (
         "the branch of ResNet-50 alone, 24 patches of 256 px a step: the bundled weights (--backbone), for a GPU",
-        _on_mbrsc(DEMO, "demo"),
+        on(DEMO, "mbrsc", "demo"),
     ),
-    "small": ("a ResNet-18 of half the width from scratch, 30 minutes on two cores", _on_mbrsc(LITTLE, "small")),
-    "tiny": ("a few steps of a small network: shows that everything runs", _on_mbrsc(TINY, "tiny")),
+    "small": ("a ResNet-18 of half the width from scratch, 30 minutes on two cores", on(LITTLE, "mbrsc", "small")),
+    "tiny": ("a few steps of a small network: shows that everything runs", on(TINY, "mbrsc", "tiny")),
     "sample": ("the bundled scene alone, a few minutes on two cores", SAMPLE),
 }
 

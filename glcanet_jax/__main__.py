@@ -19,9 +19,9 @@ from glcanet_jax.options import Source, given
 class Labelled(Source):
     """The scenes with their labels."""
 
-    bands: str | None = (
-        None  # ISPRS: irrg, rgb, irrgb, each also with +dsm; a folder: numbers, as 4,1,2; None: those trained on
-    )
+    # by name, as irrg or rgb+dsm, of a set that has a choice; a folder: numbers, as 4,1,2; None: those trained on
+    bands: str | None = None
+    split_list: str | None = None  # published splits by name, where there are several; None: those trained with
 
 
 Precision = Literal["default", "highest"]
@@ -132,6 +132,7 @@ class Chosen(Source):
     """The scenes, and which of their bands."""
 
     bands: str | None = None  # of a folder's images, by number from 1, as 4,1,2; None: all but alpha
+    split_list: str | None = None  # published splits by name, where there are several; None: the first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +175,7 @@ def evaluate(argv: Sequence[str], page: tuple[str, str]) -> None:
 
     backend.enable_compilation_cache()
     path = runs.find_weights(args.weights)
-    dataset = runs.open_for(path, args.data.dataset, args.data.dir, args.data.bands)
+    dataset = runs.open_for(path, args.data.dataset, args.data.dir, args.data.bands, args.data.split_list)
     with backend.computing(args.precision, args.deterministic):
         options = {"tta": args.tta, "devices": args.devices, "overlays": args.overlays}
         result = scoring.evaluate_split(path, dataset, args.split, args.out, args.batch, **options)
@@ -273,7 +274,8 @@ def check(argv: Sequence[str], page: tuple[str, str]) -> int:
     args = cli.parse(Check, argv, *page)
     from glcanet_jax.data import check as checks
 
-    return checks.main(args.data.dataset, args.data.dir, args.data.bands, args.normalisation, args.patch_size)
+    data = args.data
+    return checks.main(data.dataset, data.dir, data.bands, args.normalisation, args.patch_size, data.split_list)
 
 
 def compare(argv: Sequence[str], page: tuple[str, str]) -> None:

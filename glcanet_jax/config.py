@@ -75,13 +75,16 @@ def model_options(model: ModelConfig) -> dict[str, Any]:
 class DataConfig:
     """Which scenes."""
 
-    dataset: str = "sample"  # deepglobe, vaihingen, potsdam, mbrsc, folder or tiles (of your own), or sample (bundled)
+    dataset: str = "sample"  # a published one, as `glcanet datasets` lists them, folder or tiles (of your own), or sample (bundled)
     dir: str | None = None  # where it lies; None: data/ and its name
     train_split: str = "train"  # whose scenes are trained on
     val_split: str | None = None  # chooses the best checkpoint; None: the dataset's own, if any
     train_scenes: tuple[str, ...] = ()  # MBRSC: scenes to train on instead of the split's
     val_scenes: tuple[str, ...] = ()  # MBRSC: scenes that choose the best checkpoint
-    bands: str | None = None  # ISPRS: irrg, for Potsdam rgb and irrgb, each also with +dsm; a folder: numbers, as 4,1,2
+    bands: str | None = None  # by name, as irrg or rgb+dsm, of a set that has a choice; a folder: numbers, as 4,1,2
+    split_list: str | None = (
+        None  # published splits by name, where there are several, as official of inria; None: the first
+    )
     normalisation: str | None = None  # a file of `check --normalisation FILE`, whose numbers replace --normalisation.*
     # metres a pixel, kept with the weights; None: the median of the georeferenced scenes trained on
     ground_resolution: Annotated[float | None, METRES] = None

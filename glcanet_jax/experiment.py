@@ -28,7 +28,7 @@ def run(
     Of several processes the first does what comes after training; the others wait for it and have no scores.
 
     Args:
-        splits: to be scored; None: validation and test, where they exist and have labels.
+        splits: to be scored; None: what chooses and what is reported, where they exist and have labels.
         overlays: scenes of a split that are drawn, at most.
         tracking: who else is told. advice, dataset: as :func:`glcanet_jax.training.loop.train` has them.
 
@@ -77,8 +77,8 @@ def finish(
 
 
 def scorable(dataset: Any, config: Config) -> list[str]:
-    """Validation and test, where there are such splits and all of their scenes have labels."""
-    wanted = dict.fromkeys([config.data.val_split or dataset.validation_split, "test"])
+    """What chooses weights and what is reported, where there are such splits and all of their scenes have labels."""
+    wanted = dict.fromkeys([config.data.val_split or dataset.validation_split, dataset.reported])
     found = [split for split in wanted if split and dataset.splits.get(split) and split != config.data.train_split]
     labelled = [split for split in found if all(scene.labelled for scene in dataset.splits[split])]
     for split in (s for s in found if s not in labelled):

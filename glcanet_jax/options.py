@@ -26,6 +26,7 @@ SHORT = {
     "dataset": "data.dataset",
     "data-dir": "data.dir",
     "bands": "data.bands",
+    "split-list": "data.split-list",
     "network": "model.network",
     "init": "init.weights",
     # as they were once called
@@ -35,7 +36,7 @@ SHORT = {
     "overlap": "views.overlap",
     "context": "views.context-size",
 }
-SHOWN = 5  # of them are told
+SHOWN = 6  # of them are told
 SHORT_GROUPS = {"options": "model"}
 
 
@@ -43,7 +44,9 @@ SHORT_GROUPS = {"options": "model"}
 class Source:
     """The scenes with their labels."""
 
-    dataset: str  # deepglobe, vaihingen, potsdam, mbrsc, folder or tiles (of your own), or sample (bundled)
+    dataset: (
+        str  # a published one, as `glcanet datasets` lists them, folder or tiles (of your own), or sample (bundled)
+    )
     dir: str | None = None  # where it lies; without: data/ and its name
 
 

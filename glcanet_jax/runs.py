@@ -23,6 +23,7 @@ from glcanet_jax.inference import exported
 from glcanet_jax.inference.predictor import Predictor
 from glcanet_jax.weights import resolve as find_weights
 
+CHOSEN = ("bands", "split_list")  # which of a dataset is read, where it has a choice
 ALL_BUT_HEADS = "all-but-heads"  # of --freeze
 
 
@@ -31,8 +32,7 @@ def open_data(data: configs.DataConfig) -> Any:
     options: dict[str, Any] = {}
     if data.train_scenes or data.val_scenes:
         options = {"train": data.train_scenes, "val": data.val_scenes}
-    if data.bands is not None:
-        options["bands"] = data.bands
+    options |= {name: value for name in CHOSEN if (value := getattr(data, name)) is not None}
     if not data.drop_faulty:
         options["drop_faulty"] = False
     if data.tfds_dir is not None:
@@ -66,14 +66,21 @@ def resolve(config: Config, dataset: Any) -> Config:
     elif config.init.weights is not None and config.more_steps is None:
         source = starting.Source.read(config.init.weights)
         starting.check_backbones(source, config)
+        starting.check_seen(source, dataset)
         config = dataclasses.replace(config, normalisation=starting.normalisation_of(source, config, dataset))
     _check_numbers(config, dataset)
     normalisation, model, data, views = config.normalisation, config.model, config.data, config.views
     train, loss = config.train, config.loss
+    plain = configs.NormalisationConfig()
+    if dataset.numbers is not None and (normalisation.mean, normalisation.std) == (plain.mean, plain.std):
+        mean, std = dataset.numbers
+        normalisation = dataclasses.replace(normalisation, mean=mean, std=std)
+    if dataset.colours is not None and train.jitter_bands is None:
+        train = dataclasses.replace(train, jitter_bands=dataset.colours)
     if normalisation.scale is None:
         normalisation = dataclasses.replace(normalisation, scale=dataset.scale)
-    if data.bands is None:
-        data = dataclasses.replace(data, bands=dataset.bands)
+    chosen = {name: getattr(dataset, name) for name in CHOSEN if getattr(data, name) is None}
+    data = dataclasses.replace(data, **chosen)
     if data.ground_resolution is None:
         data = dataclasses.replace(data, ground_resolution=median_resolution(dataset.scenes(data.train_split)))
     if dataset.extra is not None:
@@ -255,11 +262,17 @@ def trained_bands(path: Path, dataset: str) -> str | None:
     return data.bands if (data.dataset in OWN) == (dataset in OWN) else None
 
 
-def open_for(path: Path, dataset: str, folder: str | None, bands: str | None = None) -> Any:
-    """A dataset to score weights on; without a choice of bands, those that the weights were trained on."""
+def open_for(
+    path: Path, dataset: str, folder: str | None, bands: str | None = None, split_list: str | None = None
+) -> Any:
+    """A dataset to score weights on; without a choice of bands or splits, those that the weights were trained on."""
     if bands is None and "bands" in OPTIONS.get(dataset, ()):
         bands = trained_bands(path, dataset)
-    return open_dataset(dataset, folder, **({} if bands is None else {"bands": bands}))
+    if split_list is None and "split_list" in OPTIONS.get(dataset, ()):
+        data = read_weights(path)[0].data
+        split_list = data.split_list if data.dataset == dataset else None
+    given = {"bands": bands, "split_list": split_list}
+    return open_dataset(dataset, folder, **{name: value for name, value in given.items() if value is not None})
 
 
 def data_of(path: Path, folder: str | None = None) -> configs.DataConfig:

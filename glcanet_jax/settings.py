@@ -194,7 +194,7 @@ def fit(asked: Asked, dataset: Dataset) -> Config:
     """The configuration with patches and contexts fitted to the scenes, where a preset chose them; what changed is told."""
     config, name = asked.config, asked.args.preset
     data = config.data
-    splits = dict.fromkeys([data.train_split, data.val_split or dataset.validation_split, "test"])
+    splits = dict.fromkeys([data.train_split, data.val_split or dataset.validation_split, dataset.reported])
     scenes = [scene for split in splits for scene in dataset.splits.get(split, ())]
     if name is None or not scenes:
         return config

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -242,6 +242,31 @@ def check_backbones(source: Source, config: Config) -> None:
             f"{source.name} has a backbone of {has(theirs)}, this network one of {has(ours)}; give "
             f"{' '.join(f'--model.{o} {getattr(theirs, o)}' for o in other)}, or other weights"
         )
+
+
+def check_seen(source: Source, dataset: Any) -> None:
+    """Raises UserError where weights, or what they began with as far as that is there, have learnt from a dataset's test scenes."""
+    if not dataset.never_after:
+        return
+    for data in _learnt(source):
+        if data in dataset.never_after:
+            raise UserError(
+                f"{source.name} has learnt from {data}, whose scenes are among the test scenes of {dataset.name}: its scores would "
+                "be of what was learnt by heart; begin with other weights, or with --backbone"
+            )
+
+
+def _learnt(source: Source) -> Iterator[str]:
+    """The datasets that weights have learnt from, the last first."""
+    passed: set[Path] = set()
+    while source is not None and source.config is not None and source.path not in passed:
+        passed.add(source.path)
+        yield source.config.data.dataset
+        try:
+            before = source.config.init.weights
+            source = None if before is None or hub.is_name(before) else Source.read(before)
+        except UserError:  # it is not there any more
+            return
 
 
 # --------------------------------------------------------------------------------------------------------- configurations

@@ -5,18 +5,34 @@ from typing import Any
 
 from glcanet_jax.data.classes import ClassTable
 from glcanet_jax.data.datasets import OWN, Dataset, DatasetMissing, Protocol
-from glcanet_jax.data.deepglobe import open_deepglobe
+from glcanet_jax.data.deepglobe import DEEPGLOBE
+from glcanet_jax.data.fbp import FBP, GID15
+from glcanet_jax.data.flair import FLAIR
 from glcanet_jax.data.folder import open_folder
-from glcanet_jax.data.isprs import open_potsdam, open_vaihingen
+from glcanet_jax.data.inria import INRIA
+from glcanet_jax.data.isprs import SURVEYS, open_potsdam, open_vaihingen
+from glcanet_jax.data.loveda import LOVEDA
 from glcanet_jax.data.mbrsc import open_mbrsc, open_sample
 from glcanet_jax.data.tiled import open_tiles
+from glcanet_jax.data.urur import URUR
 from glcanet_jax.errors import UserError
 from glcanet_jax.options import perhaps
 
-__all__ = ["OWN", "ClassTable", "Dataset", "DatasetMissing", "Protocol", "check_options", "names", "open_dataset"]
+__all__ = [
+    "OWN",
+    "ClassTable",
+    "Dataset",
+    "DatasetMissing",
+    "Protocol",
+    "check_options",
+    "choices",
+    "names",
+    "open_dataset",
+]
 
+DECLARED = {declared.name: declared for declared in (DEEPGLOBE, INRIA, URUR, FBP, GID15, FLAIR, LOVEDA)}
 DATASETS = {
-    "deepglobe": open_deepglobe,
+    **{name: declared.open for name, declared in DECLARED.items()},
     "vaihingen": open_vaihingen,
     "potsdam": open_potsdam,
     "mbrsc": open_mbrsc,
@@ -25,6 +41,7 @@ DATASETS = {
     "sample": open_sample,
 }
 OPTIONS = {
+    **{name: declared.options for name, declared in DECLARED.items()},
     "mbrsc": ("train", "val"),
     "vaihingen": ("bands",),
     "potsdam": ("bands", "drop_faulty"),
@@ -36,6 +53,12 @@ OPTIONS = {
 def names() -> tuple[str, ...]:
     """The datasets that :func:`open_dataset` knows."""
     return tuple(DATASETS)
+
+
+def choices(name: str) -> tuple[str, ...]:
+    """The choices of bands that a dataset has by name."""
+    sets = SURVEYS | DECLARED
+    return sets[name].choices if name in sets else ()
 
 
 def check_options(name: str, options: dict[str, Any]) -> None:
@@ -54,7 +77,7 @@ def open_dataset(name: str, data_dir: str | Path | None = None, **options: Any) 
     """A dataset by name, with those of :data:`OPTIONS` that it takes.
 
     ``train=`` and ``val=`` scene names change MBRSC's splits; ``drop_faulty=`` is Potsdam's; ``bands=`` chooses
-    ISPRS's bands by name, and by number those of a folder's images or tiles.
+    bands by name, and by number those of a folder's images or tiles; ``split_list=`` chooses among published splits.
 
     Raises:
         UserError: no such dataset, or an option that it does not take.

@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from glcanet_jax.data import OPTIONS, check_options
+from glcanet_jax.data import DECLARED, OPTIONS, check_options, choices
 from glcanet_jax.data.classes import IGNORE, ClassTable
 from glcanet_jax.data.datasets import Dataset, Protocol
-from glcanet_jax.data.deepglobe import open_deepglobe
+from glcanet_jax.data.declared import Declared
 from glcanet_jax.data.files import CACHE, FileScene, open_image
 from glcanet_jax.data.folder import open_folder
 from glcanet_jax.data.identity import drawn_by, files_of
-from glcanet_jax.data.isprs import SURVEYS, open_potsdam, open_vaihingen
+from glcanet_jax.data.isprs import open_potsdam, open_vaihingen
 from glcanet_jax.data.mbrsc import CALLED, FOLD, as_test, assign, open_mbrsc
 from glcanet_jax.data.moments import ExtraBand, Moments
 from glcanet_jax.data.raster import in_memory, with_fill
@@ -104,8 +104,9 @@ class PartsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             fingerprint=fingerprint(dataset),
             index={split: [_describe(scene) for scene in members] for split, members in scenes.items()},
         )
-        if dataset.bands is not None:
-            self.info.metadata["bands"] = dataset.bands
+        for name in ("bands", "split_list"):
+            if getattr(dataset, name) is not None:
+                self.info.metadata[name] = getattr(dataset, name)
         if dataset.extra is not None:
             moments = {s.name: dataclasses.asdict(dataset.extra.moments(s)) for m in scenes.values() for s in m}
             self.info.metadata["extra"] = {"colours": dataset.extra.colours, "moments": moments}
@@ -125,13 +126,6 @@ class PartsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 image = part.read_image()
                 image = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
             yield key, {"image": image, **labels, "scene": scene.name, "top": top, "left": left}
-
-
-class DeepGlobe(PartsBuilder):
-    """DeepGlobe land cover, with the official splits."""
-
-    name = "deepglobe"
-    open = staticmethod(open_deepglobe)
 
 
 class Mbrsc(PartsBuilder):
@@ -162,7 +156,13 @@ class Folder(PartsBuilder):
     open = staticmethod(open_folder)
 
 
-BUILDERS = {builder.name: builder for builder in (DeepGlobe, Vaihingen, Potsdam, Mbrsc, Folder)}
+def _of(declared: Declared) -> type[PartsBuilder]:
+    """The builder of a declared data set, one build for each choice of bands and splits."""
+    body = {"name": declared.name, "open": staticmethod(declared.open), "__doc__": declared.about.title}
+    return type(declared.name.title(), (PartsBuilder,), body)
+
+
+BUILDERS = {builder.name: builder for builder in (*map(_of, DECLARED.values()), Vaihingen, Potsdam, Mbrsc, Folder)}
 
 
 def _stored_name(split: str) -> str:
@@ -318,16 +318,17 @@ def _record_files(key: str) -> tuple[Path, ...]:
 
 
 def _config_for(name: str, dataset: Dataset, options: dict[str, Any]) -> PartsConfig | None:
-    if dataset.bands is not None and name != "folder":
+    chosen = {k: v for k, v in (("bands", dataset.bands), ("split_list", dataset.split_list)) if v is not None}
+    if chosen and name != "folder":
         scenes = [scene for members in dataset.splits.values() for scene in members]
-        truths = tuple(sorted({truth for scene in scenes for truth in scene.truths}))
-        dtype = "uint8" if dataset.extra is None else "float32"
+        truths = tuple(sorted({truth for scene in scenes for truth in getattr(scene, "truths", ())}))
         return PartsConfig(
-            name=_config_name(dataset.bands, options),
+            name=_config_name(**{**options, **chosen}),
             bands=scenes[0].bands,
-            dtype=dtype,
+            dtype=scenes[0].dtype,
             truths=truths,
-            options=tuple({**options, "bands": dataset.bands}.items()),
+            valid=not all(scene.all_valid for scene in scenes),
+            options=tuple({**options, **chosen}.items()),
         )
     if name != "folder":
         return None
@@ -351,9 +352,10 @@ def _chosen(options: dict[str, Any]) -> str:
     return "_bands_" + options["bands"].replace(",", "_") if options.get("bands") else ""
 
 
-def _config_name(bands: str, options: dict[str, Any]) -> str:
-    """Of a build with a choice of bands."""
-    return bands.replace("+", "_") + ("" if options.get("drop_faulty", True) else "_with_faulty")
+def _config_name(bands: str | None = None, split_list: str | None = None, drop_faulty: bool = True) -> str:
+    """Of a build with a choice of bands or splits."""
+    parts = [part for part in (bands, split_list) if part is not None]
+    return re.sub(r"[+-]", "_", "_".join(parts)) + ("" if drop_faulty else "_with_faulty")
 
 
 def _made(cls: type[PartsBuilder], root: Path, options: dict[str, Any]) -> list[Path]:
@@ -361,16 +363,21 @@ def _made(cls: type[PartsBuilder], root: Path, options: dict[str, Any]) -> list[
     made = sorted((root / cls.name).glob(f"**/{cls.VERSION}/dataset_info.json"))
     if cls.name == Folder.name:
         return [path for path in made if path.parents[1].name.partition("_")[2] == _chosen(options)[1:]]
-    if "bands" not in OPTIONS.get(cls.name, ()):
+    taken = OPTIONS.get(cls.name, ())
+    if not {"bands", "split_list"} & set(taken):
         return made
-    wanted = [options["bands"]] if options.get("bands") else SURVEYS[cls.name].choices
-    return [path for bands in wanted for path in made if path.parents[1].name == _config_name(bands, options)]
+    given = {k: v for k, v in options.items() if v is not None}
+    if "split_list" in taken:
+        given = {"split_list": next(iter(DECLARED[cls.name].splits))} | given
+    open_bands = choices(cls.name) if "bands" in taken and "bands" not in given else (given.get("bands"),)
+    names = [_config_name(**given | {"bands": bands}) for bands in open_bands]
+    return [path for name in names for path in made if path.parents[1].name == name]
 
 
 def prepare(name: str, data_dir: str | Path | None, tfds_dir: str | Path, **options: Any) -> tfds.core.DatasetBuilder:
     """The build of a dataset under ``tfds_dir``, made from the plain files in ``data_dir`` if it is not there yet.
 
-    Without the plain files a build that is there is taken as it is. ``options`` are ISPRS's (bands, drop_faulty).
+    Without the plain files a build that is there is taken as it is. ``options`` are those of :data:`glcanet_jax.data.OPTIONS`.
 
     Raises:
         UserError: no such builder, or the build was made from other files than those in ``data_dir``.
@@ -458,6 +465,7 @@ def _dataset_of(name: str, builder: tfds.core.DatasetBuilder, train: tuple[str, 
         metadata.get("bands"),
         _extra_band(metadata.get("extra")),
         CALLED if name == "mbrsc" else {},
+        **(DECLARED[name].published(metadata.get("bands"), metadata.get("split_list")) if name in DECLARED else {}),
     )
 
 

@@ -306,7 +306,10 @@ def _plain(value: Any, known: Mapping[Path, str]) -> Any:
         return [_plain(item, known) for item in value]
     if not dataclasses.is_dataclass(value):
         return value
-    found = {f.name: _plain(getattr(value, f.name), known) for f in dataclasses.fields(value) if f.name != "name"}
+    told = (f.name for f in dataclasses.fields(value) if f.name != "name" and (f.repr or getattr(value, f.name)))
+    found = {
+        name: _plain(getattr(value, name), known) for name in told
+    }  # later fields (no repr) where they say something
     if isinstance(value, files.FileScene):  # what files beside the image may say
         source = value._image()
         found["image as read"] = repr((source.nodata, source._masks))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from glcanet_jax.border import read_json
-from glcanet_jax.data import OWN, deepglobe, disk, folder, isprs, open_dataset
+from glcanet_jax.data import DECLARED, OWN, check_declared, check_options, disk, folder, isprs, open_dataset
 from glcanet_jax.data.bands import parse_bands
 from glcanet_jax.data.classes import ClassTable
 from glcanet_jax.data.datasets import Dataset, DatasetMissing
@@ -24,34 +24,6 @@ from glcanet_jax.data.survey import Survey, check_kinds
 from glcanet_jax.data.tables import class_table, entries_of, lacking, same, split_lists
 from glcanet_jax.data.vector_labels import VectorLabels
 from glcanet_jax.errors import UserError
-
-
-def _deepglobe(root: Path, seen: Survey) -> Iterator[str]:
-    found = deepglobe.find(root)
-    if not found:
-        open_dataset("deepglobe", root)  # raises, with the layout
-    listed = {split: deepglobe.split_ids(split) for split in deepglobe.SPLITS}
-    known = {i for ids in listed.values() for i in ids}
-    for split, ids in listed.items():
-        missing = [i for i in ids if i not in found]
-        if missing:
-            yield f"{root}: {len(missing)} of the {len(ids)} scenes of split {split} are missing: {', '.join(missing[:8])}{' ...' * (len(missing) > 8)}"
-    # the archive also holds the challenge's own validation and test images, which have no masks
-    extra = [i for i, (_, mask) in found.items() if i not in known and mask is not None]
-    if extra:
-        yield f"{root}: {len(extra)} labelled scenes are in no split: {', '.join(extra[:8])}{' ...' * (len(extra) > 8)}"
-    for identifier, (image, mask) in found.items():
-        if mask is None and identifier in known:
-            yield f"{image}: its mask {identifier}_mask.png is missing"
-        shape, problems = seen.image(image, {})
-        yield from problems
-        if mask is not None:
-            yield from seen.mask(mask, shape, deepglobe.CLASSES, image.parent.name == "Sat", image)
-    for place in {image.parent for image, _ in found.values()}:
-        masks = place.parent / "Label" if place.name == "Sat" else place
-        for mask in sorted(masks.glob("*_mask.png")):
-            if mask.name.removesuffix("_mask.png") not in found:
-                yield f"{mask}: its image is missing"
 
 
 def _layout(name: str, entry: dict[str, Any]) -> Iterator[str]:
@@ -221,15 +193,15 @@ def _lacking(root: Path, tiles: list[str], what: str) -> Iterator[str]:
 
 
 CHECKS = {
-    "deepglobe": _deepglobe,
+    **{name: functools.partial(check_declared.problems, of=declared) for name, declared in DECLARED.items()},
     **{name: functools.partial(_isprs, survey=survey) for name, survey in isprs.SURVEYS.items()},
     "mbrsc": _parts,
     **{name: functools.partial(_folder, name=name) for name in OWN},
 }
 
 
-def check_dataset(name: str, data_dir: str | Path | None, seen: Survey | None = None) -> list[str]:
-    """Every problem of a dataset, a line each; ``seen`` keeps what it holds.
+def check_dataset(name: str, data_dir: str | Path | None, seen: Survey | None = None, **options: str) -> list[str]:
+    """Every problem of a dataset, a line each; ``seen`` keeps what it holds. ``options``: a ``split_list``.
 
     Raises:
         UserError: there is no such dataset, or nothing of it in the folder.
@@ -239,7 +211,7 @@ def check_dataset(name: str, data_dir: str | Path | None, seen: Survey | None = 
         return list(_parts(SAMPLE, seen))
     if name not in CHECKS:
         open_dataset(name)  # raises, with the names
-    return list(dict.fromkeys(CHECKS[name](Path(data_dir or f"data/{name}"), seen)))
+    return list(dict.fromkeys(CHECKS[name](Path(data_dir or f"data/{name}"), seen, **options)))
 
 
 def main(
@@ -248,6 +220,7 @@ def main(
     bands: str | None = None,
     normalisation: Path | None = None,
     patch: int = 500,
+    split_list: str | None = None,
 ) -> int:
     """The ``check`` command: problems, what the dataset holds, and a summary; 1 if there are any problems.
 
@@ -255,15 +228,18 @@ def main(
         bands: of a folder's images, as ``4,1,2``; ISPRS's are all looked at.
         normalisation: a file to write what values that are not of 8 bits should be normalised by.
         patch: pixels a side; smaller scenes are told.
+        split_list: published splits, by name.
     """
     if normalisation is not None:
         disk.make_place(normalisation)
     seen = Survey(parse_bands(bands) if name in OWN else None)
-    problems = check_dataset(name, data_dir, seen)
+    lists = {} if split_list is None else {"split_list": split_list}
+    check_options(name, lists)
+    problems = check_dataset(name, data_dir, seen, **lists)
     dataset = None
     if not problems:
         try:
-            dataset = open_dataset(name, data_dir, **({} if bands is None else {"bands": bands}))
+            dataset = open_dataset(name, data_dir, **lists, **({} if bands is None else {"bands": bands}))
             problems = [*_unusable(dataset)]
         except UserError as error:
             problems = [str(error)]
@@ -274,8 +250,8 @@ def main(
     for line in itertools.chain(seen.images.lines(patch, scenes), *(kind.lines() for kind in found)):
         print(line)
     _suggest(seen, name, normalisation)
-    for problem in problems:
-        print(problem)
+    for line in (*(f"note: {note}" for note in seen.notes), *problems):
+        print(line)
     if problems:
         print(f"{len(problems)} problems in {name}")
         return 1

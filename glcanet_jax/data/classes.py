@@ -1,6 +1,6 @@
 """Classes: their names and colours, and how masks stand for them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -18,6 +18,8 @@ class ClassTable:
     ignore_colours: tuple[tuple[int, int, int], ...] = ()
     threshold: bool = False  # masks hold values slightly off 0 and 255: each channel is cut at 128
     values: tuple[int, ...] | None = None  # numbers that stand for the classes in masks of one band; None: their ids
+    # further numbers and the ids they stand for, 255 among them; no part of older builds' fingerprints
+    also: tuple[tuple[int, int], ...] = field(default=(), repr=False)
 
     @property
     def greys(self) -> tuple[int, ...] | None:
@@ -63,12 +65,16 @@ class ClassTable:
 
     @property
     def numbers(self) -> tuple[int, ...]:
-        """What stands for the classes in masks of one band."""
+        """What stands for the classes in masks of one band, the classes in order; without the further ones."""
         return tuple(range(len(self.names))) if self.values is None else self.values
+
+    @property
+    def _known(self) -> tuple[int, ...]:
+        return *self.numbers, *(number for number, _ in self.also)
 
     def unknown_ids(self, ids: np.ndarray) -> np.ndarray:
         """Where a mask of one band has neither a class nor 255."""
-        return ~np.isin(ids, [*self.numbers, IGNORE])
+        return ~np.isin(ids, [*self._known, IGNORE])
 
     def encode_ids(self, ids: np.ndarray) -> np.ndarray:
         """Class ids ``[h, w]`` of a mask of one band, 255 where ignored.
@@ -78,19 +84,19 @@ class ClassTable:
         """
         if (unknown := self.unknown_ids(ids)).any():
             raise UserError(f"a mask has ids {np.unique(ids[unknown])[:5].tolist()}; {self.numbers_told}")
-        if self.values is None:
+        if self.values is None and not self.also:
             return ids.astype(np.uint8)
-        table = np.full(max(*self.values, IGNORE) + 1, IGNORE, np.uint8)
-        table[list(self.values)] = np.arange(len(self.values))
+        table = np.full(max(*self._known, IGNORE) + 1, IGNORE, np.uint8)
+        table[list(self._known)] = [*range(len(self.numbers)), *(i for _, i in self.also)]
         return table[ids.astype(np.int64)]
 
     @property
     def numbers_told(self) -> str:
         """What a mask of one band may hold, in words."""
-        if self.values is None:
+        if self.values is None and not self.also:
             return f"ids must be 0 to {len(self.names) - 1}, or 255 to ignore"
-        listed = ", ".join(map(str, self.values))
-        return f"they must be {listed}" + ", or 255 to ignore" * (IGNORE not in self.values)
+        listed = ", ".join(map(str, sorted(self._known)))
+        return f"they must be {listed}" + ", or 255 to ignore" * (IGNORE not in self._known)
 
     def decode(self, ids: np.ndarray) -> np.ndarray:
         """Colours ``[h, w, 3]`` of ids, grey where ignored."""

@@ -39,6 +39,13 @@ class Dataset:
     bands: str | None = None  # which were chosen, where there is a choice
     extra: ExtraBand | None = None  # the band behind the colours, if there is one
     called: Mapping[str, str] = field(default_factory=dict)  # splits that its files call otherwise: theirs, ours
+    numbers: tuple[tuple[float, ...], tuple[float, ...]] | None = (
+        None  # published means and deviations, shares of the scale
+    )
+    colours: int | None = None  # bands before one of heights that numbers hold for, too; None: there is none
+    reported: str = "test"  # the split that scores are published of
+    split_list: str | None = None  # which published splits these are, where there are several
+    never_after: tuple[str, ...] = ()  # datasets that show scenes of its test
 
     @property
     def title(self) -> str:
@@ -67,6 +74,12 @@ class Dataset:
     def filled(self, fill: Sequence[float]) -> "Dataset":
         """The dataset with a value per band, in the images' units, where there is no data."""
         return replace(self, splits={k: tuple(filled(scene, fill) for scene in v) for k, v in self.splits.items()})
+
+
+def no_bands(name: str, bands: str, choices: Sequence[str], elsewhere: Sequence[str] = ()) -> UserError:
+    """What to tell of a choice of bands that there is not; what is one ``elsewhere`` is no slip of the pen."""
+    near = "" if bands in elsewhere else perhaps(bands, choices)
+    return UserError(f"{name} has no bands {bands!r}{near}; choose from {', '.join(choices)}")
 
 
 class DatasetMissing(UserError):

@@ -4,18 +4,17 @@ Tiles are read by window, never whole. The official labels are the truth to trai
 border of three pixels that is not counted, are a second truth to be scored against.
 """
 
-import difflib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 
 from glcanet_jax.data.classes import IGNORE, ClassTable
-from glcanet_jax.data.datasets import Dataset, DatasetMissing, Protocol
+from glcanet_jax.data.datasets import Dataset, DatasetMissing, Protocol, no_bands
+from glcanet_jax.data.declared import read_list
 from glcanet_jax.data.files import FileScene, open_image, read_image, read_valid
 from glcanet_jax.data.moments import ExtraBand, Moments, total
 from glcanet_jax.data.raster import with_fill
@@ -310,7 +309,7 @@ def protocols(eroded: bool) -> tuple[Protocol, ...]:
 @cache
 def split_ids(name: str, split: str) -> tuple[str, ...]:
     """The tiles of a list: the official "train" and "test", and "val", the tile of "train" that chooses checkpoints."""
-    return tuple((files("glcanet_jax.data") / "splits" / f"{name}_{split}.txt").read_text(encoding="utf-8").split())
+    return read_list(f"{name}_{split}")
 
 
 def tiles_of(name: str, split: str, drop_faulty: bool = True) -> tuple[str, ...]:
@@ -324,10 +323,8 @@ def _choice(
 ) -> tuple[str, bool]:
     """The colours chosen, and whether heights come with them; None chooses the first colours that are there."""
     if bands is not None and bands not in survey.choices:
-        known = {choice for other in SURVEYS.values() for choice in other.choices}
-        near = [] if bands in known else difflib.get_close_matches(bands, survey.choices, n=1)
-        perhaps = f" (perhaps you meant {near[0]!r})" if near else ""
-        raise UserError(f"{survey.name} has no bands {bands!r}{perhaps}; choose from {', '.join(survey.choices)}")
+        known = [choice for other in SURVEYS.values() for choice in other.choices]
+        raise no_bands(survey.name, bands, survey.choices, known)
     there = [c for c in survey.colours if any(survey.source(found, tile, c) for tile in tiles)]
     if not there:
         raise DatasetMissing(survey.name, root, survey.tree, survey.how)

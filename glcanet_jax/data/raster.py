@@ -34,6 +34,8 @@ STAGING_SIDE = 2500  # a scene that is no larger is read whole so quickly that s
 
 STAGING_BYTES = 32 * 2**20  # of one band of rows on its way to the copy
 
+RAW = "GTIFF_RAW:"  # before a path: GDAL makes no colours of CMYK
+
 # formats whose windows cannot be read without what comes before them
 SEQUENTIAL = ("JPEG", "PNG", "WEBP", "GIF", "BIGGIF", "JPEGXL", "HEIF", "AVIF")
 
@@ -67,6 +69,7 @@ class RasterSource:
         level: int | None = None,
         types: Mapping[str, type] = TYPES,
         heed_alpha: bool = True,
+        raw: bool = True,
     ):
         """
         Args:
@@ -76,6 +79,7 @@ class RasterSource:
             level: opens this overview instead of the scene.
             types: those of the file that are read, and what their values become.
             heed_alpha: a band that is marked as alpha says where there is data.
+            raw: a TIFF that is tagged as CMYK is four bands, as satellites' are, unless three are wanted; else red, green and blue.
 
         Raises:
             UserError: the file cannot be opened, or has not got the bands.
@@ -84,7 +88,7 @@ class RasterSource:
         self.name = Path(without_secrets(path)).stem
         self._lock = threading.Lock()
         self._network = is_virtual(path) and is_network(str(path))
-        drawn, self._dataset = _open_source(self.path, level)
+        drawn, self._dataset = _open_source(self.path, level, raw and (bands is not None or wanted != 3))
         file = self._dataset
         try:
             with environment(network=self._network):  # sources of a VRT are opened when something is asked
@@ -101,7 +105,8 @@ class RasterSource:
                 self.georeference = _georeference(file) if level is None else Georeference()
                 self.orientation = orientation(self.path, file)
                 self._overviews = tuple(file.overviews(self._taken.indexes[0]))  # how far each is shrunk
-            said = [self._taken.note, *notes(self.orientation, file), drawn.note]
+            cmyk = "it is tagged as CMYK: its bands are read as they are" if file.name.startswith(RAW) else ""
+            said = [self._taken.note, cmyk, *notes(self.orientation, file), drawn.note]
             self.note = "; ".join(filter(None, said))
         except BaseException:
             file.close()
@@ -280,14 +285,17 @@ def with_fill(image: np.ndarray, valid: np.ndarray | None, fill: Sequence[float]
     return np.where(valid[..., None], image, fitting(fill, image.dtype))
 
 
-def _open_source(path: str | Path, level: int | None) -> tuple[Drawn, Any]:
-    """What a raster draws from, as far as its text says, and the raster, open."""
+def _open_source(path: str | Path, level: int | None, raw: bool) -> tuple[Drawn, Any]:
+    """What a raster draws from, as far as its text says, and the raster, open; ``raw``: nothing is made of its CMYK."""
     options = {} if level is None else {"OVERVIEW_LEVEL": level}
     drawn = Drawn((), ()) if is_virtual(path) else look_at(path)
     if not is_virtual(path) and _is_tiff(path):
         options["NUM_THREADS"] = "2"  # whole tiles then go past GDAL's cache: a seventh less time, and less memory
     try:
         file = open_seen(path, **options)
+        if raw and file.driver == "GTiff" and file.tags(ns="IMAGE_STRUCTURE").get("SOURCE_COLOR_SPACE") == "CMYK":
+            file.close()
+            file = open_seen(f"{RAW}{path}", **options)
     except failures() as error:
         formats = ", or name GDAL's driver for it with --drivers" if "not recognized" in str(error) else ""
         raise UserError(

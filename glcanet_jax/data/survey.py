@@ -25,12 +25,19 @@ class Survey:
     def __init__(self, choice: tuple[int, ...] | None = None):
         """``choice``: bands of every image, from 1."""
         self.choice, self.images, self.labels, self.vectors = choice, Images(), None, None
+        self.notes: list[str] = []  # what is otherwise than published, and no problem
         self._no_class: dict[Meanings, dict[str, set[int]]] = {}  # what columns of vector files say that is no class
 
-    def image(self, path: Path, kinds: dict[str, list[str]]) -> tuple[tuple[int, int] | None, list[str]]:
-        """Height and width of an image that can be decoded whole, and what is wrong with it; ``kinds`` gets its kind."""
+    def image(
+        self, path: Path, kinds: dict[str, list[str]], choice: tuple[int, ...] | None = None
+    ) -> tuple[tuple[int, int] | None, list[str]]:
+        """Height and width of an image that can be decoded whole, and what is wrong with it.
+
+        Args:
+            kinds: gets its kind. choice: its bands, from 1; None: those of every image.
+        """
         try:
-            with contextlib.closing(RasterSource(path, self.choice)) as source:
+            with contextlib.closing(RasterSource(path, choice or self.choice, heed_alpha=choice is None)) as source:
                 kind = self.images.begin(source, path.name)
                 for rows in strips(source.height, source.width):
                     self.images.add(kind, *source.read(rows.start, 0, rows.stop - rows.start))
