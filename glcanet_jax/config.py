@@ -75,7 +75,9 @@ def model_options(model: ModelConfig) -> dict[str, Any]:
 class DataConfig:
     """Which scenes."""
 
-    dataset: str = "sample"  # a published one, as `glcanet datasets` lists them, folder or tiles (of your own), or sample (bundled)
+    # deepglobe, inria, urur, fbp, gid15, flair, loveda, vaihingen, potsdam or mbrsc, published ones (`glcanet datasets`); folder or
+    # tiles, of your own; or sample, which is bundled
+    dataset: str = "sample"
     dir: str | None = None  # where it lies; None: data/ and its name
     train_split: str = "train"  # whose scenes are trained on
     val_split: str | None = None  # chooses the best checkpoint; None: the dataset's own, if any

@@ -244,9 +244,8 @@ def main(
         except UserError as error:
             problems = [str(error)]
     found = (kind for kind in (seen.labels, seen.vectors) if kind is not None)
-    scenes = (
-        [scene for members in dataset.splits.values() for scene in members] if name == "tiles" and dataset else None
-    )
+    is_joined = name == "tiles" or (name in DECLARED and DECLARED[name].zone is not None)
+    scenes = [scene for members in dataset.splits.values() for scene in members] if is_joined and dataset else None
     for line in itertools.chain(seen.images.lines(patch, scenes), *(kind.lines() for kind in found)):
         print(line)
     _suggest(seen, name, normalisation)

@@ -27,7 +27,7 @@ def problems(root: Path, seen: Survey, of: Declared, split_list: str | None = No
     masks: set[Path] = set()
     for layout, found in by_layout.values():
         yield from _files(layout, found, seen, of, used, masks)
-        yield from (f"{mask}: its image is missing" for mask in masks_alone(place, layout))
+    yield from (f"{mask}: its image is missing" for mask in masks_alone(place, of.layouts))
 
 
 def _id(scene: Found) -> tuple[str, ...]:
@@ -48,7 +48,7 @@ def _files(
         if scene.mask is not None and scene.mask not in masks:
             masks.add(scene.mask)
             yield from seen.mask(scene.mask, shape, of.classes, layout.ids_expected, scene.image)
-    yield from check_kinds(str(layout.image), kinds)
+    yield from check_kinds(of.name, kinds)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -226,12 +226,15 @@ def find(root: Path, layout: Layout) -> Iterator[Found]:
         yield Found(groups.get("name", path.stem), groups, path, mask, layout)
 
 
-def masks_alone(root: Path, layout: Layout) -> Iterator[Path]:
-    """Masks whose images are missing."""
-    shared = _shared(layout)
-    images = {_key({name: groups[name] for name in shared}) for _, groups in _matches(root, layout.image)}
-    masks = (mask for pattern in layout.masks for mask in _matches(root, pattern))
-    yield from (path for path, groups in masks if _key(groups) not in images)
+def masks_alone(root: Path, layouts: Sequence[Layout]) -> Iterator[Path]:
+    """Masks whose images are missing, in whatever layout."""
+    paired: dict[Path, bool] = {}
+    for layout in layouts:
+        shared = _shared(layout)
+        images = {_key({name: groups[name] for name in shared}) for _, groups in _matches(root, layout.image)}
+        for path, groups in (found for pattern in layout.masks for found in _matches(root, pattern)):
+            paired[path] = paired.get(path, False) or _key(groups) in images
+    yield from (path for path, known in paired.items() if not known)
 
 
 def _shared(layout: Layout) -> list[str]:

@@ -619,7 +619,7 @@ def test_unknown_names_get_the_nearest():
         check_dataset("mbrcs", None)
     with pytest.raises(UserError, match="folder takes no val"):
         open_dataset("folder", val=("a",))
-    assert set(names()) == {"deepglobe", "vaihingen", "potsdam", "mbrsc", "folder", "tiles", "sample"}
+    assert {"deepglobe", "vaihingen", "potsdam", "mbrsc", "folder", "tiles", "sample"} < set(names())
 
 
 def test_colours_that_are_no_class():

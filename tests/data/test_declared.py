@@ -1,5 +1,7 @@
 """Published data sets: made copies in the real layouts with the real names, counted and scored against what is published."""
 
+import dataclasses
+import importlib
 import re
 
 import numpy as np
@@ -7,7 +9,8 @@ import pytest
 from PIL import Image
 from sklearn.metrics import jaccard_score
 
-from glcanet_jax import metrics
+from glcanet_jax import metrics, runs, starting
+from glcanet_jax.config import Config, DataConfig, InitConfig, NormalisationConfig
 from glcanet_jax.data import DECLARED, DatasetMissing, cached, inria, names, open_dataset
 from glcanet_jax.data.check import check_dataset
 from glcanet_jax.data.fbp import FBP_CLASSES, GID15_CLASSES
@@ -175,6 +178,10 @@ def test_fbp_bands(tmp_path):
     assert open_dataset("fbp", tmp_path).bands == "rgbir"
     (tmp_path / FBP_8.format(PMS)).unlink()
     assert open_dataset("fbp", tmp_path).bands == "rgbir-16"
+    seen = (
+        Survey()
+    )  # the scenes of the other split are all that is wrong; bands are told in the order that they are trained in
+    assert [line for line in check_dataset("fbp", tmp_path, seen) if "29 of the 30 scenes" not in line] == []
     with pytest.raises(UserError, match="has no images for bands 'rgb'; choose rgbir-16 or rgb-16 or irrg-16"):
         open_dataset("fbp", tmp_path, bands="rgb")
     with pytest.raises(UserError, match="fbp has no bands 'rgbi' .perhaps you meant 'rgbir'"):
@@ -319,6 +326,60 @@ def test_flair_numbers_follow_the_bands(flair):
     five, two = open_dataset("flair", flair[0]), open_dataset("flair", flair[0], bands="irrg")
     assert (five.colours, two.colours) == (4, None) and len(five.numbers[0]) == 5
     np.testing.assert_allclose(two.numbers[0], np.array([106.38, 105.08, 110.87]) / 255)
+
+
+# ------------------------------------------------------------------------------------------------------------------ runs
+def test_a_run_takes_what_is_published(flair):
+    """Numbers of the bands that were chosen, colour jitter that leaves heights alone, and it keeps which splits these were."""
+    data = DataConfig(dataset="flair", dir=str(flair[0]), bands="rgbir+dsm", split_list="flair2")
+    config = runs.resolve(Config(data=data), runs.open_data(data))
+    np.testing.assert_allclose(np.array(config.normalisation.mean) * 255, [105.08, 110.87, 101.82, 106.38, 53.26])
+    assert config.train.jitter_bands == 4 and config.data == dataclasses.replace(
+        data, ground_resolution=0.2, val_split="val"
+    )
+    own = NormalisationConfig(mean=(0.5,), std=(0.25,))
+    assert runs.resolve(Config(data=data, normalisation=own), runs.open_data(data)).normalisation.mean == (0.5,)
+    default = runs.resolve(Config(data=dataclasses.replace(data, bands=None, split_list=None)), runs.open_data(data))
+    assert default.data.split_list == "flair2"  # that of the scenes at hand
+
+
+def test_weights_that_have_seen_the_test_are_refused(tmp_path):
+    """GID-15's scenes are FBP's test; other weights, and such on other data, are taken."""
+    write_fbp(tmp_path, PMS)
+    fbp = open_dataset("fbp", tmp_path)
+    of = lambda data: starting.Source("runs/a", tmp_path / "a", Config(data=DataConfig(dataset=data)))  # noqa: E731
+    with pytest.raises(UserError, match="runs/a has learnt from gid15, whose scenes are among the test scenes of fbp"):
+        starting.check_seen(of("gid15"), fbp)
+    starting.check_seen(of("deepglobe"), fbp)
+    starting.check_seen(of("gid15"), dataclasses.replace(fbp, never_after=()))
+
+
+def test_what_weights_began_with_counts_too(tmp_path, monkeypatch):
+    """Weights that went from GID-15 by other data to FBP."""
+    first = starting.Source("g", tmp_path / "g", Config(data=DataConfig(dataset="gid15")))
+    second = starting.Source("d", tmp_path / "d", Config(init=InitConfig(weights="g")))
+    monkeypatch.setattr(starting.Source, "read", classmethod(lambda cls, name: {"g": first}[name]))
+    write_fbp(tmp_path, PMS)
+    with pytest.raises(UserError, match="d has learnt from gid15"):
+        starting.check_seen(second, open_dataset("fbp", tmp_path))
+
+
+@pytest.mark.parametrize("name", ["inria", "urur", "fbp", "flair", "loveda"])
+def test_experiments(name, monkeypatch):
+    """Each has the usual presets, of its own data, and scores what is reported."""
+    module = importlib.import_module(f"experiments.{name}")
+    assert list(module.PRESETS) == ["paper", "fast", "tiny"]
+    for preset, (_, config) in module.PRESETS.items():
+        assert (config.data.dataset, config.data.dir, config.out) == (name, f"data/{name}", f"runs/{name}-{preset}")
+    asked = []
+    monkeypatch.setattr("glcanet_jax.experiment.run", lambda config, splits: asked.append((config.views, splits)))
+    for words in (["fast"], ["tiny", *(["--data.split-list", "official"] if name == "inria" else [])]):
+        monkeypatch.setattr("sys.argv", ["experiment", *words])
+        module.main()
+    reported = "val" if name == "loveda" else "test"
+    assert [splits for _, splits in asked] == [(reported,), ("val",) if name == "inria" else (reported,)]
+    context = {"inria": 2500, "urur": 2560, "fbp": 3400, "flair": 2560, "loveda": None}
+    assert asked[0][0].context_size == context[name]
 
 
 # ------------------------------------------------------------------------------------------------------------- protocols
