@@ -1,6 +1,7 @@
-"""``glcanet train|eval|compare|predict|vectorise|export|info|card|push|check``, or ``python -m glcanet_jax``."""
+"""``glcanet train|eval|compare|predict|vectorise|export|info|card|push|check|datasets``, or ``python -m glcanet_jax``."""
 
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,6 +134,11 @@ class Chosen(Source):
 
     bands: str | None = None  # of a folder's images, by number from 1, as 4,1,2; None: all but alpha
     split_list: str | None = None  # published splits by name, where there are several; None: the first
+
+
+@dataclass(frozen=True, kw_only=True)
+class Datasets:
+    names: Positional[tuple[str, ...]] = ()  # of published data sets, of which all is told; without: all, in short
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,6 +284,20 @@ def check(argv: Sequence[str], page: tuple[str, str]) -> int:
     return checks.main(data.dataset, data.dir, data.bands, args.normalisation, args.patch_size, data.split_list)
 
 
+def datasets(argv: Sequence[str], page: tuple[str, str]) -> None:
+    args = cli.parse(Datasets, argv, *page)
+    from glcanet_jax.data import catalogue
+
+    lines = lambda words: "\n".join(cli.listing({label: told}) for label, told in words)  # noqa: E731
+    if not args.names:
+        for entry in catalogue.entries().values():
+            print(f"{entry.name}: {entry.about.title}\n{lines(entry.short)}\n")
+        print("Further ones are folder and tiles, of your own, and sample, which is bundled.")
+    for entry in map(catalogue.entry, args.names):
+        print(f"{entry.name}: {entry.about.title}\n{lines(entry.long)}")
+        print(f"  files\n{textwrap.indent(entry.tree.strip(chr(10)), '    ')}\n")
+
+
 def compare(argv: Sequence[str], page: tuple[str, str]) -> None:
     args = cli.parse(Compare, argv, *page)
     from glcanet_jax import backend, runs
@@ -354,6 +374,11 @@ COMMANDS = {
         check,
         "Read a whole dataset and list every problem.",
         "--data.dataset folder --data.dir DIR",
+    ),
+    "datasets": Command(
+        datasets,
+        "Tell of the published data sets that are read: scenes, classes, licence, where to get them, scores.",
+        "inria",
     ),
 }
 

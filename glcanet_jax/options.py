@@ -44,9 +44,9 @@ SHORT_GROUPS = {"options": "model"}
 class Source:
     """The scenes with their labels."""
 
-    dataset: (
-        str  # a published one, as `glcanet datasets` lists them, folder or tiles (of your own), or sample (bundled)
-    )
+    # deepglobe, inria, urur, fbp, gid15, flair, loveda, vaihingen, potsdam or mbrsc, published ones (`glcanet datasets`); folder or
+    # tiles, of your own; or sample, which is bundled
+    dataset: str
     dir: str | None = None  # where it lies; without: data/ and its name
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from glcanet_jax.data.about import About
 from glcanet_jax.data.classes import IGNORE, ClassTable
 from glcanet_jax.data.datasets import Dataset, DatasetMissing, Protocol, no_bands
 from glcanet_jax.data.declared import read_list
@@ -43,8 +44,8 @@ class Survey:
     """What the two datasets differ in."""
 
     name: str
+    about: About
     tree: str
-    how: str
     places: dict[str, Places]  # by kind of file; "labels", "eroded" and "dsm" are those of both
     colours: dict[str, tuple[Source, ...]]  # by choice of bands: where they may come from, the first that is there
 
@@ -89,6 +90,14 @@ _AREA, _TILE = r"top_mosaic_09cm_area(\d+)", r"top_potsdam_(\d+)_(\d+)_"
 _HEIGHTS = r"dsm_potsdam_(\d+)_(\d+)"
 VAIHINGEN = Survey(
     "vaihingen",
+    About(
+        "ISPRS Vaihingen",
+        "33 tiles of about 2494 x 2064 px, infrared, red and green, with heights, 0.09 m a pixel; 15 to train on, one, 17",
+        "for research, by ISPRS's terms: not to be passed on",
+        "ask for it at isprs.org (2D Semantic Labeling Contest, Vaihingen: data request form), unpack "
+        "ISPRS_semantic_labeling_Vaihingen and its complete and eroded ground truth, then --data.dir DIR",
+        notes=("scored against full and eroded labels, over five classes and six: papers differ in both",),
+    ),
     """
 DIR/
   top/top_mosaic_09cm_area1.tif                              infrared, red, green
@@ -96,8 +105,6 @@ DIR/
   gts_eroded_for_participants/..._area1_noBoundary.tif       eroded labels, likewise: for the eroded protocols
   dsm/dsm_09cm_matching_area1.tif                            heights: for bands irrg+dsm
 """,
-    "ask for it at isprs.org (2D Semantic Labeling Contest, Vaihingen: data request form), unpack "
-    "ISPRS_semantic_labeling_Vaihingen and its complete and eroded ground truth, then --data.dir DIR",
     {
         "IRRG": (("top", _AREA),),
         "labels": (("gts*", _AREA), ("*ground_truth*", _AREA)),
@@ -108,6 +115,17 @@ DIR/
 )
 POTSDAM = Survey(
     "potsdam",
+    About(
+        "ISPRS Potsdam",
+        "38 tiles of 6000 x 6000 px, red, green, blue and infrared, with heights, 0.05 m a pixel; 22 to train on, one, 14",
+        "for research, by ISPRS's terms: not to be passed on",
+        "ask for it at isprs.org (2D Semantic Labeling Contest, Potsdam: data request form), unpack Potsdam.zip and the "
+        "archives in it, then --data.dir DIR",
+        notes=(
+            "scored against full and eroded labels, over five classes and six: papers differ in both",
+            "the labels of tile 7_10 are wrong: it is left out (--data.drop-faulty)",
+        ),
+    ),
     """
 DIR/
   2_Ortho_RGB/top_potsdam_2_10_RGB.tif                       red, green, blue
@@ -117,8 +135,6 @@ DIR/
   5_Labels_all_noBoundary/..._2_10_label_noBoundary.tif      eroded labels: for the eroded protocols
   1_DSM_normalisation/dsm_potsdam_02_10_normalized_lastools.jpg  heights: for bands rgb+dsm, irrg+dsm, irrgb+dsm
 """,
-    "ask for it at isprs.org (2D Semantic Labeling Contest, Potsdam: data request form), unpack Potsdam.zip and the "
-    "archives in it, then --data.dir DIR",
     {
         "RGB": (("2_Ortho_RGB", _TILE + "RGB"),),
         "IRRG": (("3_Ortho_IRRG", _TILE + "IRRG"),),
@@ -327,7 +343,7 @@ def _choice(
         raise no_bands(survey.name, bands, survey.choices, known)
     there = [c for c in survey.colours if any(survey.source(found, tile, c) for tile in tiles)]
     if not there:
-        raise DatasetMissing(survey.name, root, survey.tree, survey.how)
+        raise DatasetMissing(survey.name, root, survey.tree, survey.about.get)
     bands = bands or there[0]
     colours = bands.removesuffix(DSM)
     if colours not in there:

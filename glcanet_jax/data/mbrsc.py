@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from glcanet_jax.border import read_json
+from glcanet_jax.data.about import About
 from glcanet_jax.data.classes import ClassTable
 from glcanet_jax.data.datasets import Dataset, DatasetMissing, Protocol
 from glcanet_jax.data.files import FileScene
@@ -19,9 +20,13 @@ DIR/
   tile1/masks/image_part_001.png ... 009.png
   tile2/...
 """
-HOW = (
+ABOUT = About(
+    "MBRSC Dubai",
+    "five of its eight scenes of up to 7.5 Mpx, red, green and blue, about 0.3 m a pixel; four to train on, one",
+    "CC0-1.0",
     "'Semantic segmentation of aerial imagery' by Humans in the Loop (CC0), as parts with a scenes.json that gives each "
-    "scene's width, height, split and parts (image, mask, x, y, w, h), as the bundled glcanet_jax/data/sample/scenes.json"
+    "scene's width, height, split and parts (image, mask, x, y, w, h), as the bundled glcanet_jax/data/sample/scenes.json",
+    notes=("tiles 4 and 8 show the same ground: they belong into one split",),
 )
 OVERLAPS = (("tile4", "tile8"),)  # scenes of MBRSC that show the same ground (about 3.3 Mpx)
 CALLED = {"val": "test"}  # MBRSC's scenes.json has tile 2 as its only held-out scene, and calls it so
@@ -94,7 +99,7 @@ def open_mbrsc(data_dir: str | Path | None, train: tuple[str, ...] = (), val: tu
     root = Path(data_dir or "data/mbrsc")
     path = root / "scenes.json"
     if not os.path.lexists(path):
-        raise DatasetMissing("mbrsc", root, TREE, HOW)
+        raise DatasetMissing("mbrsc", root, TREE, ABOUT.get)
     content = read_json(path)
     entries = entries_of(content, path)
     table = class_table(content, path)

