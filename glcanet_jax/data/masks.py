@@ -27,7 +27,7 @@ class MaskSource:
     def __init__(self, path: str | Path, classes: ClassTable):
         """Raises UserError if the file cannot be opened, or holds neither."""
         self.path, self.classes = Path(path), classes
-        self._raster = RasterSource(path, types=NUMBERS, raw=False)
+        self._raster = RasterSource(path, types=NUMBERS)
         file = self._raster
         self.height, self.width, self.sequential, self.strips = file.height, file.width, file.sequential, file.strips
         self.georeference, self.orientation = file.georeference, file.orientation

@@ -69,9 +69,10 @@ class RasterSource:
         level: int | None = None,
         types: Mapping[str, type] = TYPES,
         heed_alpha: bool = True,
-        raw: bool = True,
     ):
-        """
+        """A TIFF that is tagged as CMYK, as some of satellites are, is four plain bands where bands are named or four are wanted; else
+        inks, which are read as light.
+
         Args:
             bands: as GDAL counts them, from 1; a band may be repeated. None takes red, green and blue or the first ones.
             wanted: how many bands there must be; None takes all but alpha.
@@ -79,7 +80,6 @@ class RasterSource:
             level: opens this overview instead of the scene.
             types: those of the file that are read, and what their values become.
             heed_alpha: a band that is marked as alpha says where there is data.
-            raw: a TIFF that is tagged as CMYK is four bands, as satellites' are, unless three are wanted; else red, green and blue.
 
         Raises:
             UserError: the file cannot be opened, or has not got the bands.
@@ -88,7 +88,7 @@ class RasterSource:
         self.name = Path(without_secrets(path)).stem
         self._lock = threading.Lock()
         self._network = is_virtual(path) and is_network(str(path))
-        drawn, self._dataset = _open_source(self.path, level, raw and (bands is not None or wanted != 3))
+        drawn, self._dataset = _open_source(self.path, level, bands is not None or wanted == 4)
         file = self._dataset
         try:
             with environment(network=self._network):  # sources of a VRT are opened when something is asked
@@ -105,8 +105,7 @@ class RasterSource:
                 self.georeference = _georeference(file) if level is None else Georeference()
                 self.orientation = orientation(self.path, file)
                 self._overviews = tuple(file.overviews(self._taken.indexes[0]))  # how far each is shrunk
-            cmyk = "it is tagged as CMYK: its bands are read as they are" if file.name.startswith(RAW) else ""
-            said = [self._taken.note, cmyk, *notes(self.orientation, file), drawn.note]
+            said = [self._taken.note, _inks(file), *notes(self.orientation, file), drawn.note]
             self.note = "; ".join(filter(None, said))
         except BaseException:
             file.close()
@@ -293,7 +292,7 @@ def _open_source(path: str | Path, level: int | None, raw: bool) -> tuple[Drawn,
         options["NUM_THREADS"] = "2"  # whole tiles then go past GDAL's cache: a seventh less time, and less memory
     try:
         file = open_seen(path, **options)
-        if raw and file.driver == "GTiff" and file.tags(ns="IMAGE_STRUCTURE").get("SOURCE_COLOR_SPACE") == "CMYK":
+        if raw and _has_inks(file):
             file.close()
             file = open_seen(f"{RAW}{path}", **options)
     except failures() as error:
@@ -306,6 +305,19 @@ def _open_source(path: str | Path, level: int | None, raw: bool) -> tuple[Drawn,
         file.close()
         raise UserError(f"{path} has no raster of its own{inside}; extract one with `gdal_translate`")
     return drawn, file
+
+
+def _has_inks(file: Any) -> bool:
+    """Whether GDAL has made colours of a TIFF's CMYK."""
+    return file.driver == "GTiff" and file.tags(ns="IMAGE_STRUCTURE").get("SOURCE_COLOR_SPACE") == "CMYK"
+
+
+def _inks(file: Any) -> str:
+    """In a phrase, how CMYK is read."""
+    if file.name.startswith(RAW):
+        return "it is tagged as CMYK: its bands are read as they are"
+    how = "it is tagged as CMYK: its inks are read as light; name bands to read them as they are"
+    return how if _has_inks(file) else ""
 
 
 def _is_tiff(path: str | Path) -> bool:

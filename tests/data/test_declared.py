@@ -190,13 +190,15 @@ def test_fbp_bands(tmp_path):
 
 
 def test_cmyk_is_raw_for_maps_too(tmp_path):
-    """Unless three bands are wanted, which then are colours."""
+    """Where four bands are wanted, or some are named; else they are inks, as ever."""
     array = values(4)
     save(tmp_path / "a.tif", array, photometric="CMYK")
     source = RasterSource(tmp_path / "a.tif", wanted=4)
     np.testing.assert_array_equal(source.read_image(), array)
     assert "CMYK" in source.note and source.identity()["bands"] == [1, 2, 3, 4]
-    assert RasterSource(tmp_path / "a.tif", wanted=3).read_image().shape == (*SIZE, 3)
+    np.testing.assert_array_equal(RasterSource(tmp_path / "a.tif", (2, 3, 1), 3).read_image(), array[..., [1, 2, 0]])
+    inks = RasterSource(tmp_path / "a.tif", wanted=3)
+    assert inks.read_image().shape == (*SIZE, 3) and "inks are read as light" in inks.note
 
 
 def test_a_padded_border_is_not_counted(tmp_path):
