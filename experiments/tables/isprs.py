@@ -22,7 +22,7 @@ SYSTEMS = {
 ASKED = {"isdnet": ("ISDNet", False), "branch": ("GLCANet's local branch alone", True)}
 WORDS = (
     "None of it was measured here, and it says no settings. Columns of classes are F1; the one headed OA is their plain mean, mean F1, in every "
-    "row but SegGPT's. {miou} All rows but the last three were most likely copied from BSNet's paper (2022), whose gains over PSPNet are "
+    "row but SegGPT's. {miou} All rows but those of Mask2Former, SegGPT and GLCANet were most likely copied from BSNet's paper (2022), whose gains over PSPNet are "
     "the differences of these rows to the digit; the row of S-RA-FCN is not what its own paper reports."
 )
 
