@@ -183,10 +183,10 @@ def cost(
 
 
 def told_cost(
-    table: Table, row: Row, options: Options, size: Size, dataset: Any, bands: int, work: Path, memory: bool
+    table: Table, row: Row, options: Options, dataset: Any, bands: int, work: Path, memory: bool
 ) -> dict[str, Any]:
-    """:func:`cost` of a row, or why there is none; of narrow networks what the whole ones have."""
-    whole = configure(table, row, options, size if not size.narrow else SIZES["full"], 0)
+    """:func:`cost` of a row's network as the full size has it, or why there is none."""
+    whole = configure(table, row, options, SIZES["full"], 0)
     try:
         return cost(whole, table.scene, len(dataset.classes.names), bands, work / row.name, memory)
     except UserError as error:
@@ -233,7 +233,7 @@ def build(table: Table, options: Options) -> dict[str, Any]:
         if entry.built:
             made = [configure(table, row, options, size, seed) for seed in range(options.seeds)]
             record["options"] = configs.model_options(made[0].model)
-            record["cost"] = told_cost(table, row, options, size, dataset, bands, work, memory)
+            record["cost"] = told_cost(table, row, options, dataset, bands, work, memory)
             splits = SPLITS[options.data.dataset]
             record["trials"] = trial.run(
                 [trial.Trial(f"{row.name}-{seed}", c, splits) for seed, c in enumerate(made)], budget, work

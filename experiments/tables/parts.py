@@ -65,11 +65,11 @@ def head(table: Any, result: dict[str, Any], protocol: str) -> list[str]:
 
 def sizes_in_words(table: Any, result: dict[str, Any]) -> str:
     """What memory, GFLOP and seconds are of."""
-    narrow = ", of the whole networks, which are narrower in training here" * bool(result["size"].get("narrow"))
+    narrow = ", which were narrower where they were trained" * bool(result["size"].get("narrow"))
     height, width = table.scene
     return (
-        f"*Memory* and *GFLOP* are of a {height} x {width} px scene at the paper's sizes (500-px patches; global: the scene at half its "
-        f"size){narrow}, float32, one patch at once; memory is the largest program's peak as compiled ahead of time for an H100, "
+        f"*Memory*, *GFLOP* and *parameters* are those of the whole networks{narrow}: of a {height} x {width} px scene at the paper's "
+        "sizes (500-px patches; global: the scene at half its size), float32, one patch at once; memory is the largest program's peak as compiled ahead of time for an H100, "
         "weights included, without the driver's own. *Measured MB* is the allocator's peak on the device that scored, where it says "
         "(GPUs), at the sizes above. *s/scene* is the measured walk over this dataset's scenes at the sizes above."
     )
