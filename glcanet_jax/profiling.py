@@ -17,6 +17,8 @@ import jax
 
 from glcanet_jax.errors import UserError
 
+DONT_NEED = 4  # of Linux's madvise
+
 
 def peak_memory() -> dict[str, float]:
     """Megabytes: the host process's peak, and the device's where it says."""
@@ -46,6 +48,20 @@ def release_memory() -> None:
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def release_mapped(path: Path) -> None:
+    """Have the system take back the memory in which a file lies that libraries have mapped into this process, only to read it.
+
+    Whoever reads it again finds it as it was. Nothing happens where it cannot (Linux can).
+    """
+    with contextlib.suppress(OSError, AttributeError, ValueError):
+        libc, wanted = ctypes.CDLL(None), os.path.realpath(path)
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            places, rights, _, _, _, *name = line.split(maxsplit=5)
+            if name == [wanted] and "w" not in rights:  # what was written into a mapping would be lost
+                begin, end = (int(place, 16) for place in places.split("-"))
+                libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), DONT_NEED)
 
 
 def free_device_memory() -> int | None:

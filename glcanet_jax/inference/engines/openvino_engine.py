@@ -22,7 +22,7 @@ from glcanet_jax.errors import UserError
 from glcanet_jax.inference.calibration import Calibration
 from glcanet_jax.inference.engines import graphs, int8, processor, store
 from glcanet_jax.inference.engines.quiet import without_telemetry
-from glcanet_jax.profiling import release_memory, resident_memory
+from glcanet_jax.profiling import release_mapped, release_memory, resident_memory
 
 INSTALL = "pip install 'glcanet-jax[openvino]'"
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
@@ -221,6 +221,7 @@ class OpenVINOEngine:
             self._requests[name] = request = self._compiled(name, jobs)
             (out, *_) = request([request.zeros()] * jobs)
             outputs[name] = jobs * sum(x.nbytes for x in out)
+            release_mapped(self.folder / f"{name}.bin")  # its weights lie elsewhere now, as they are computed with
         self.held = held = max(resident_memory() - before, 0)
         sizes = {name: {"arguments": held, "outputs": n, "temporaries": 0} for name, n in outputs.items()}
         self._sizes = {name: of | {"total": sum(of.values())} for name, of in sizes.items()}
