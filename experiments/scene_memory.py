@@ -70,9 +70,10 @@ def bare_seconds(weights: Path, batch: int, repeats: int = 5) -> tuple[float, fl
 
 
 def measure(scene: Path, weights: Path, out: Path, batch: int) -> dict:
-    """Predict in a fresh process; its report."""
+    """Predict by JAX, as the bare network is computed, in a fresh process; its report."""
     command = [sys.executable, "-m", "glcanet_jax", "predict", str(scene), "--weights", str(weights), "--out", str(out)]
-    subprocess.run([*command, "--batch", str(batch), "--overwrite", "--no-resume"], check=True)
+    options = ["--engine", "jax", "--batch", str(batch), "--overwrite", "--no-resume"]
+    subprocess.run([*command, *options], check=True)
     return border.read_json(out / f"{scene.stem}.report.json")
 
 
