@@ -388,9 +388,9 @@ class Segmenter:
         if not isinstance(dataset, Dataset):
             raise UserError(f"dataset is {dataset!r}; it must be one that glcanet_jax.open_dataset opened")
         scenes, tta = dataset.scenes(split), self._options.tta
+        scoring.check_fit(dataset, scenes, self._model.predictor, list(self.classes), split)
         with arguments_named():
             predictor = calibrate(self._model, scenes, self._options).predictor
-        scoring.check_fit(dataset, scenes, predictor, list(self.classes), split)
         patches = sum(len(geometry.walk_scene(s.height, s.width, predictor.views)) for s in scenes)
         choose_batch(predictor, self._options, *scoring.first_of(scenes, predictor), patches)
         asked = scoring.asked_for(self.weights, dataset, split, tta)
