@@ -61,7 +61,7 @@ def test_every_option_of_a_network_has_its_words_and_its_choices(network):
     assert [o.name for o in own if not o.words] == []
     found = {o.name.removeprefix("model."): o for o in own if o.group == "model"}
     assert found["dtype"].choices == ("float32", "bfloat16")
-    if "depth" in found:
+    if models.backbone(network) == "resnet":
         assert found["depth"].choices == (10, 18, 34, 50, 101) and found["depth"].words.startswith("of the ResNet")
     assert set(found) == {f.replace("_", "-") for f in models.options(network)} | {"network"}
 

@@ -1,6 +1,7 @@
 """Patches of the scenes trained on, with their labels, that a network is shown before its first step (SegGPT's prompts)."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import flax.linen as nn
@@ -58,15 +59,15 @@ def _kept(asked: models.Examples, names: Sequence[str], taken: Start | None) -> 
 
 
 def _candidates(config: Config, model: nn.Module, scenes: Sequence[Any], count: int) -> Iterator[Labelled]:
-    """What is drawn as contexts of training are, of all scenes in turns; the same for a seed in every process."""
+    """A patch of a context, drawn as in training, of all scenes in turns; the same for a seed in every process."""
     image, labels = (
         ("global_image", "global_labels") if models.stages(model) == ("global",) else ("patches", "patch_labels")
     )
-    rng = np.random.default_rng((config.loader.seed, len(scenes)))
+    rng, one = np.random.default_rng((config.loader.seed, len(scenes))), replace(config.loader, patches_per_context=1)
     order = rng.permutation(len(scenes))
     for i in range(max(min(TRIES * count, MOST), count)):
         at = int(order[i % len(scenes)])
-        example = make_example(scenes[at], at, config.views, config.loader, rng)
+        example = make_example(scenes[at], at, config.views, one, rng)
         if image == "patches":
             yield from zip(example[image][example["valid"]], example[labels][example["valid"]], strict=True)
         else:
