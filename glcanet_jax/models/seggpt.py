@@ -62,7 +62,7 @@ def colour_logits(colours: Float[Array, "b h w 3"], classes: int, spread: float)
     """``-4 log(1 + (d / spread)^2)`` of the distances d, 0 to 255, to the classes' colours.
 
     The nearest colour has the largest. As distances count less the larger they are, patches that overlap and disagree about
-    a pixel leave the choice between their two colours. Means of squared distances would give it to one that lies between.
+    a pixel leave the choice between their two colours. By means of squared distances a third that lies between is as near, or nearer.
     """
     rgb = (colours * along_bands(STD, colours) + along_bands(MEAN, colours)) * 255
     rgb = rgb + jax.lax.stop_gradient(jnp.clip(rgb, 0, 255) - rgb)  # as pictures hold them; pulled from outside, too
