@@ -21,7 +21,7 @@ MINUTES = Range(0, open="low")
 class ModelConfig:
     """Name of the network; each has a subclass with its options, under their own names: `--model.mask window`."""
 
-    network: str  # glcanet, glnet, fcn8s, unet, segnet, pspnet, deeplabv3plus, icnet, encnet, refinenet, isdnet, srafcn, bsnet, cbam, seggpt or branch
+    network: str  # glcanet, glnet, fcn8s, unet, segnet, pspnet, deeplabv3plus, icnet, encnet, refinenet, isdnet, srafcn, bsnet, cbam, seggpt, mask2former or branch
 
     def __post_init__(self):
         check_fields(self, "model.")

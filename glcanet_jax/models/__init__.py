@@ -29,6 +29,7 @@ from glcanet_jax.models.glnet import GLNet
 from glcanet_jax.models.icnet import ICNet
 from glcanet_jax.models.isdnet import ISDNet
 from glcanet_jax.models.layers.choices import RANGES
+from glcanet_jax.models.mask2former import Mask2Former
 from glcanet_jax.models.pspnet import PSPNet
 from glcanet_jax.models.refinenet import RefineNet
 from glcanet_jax.models.seggpt import SegGPT
@@ -54,6 +55,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "bsnet": BSNet,
     "cbam": CBAMFCN,
     "seggpt": SegGPT,
+    "mask2former": Mask2Former,
     "branch": OneBranch,
 }
 VIEW = ("view", str, "patch")  # what a network of one view looks at

@@ -30,6 +30,7 @@ TITLES |= {
     "bsnet": "BSNet (reconstructed)",
     "cbam": "FCN with CBAM",
     "seggpt": "SegGPT",
+    "mask2former": "Mask2Former",
     "branch": "GLCANet, one branch",
 }
 SCORED = "give a metrics.json that `eval` wrote"

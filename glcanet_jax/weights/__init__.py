@@ -21,6 +21,7 @@ from glcanet_jax.weights.files import (
 from glcanet_jax.weights.glnet import from_glnet
 from glcanet_jax.weights.isdnet import from_isdnet
 from glcanet_jax.weights.layouts import from_encnet, from_refinenet
+from glcanet_jax.weights.mask2former import from_mask2former
 from glcanet_jax.weights.naming import DEMO, HUB, named, resolve
 from glcanet_jax.weights.seggpt import from_seggpt, is_seggpt
 
@@ -39,6 +40,7 @@ __all__ = [
     "for_bands",
     "from_encnet",
     "from_glnet",
+    "from_mask2former",
     "from_refinenet",
     "from_isdnet",
     "from_seggpt",

@@ -26,6 +26,7 @@ NORMS = {  # batch norms that there are and follow a convolution
     "srafcn": ({"width": 4, "input_size": 64}, 0),
     "bsnet": ({"depth": 10, "width": 8, "dhgc": ()}, 20),  # norms behind convolutions of many kernels are not folded
     "cbam": ({"depth": 10, "width": 8}, 18),
+    "mask2former": ({"depth": 10, "width": 8, "channels": 16, "encoder_layers": 1, "decoder_layers": 1}, 12),
     "branch": (SMALL, 18),
     "seggpt": (dict(image_size=32, patch_size=8, width=32, depth=4, heads=2, decoder_width=8, position_cells=2), 0),
     "unet": ({}, 0),

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from glcanet_jax.errors import UserError
-from glcanet_jax.limits import DECAY, WEIGHT, Range
+from glcanet_jax.limits import DECAY, SHARE, WEIGHT, Range
 
 COMMON: dict[str, tuple[Any, ...]] = {
     "norm": ("batch", "frozen", "group"),
@@ -49,6 +49,18 @@ RANGES: dict[str, Range] = {
     "drop_path": DECAY,
     "beta": WEIGHT,
     "spread": Range(0, 1e6, open="low"),
+    "encoder_layers": Range(1, 100),
+    "decoder_layers": Range(1, 100),
+    "encoder_hidden": LAYER,
+    "decoder_hidden": LAYER,
+    "queries": Range(1, 2**12),
+    "points": Range(1, 2**20),
+    "oversample": Range(1, 100),
+    "importance": SHARE,
+    "class_weight": WEIGHT,
+    "mask_weight": WEIGHT,
+    "dice_weight": WEIGHT,
+    "nothing_weight": WEIGHT,
 }
 
 
