@@ -148,7 +148,7 @@ def test_what_is_right_costs_next_to_nothing_whatever_the_order_of_queries():
     wrong = said.copy()
     wrong[0, 0, 1] = np.roll(wrong[0, 0, 1], 1)  # it says nothing where class 2 is
     assert terms_of(labels, masks, wrong)["classes"] > 10
-    assert terms_of(labels, -masks, said)["masks"] > 10 * right["masks"]
+    assert terms_of(labels, np.full_like(masks, -50), said)["masks"] > 3 * right["masks"]
 
 
 def test_pixels_without_a_label_and_images_without_any_count_nothing():
@@ -157,10 +157,11 @@ def test_pixels_without_a_label_and_images_without_any_count_nothing():
     hidden[:, :8] = 255
     other = masks.copy()
     other[:, :, 0] *= -1  # wrong where nothing is known, a cell's distance away
-    assert terms_of(hidden, other, said) == pytest.approx(terms_of(hidden, masks, said), abs=1e-3)
-    assert terms_of(labels, other, said)["masks"] > 2 * terms_of(labels, masks, said)["masks"]
+    at_random = partial(terms_of, importance=0.0)  # others would go to where masks change
+    assert at_random(hidden, other, said) == pytest.approx(at_random(hidden, masks, said), abs=1e-3)
+    assert at_random(labels, other, said)["masks"] > 2 * at_random(labels, masks, said)["masks"]
     empty = [np.concatenate([a, b]) for a, b in ((labels, np.full_like(labels, 255)), (masks, -masks), (said, -said))]
-    alone, both = terms_of(labels, masks, said, importance=1.0), terms_of(*empty, importance=1.0)
+    alone, both = terms_of(labels, masks, said), terms_of(*empty)
     assert both["classes"] == pytest.approx(alone["classes"], abs=1e-6)
     assert set(terms_of(*(x[1:] for x in empty)).values()) == {0.0}
 
@@ -170,7 +171,7 @@ def test_every_layer_is_supervised():
     labels, masks, said = scene()
     rng = np.random.default_rng(0)
     masks, said = (rng.normal(size=(1, 3, *x.shape[2:])).astype(np.float32) for x in (masks, said))
-    total = lambda m, c: sum(set_loss.set_loss(c, m, labels, jax.random.key(0), WEIGHTS, POINTS).values())  # noqa: E731
+    total = lambda m, c: sum(set_loss.set_loss(c, m, jnp.asarray(labels), jax.random.key(0), WEIGHTS, POINTS).values())  # noqa: E731
     grads = jax.jit(jax.grad(total, (0, 1)))(masks, said)
     for grad in grads:
         assert (np.abs(grad).max(axis=(0, *range(2, grad.ndim))) > 0).all()

@@ -114,13 +114,13 @@ def _of_image(
 def _truth(
     labels: Integer[Array, "H W"], places: Float[Array, "p 2"], classes: Integer[Array, " k"], count: int
 ) -> tuple[Float[Array, "p k"], Float[Array, " p"]]:
-    """How far places lie in the masks of classes, bilinear; and how far they are labelled, or outside of the image.
+    """How far places lie in the masks of classes, bilinear; and how far they are labelled.
 
     Labels from ``count`` on are nobody's.
     """
     index, weights = corners(places, labels.shape)
     near = jnp.take(labels.reshape(-1), index, mode="clip")
-    valid = 1 - jnp.sum(weights * (near >= count), axis=-1)
+    valid = jnp.sum(weights * (near < count), axis=-1) / jnp.sum(weights, axis=-1)
     inside = jnp.sum(weights[..., None] * (near[..., None] == classes[None, None]), axis=-2)
     return inside / jnp.maximum(valid, 1e-6)[:, None], valid
 
