@@ -206,22 +206,41 @@ def _gather(e: Emitter, step: Step, xs: list[Node]) -> Node:
     x, where, out = xs[0], xs[1], step.outputs[0].shape
     gone = [int(a) for a in (*d.collapsed_slice_dims, *d.operand_batching_dims)]
     axes = [int(a) for a in d.start_index_map]
-    rest = [a for a in range(len(x.shape)) if a not in axes]
+    rest = [a for a in range(len(x.shape)) if a not in (*axes, *d.operand_batching_dims)]
     if len(axes) != 1 or any(sizes[a] != x.shape[a] for a in rest) or axes[0] not in gone or sizes[axes[0]] != 1:
         raise UnknownError("gather of more than cells along an axis")
     axis, offset = axes[0], [int(a) for a in d.offset_dims]
-    if axis not in x.axes:  # of one cell, or the same throughout
-        raise UnknownError("gather along an axis of one cell")
-    indices = e.reshape(e.arrange(where, [a for a in range(len(where.shape))]), [-1])
-    last = e.op.constant(np.int32(x.shape[axis] - 1))
-    indices = e.op.minimum(e.op.maximum(indices, e.op.constant(np.int32(0))), last)
+    over = [a for a in range(len(out)) if a not in offset and out[a] != 1]
+    if axis not in x.axes or len(over) > 1 or any(x.shape[int(a)] != 1 for a in d.operand_batching_dims):
+        return _gather_each(e, step, xs, axis, offset)
+    indices = _inside(e, e.reshape(e.arrange(where, range(len(where.shape))), [-1]), x.shape[axis])
     node = e.op.gather(x.node, indices, np.int64(x.axes.index(axis)))
     kept = [a for a in range(len(x.shape)) if a not in gone]
     places = dict(zip(kept, offset, strict=True))
-    over = [a for a in range(len(out)) if a not in offset and out[a] != 1]
-    if len(over) > 1:
-        raise UnknownError("gather at places of several axes")
     return Node(out, node, [(over[0] if over else None) if a == axis else places.get(a) for a in x.axes])
+
+
+def _inside(e: Emitter, indices: Any, count: int) -> Any:
+    """Numbers of cells, none beyond the ends."""
+    return e.op.minimum(e.op.maximum(indices, e.op.constant(np.int32(0))), e.op.constant(np.int32(count - 1)))
+
+
+def _gather_each(e: Emitter, step: Step, xs: list[Node], axis: int, offset: list[int]) -> Node:
+    """Cells along one axis, at places of several axes, which may be others for each cell of further axes."""
+    d, (x, where), out = step.params["dimension_numbers"], xs, step.outputs[0].shape
+    each, own = ([int(a) for a in axes] for axes in (d.operand_batching_dims, d.start_indices_batching_dims))
+    kept = [a for a in range(len(x.shape)) if a not in (axis, *each)]
+    order = [*own, *(a for a in range(len(where.shape) - 1) if a not in own)]
+    sides, count = [where.shape[a] for a in order], x.shape[axis]
+    many = math.prod(sides[: len(own)])
+    indices = _inside(e, e.reshape(e.arrange(e.whole(where), order), [many, -1]), count)
+    firsts = np.arange(many, dtype=np.int32)[:, None] * np.int32(count)  # cells of all further axes, one after another
+    indices = e.reshape(e.op.add(indices, e.op.constant(firsts)), [-1])
+    cells = e.reshape(e.arrange(e.whole(x), [*each, axis, *kept]), [many * count, *(x.shape[a] for a in kept)])
+    node = e.op.gather(cells, indices, np.int64(0))
+    free = [a for a in range(len(out)) if a not in offset]  # in the order of the axes of places
+    node = e.reshape(node, [*sides, *(x.shape[a] for a in kept)])
+    return Node(out, node, [*(free[a] for a in order), *offset])
 
 
 @handles("scatter", "scatter-add")
