@@ -201,7 +201,8 @@ class Mask2Former(nn.Module):
         grids = [y.shape[1:3] for y in maps]
         asked = [_tokens(y) + level[None, None].astype(y.dtype) for y, level in zip(maps, levels, strict=True)]
         codes = [sine_code(grid, self.channels) for grid in grids]
-        x = jnp.broadcast_to(features.astype(pixels.dtype), (pixels.shape[0], *features.shape))
+        # of the image, by nothing: OpenVINO 2026's compiler crashes where the first layer's queries are constants
+        x = features[None].astype(pixels.dtype) + 0 * pixels[:, :1, 0]
         predict = Predictor(self.num_classes, pixels.dtype, name="predictor")
         said = [predict(x, pixels)]
         for i in range(self.decoder_layers):
