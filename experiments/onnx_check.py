@@ -38,6 +38,7 @@ CASES = {
     "srafcn": {"width": 4, "input_size": 64},
     "bsnet": {"depth": 18, "width": 8, "channels": 16},
     "cbam": {"depth": 18, "width": 8},
+    "mask2former": {"depth": 18, "width": 8, "channels": 16, "encoder_layers": 2, "decoder_layers": 3, "queries": 20},
     "demo": {},
 }
 TOLERANCE = 1e-4  # of a probability

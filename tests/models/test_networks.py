@@ -130,7 +130,7 @@ def test_a_branch_alone_is_glcanets_local_one(head):
     np.testing.assert_allclose(logits, out["local/logits"], atol=1e-5 * jnp.abs(logits).max())
 
 
-@every_view("glcanet", "glnet", "bsnet", "isdnet", "srafcn", "cbam", "seggpt")
+@every_view("glcanet", "glnet", "bsnet", "isdnet", "srafcn", "cbam", "seggpt", "mask2former")
 def test_the_functions_compose(name, view):
     """Also: patches do not see each other, and of the composed network's stages the three functions keep the answers."""
     model = small(name, **({"view": view} if name in SINGLE else {}))
