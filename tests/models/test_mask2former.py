@@ -1,6 +1,6 @@
 """Mask2Former's parts: what is hidden, who is matched, where places are read, and what its losses count."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -134,9 +134,14 @@ def scene(classes=3, queries=4):
     return labels, masks, said
 
 
-def terms_of(labels, masks, said, key=0, **more):
-    run = jax.jit(lambda *args: set_loss.set_loss(*args, WEIGHTS, POINTS._replace(**more)))
-    return {k: float(v) for k, v in run(said, masks, jnp.asarray(labels), jax.random.key(key)).items()}
+@cache
+def compiled(chosen):
+    return jax.jit(lambda *args: set_loss.set_loss(*args, WEIGHTS, chosen))
+
+
+def terms_of(labels, masks, said, **more):
+    run = compiled(POINTS._replace(**more))
+    return {k: float(v) for k, v in run(said, masks, jnp.asarray(labels), jax.random.key(0)).items()}
 
 
 def test_what_is_right_costs_next_to_nothing_whatever_the_order_of_queries():
