@@ -115,11 +115,6 @@ def test_what_is_masked_is_hidden():
         assert (moved[hidden] == 0).all() and (moved[~hidden] > 0).all()
 
 
-def test_masks_and_what_they_hide_take_no_gradient_from_each_other():
-    masks = jax.random.normal(jax.random.key(0), (1, 8, 8, 3))
-    assert not np.any(jax.grad(lambda m: mask2former.visible(m, (4, 4)).astype(float).sum())(masks))
-
-
 # ------------------------------------------------------------------------------------------------------------------ losses
 def scene(classes=3, queries=4):
     """Labels of two classes in halves, and predictions that say them without a doubt."""
