@@ -112,6 +112,12 @@ SIZES["tiny"] = dataclasses.replace(
         "coarse_channels": 64,
         "shallow_width": 16,
         "fc": 128,
+        "encoder_layers": 2,
+        "encoder_hidden": 128,
+        "decoder_layers": 3,
+        "decoder_hidden": 128,
+        "queries": 20,
+        "points": 1024,
     },
 )
 
