@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from experiments.common import sizes, trial
-from experiments.common.sizes import SPLITS, Comparison, Size
+from experiments.common.sizes import Comparison, Size
 from glcanet_jax import backend, cli, runs
 from glcanet_jax import config as configs
 from glcanet_jax.config import Config
@@ -110,11 +110,12 @@ def build(options: Options) -> dict[str, Any]:
     name = sizes.choose(options.size, "reduced")
     size, budget = SIZES[name], trial.Budget.parse(options.budget)
     backend.enable_compilation_cache()
-    runs.open_data(configure(CELLS[DEFAULT], options, size, 0).data)  # a missing dataset is told before anything begins
+    # a missing dataset is told before anything begins
+    splits = sizes.splits(runs.open_data(configure(CELLS[DEFAULT], options, size, 0).data))
     chosen = [f"--cells {' '.join(options.cells)}"] if set(options.cells) != set(CELLS) else []
     result = {
         "dataset": options.data.dataset,
-        "splits": list(SPLITS[options.data.dataset]),
+        "splits": list(splits),
         "command": options.command("ablation", *chosen),
         "initialisation": "imagenet" if options.backbone else "scratch",
         "size": {"name": name} | dataclasses.asdict(size.views) | {"network": size.options.get("glcanet", {})},
@@ -125,7 +126,7 @@ def build(options: Options) -> dict[str, Any]:
     for i, key in enumerate(options.cells):
         print(f"cell {i + 1} of {len(options.cells)}: ", end="", flush=True)
         made = [configure(CELLS[key], options, size, seed) for seed in range(options.seeds)]
-        trials = [trial.Trial(f"{key}-{seed}", c, SPLITS[options.data.dataset]) for seed, c in enumerate(made)]
+        trials = [trial.Trial(f"{key}-{seed}", c, splits) for seed, c in enumerate(made)]
         records = trial.run(trials, budget, options.work / options.data.dataset / name)
         cell = {"name": key, "label": CELLS[key].label, "paper": CELLS[key].paper, "trials": records}
         result["cells"].append(cell)

@@ -12,6 +12,7 @@ from glcanet_jax import models, report
 from glcanet_jax.config import Config, DataConfig, OptimiserConfig, TrainConfig
 from glcanet_jax.data.loader import LoaderConfig
 from glcanet_jax.data.mbrsc import CALLED as CALLED_BY_MBRSC
+from glcanet_jax.errors import UserError
 from glcanet_jax.geometry import Views
 from glcanet_jax.presets import MEASURED, RECIPE, Changes, changed
 
@@ -126,8 +127,12 @@ SIZES["tiny"] = dataclasses.replace(
 class Source:
     """The scenes with their labels."""
 
-    dataset: Literal["deepglobe", "mbrsc"]  # of these two
+    dataset: Literal[
+        "deepglobe", "mbrsc", "inria", "urur", "fbp", "gid15", "flair", "loveda", "folder", "tiles"
+    ]  # of these
     dir: Path  # where it lies
+    bands: str | None = None  # by name, of a set that has a choice; a folder: numbers, as 4,1,2
+    split_list: str | None = None  # published splits by name, where there are several
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,11 +167,27 @@ class Comparison:
         """What was asked for, without the places of this machine's files."""
         words = [f"python -m experiments.{experiment} --data.dataset {self.data.dataset}"]
         words += ["--data.dir DIR"] * (self.data.dir is not None)
-        bands = getattr(self.data, "bands", None)
-        words += [f"--data.bands {bands}"] * (bands is not None)
+        given = {"bands": self.data.bands, "split-list": self.data.split_list}
+        words += [f"--data.{name} {value}" for name, value in given.items() if value is not None]
         words += more
         words += [f"--seeds {self.seeds}", f"--budget {self.budget}", f"--size {self.size}"]
         return " ".join(words + ["--backbone FILE"] * (self.backbone is not None))
+
+
+def splits(dataset: Any) -> tuple[str, ...]:
+    """Those of a dataset that are scored, the first for the tables; a folder without a test has its ``val`` scored.
+
+    Raises:
+        UserError: there is none with labels. Nothing is chosen on them here.
+    """
+    if dataset.name in SPLITS:
+        return SPLITS[dataset.name]
+    for split in (dataset.reported, "val"):
+        if dataset.splits.get(split) and all(scene.labelled for scene in dataset.splits[split]):
+            return (split,)
+    raise UserError(
+        f"{dataset.title} has no split {dataset.reported} or val whose scenes all have labels: there is nothing to score; add one"
+    )
 
 
 def called(dataset: str, split: str) -> str:
@@ -200,7 +221,7 @@ def choose(size: str, without_gpu: str = "small") -> str:
 def data_of(source: Source) -> DataConfig:
     """The data's configuration; no split chooses weights, for those of the last step are scored."""
     where = None if source.dir is None else str(source.dir)
-    return DataConfig(source.dataset, where, val_split="", bands=getattr(source, "bands", None))
+    return DataConfig(source.dataset, where, val_split="", bands=source.bands, split_list=source.split_list)
 
 
 def configure(size: Size, source: Source, backbone: Path | None, seed: int) -> Config:

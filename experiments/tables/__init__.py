@@ -17,7 +17,7 @@ from typing import Any, Literal
 import jax
 
 from experiments.common import sizes, trial
-from experiments.common.sizes import SIZES, SPLITS, Comparison, Size
+from experiments.common.sizes import SIZES, Comparison, Size
 from glcanet_jax import backend, border, cli, models, runs
 from glcanet_jax import config as configs
 from glcanet_jax.config import Config
@@ -193,13 +193,13 @@ def told_cost(
         return {"failed": str(error)}
 
 
-def begun(table: Table, options: Options, name: str, commanded: list[str]) -> dict[str, Any]:
+def begun(table: Table, options: Options, name: str, commanded: list[str], splits: tuple[str, ...]) -> dict[str, Any]:
     """What a result says of itself before it has rows."""
     size = SIZES[name]
     return {
         "table": table.number,
         "dataset": options.data.dataset,
-        "splits": list(SPLITS[options.data.dataset]),
+        "splits": list(splits),
         "command": options.command(table.name, *commanded),
         "size": {"name": name, "global_side": size.global_side, "narrow": size.narrow} | dataclasses.asdict(size.views),
         "budget": str(trial.Budget.parse(options.budget)),
@@ -217,6 +217,7 @@ def build(table: Table, options: Options) -> dict[str, Any]:
     lines = rows(table, options)
     backend.enable_compilation_cache()
     dataset = runs.open_data(sizes.data_of(options.data))  # a missing dataset is told before anything begins
+    splits = sizes.splits(dataset)
     bands = dataset.scenes("train")[0].bands
     memory = options.memory and aot.available()
     if options.memory and not memory:
@@ -224,7 +225,7 @@ def build(table: Table, options: Options) -> dict[str, Any]:
     work = (options.work or Path("runs") / table.name) / options.data.dataset / name
     chosen = [f"--networks {' '.join(options.networks)}"] if options.networks not in ((), table.networks) else []
     chosen += [f"--rows {' '.join(options.rows)}"] if options.rows else []
-    result = begun(table, options, name, chosen)
+    result = begun(table, options, name, chosen, splits)
     for i, row in enumerate(lines):
         entry = table.entries[row.entry]
         print(f"row {i + 1} of {len(lines)}: ", end="", flush=True)
@@ -234,7 +235,6 @@ def build(table: Table, options: Options) -> dict[str, Any]:
             made = [configure(table, row, options, size, seed) for seed in range(options.seeds)]
             record["options"] = configs.model_options(made[0].model)
             record["cost"] = told_cost(table, row, options, dataset, bands, work, memory)
-            splits = SPLITS[options.data.dataset]
             record["trials"] = trial.run(
                 [trial.Trial(f"{row.name}-{seed}", c, splits) for seed, c in enumerate(made)], budget, work
             )

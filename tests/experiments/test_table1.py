@@ -18,7 +18,9 @@ from glcanet_jax.config import DataConfig
 from glcanet_jax.errors import UserError
 from glcanet_jax.presets import TINY
 from glcanet_jax.training import phases
+from tests.data.test_builders import write_folder
 from tests.data.test_data import write_deepglobe
+from tests.data.test_declared import PMS, write_fbp
 
 TABLE = table1.TABLE
 OPTIONS = table1.Options(data=Source(dataset="mbrsc", dir=Path("data")), backbone=Path("resnet50.safetensors"))
@@ -208,6 +210,33 @@ def test_costs_are_kept_and_told_without_a_compiler(tmp_path, monkeypatch):
     assert cost["parameters"] == pytest.approx(6.7e6, rel=0.01) and cost["patches"] == 36
     monkeypatch.setattr(tables.info, "parameters", lambda *_: pytest.fail("counted again"))
     assert tables.cost(config, TABLE.scene, 6, 3, tmp_path, memory=False) == cost
+
+
+@pytest.mark.parametrize("name", ["fbp", "folder", "folder without a test"])
+def test_other_data_is_taken(tmp_path, monkeypatch, name):
+    """A published set with its bands, and a folder: every trial has them, and scores what is reported."""
+    if name == "fbp":
+        write_fbp(tmp_path, PMS)
+        write_fbp(tmp_path, PMS.replace("1064454", "2000000"))
+        data, split = Source(dataset="fbp", dir=tmp_path, bands="rgb"), "test"
+    else:
+        split = "val" if "without" in name else "test"
+        for folder in ("train", split):
+            write_folder(tmp_path / folder, "uint8", 3)
+            (tmp_path / folder / "classes.json").rename(tmp_path / "classes.json")
+            (tmp_path / folder / "splits.json").unlink()
+        data = Source(dataset="folder", dir=tmp_path)
+    seen = []
+    monkeypatch.setattr(tables.trial, "run", lambda trials, *_: seen.extend(trials) or [])
+    monkeypatch.setattr(tables, "told_cost", lambda *_: {})
+    table = dataclasses.replace(TABLE, pages=lambda *_: tmp_path)
+    options = table1.Options(data=data, networks=("icnet",), size="small", memory=False, work=tmp_path / "w")
+    result = tables.build(table, options)
+    assert result["splits"] == [split] and len(seen) == 2
+    assert {(t.config.data.dataset, t.config.data.bands, t.splits) for t in seen} == {
+        (data.dataset, data.bands, (split,))
+    }
+    assert ("--data.bands rgb" in result["command"]) == (name == "fbp")
 
 
 @pytest.mark.slow
