@@ -33,7 +33,9 @@ class Eval:
     data: Labelled
     weights: Path  # a weights file, a run's folder, demo, hf:ORGANISATION/REPOSITORY, or an export's .zip
     out: Path  # folder to write to
-    split: str = "test"  # the dataset's: train, val, test ...
+    split: str | None = (
+        None  # the dataset's: train, val, test ...; without: the one that scores are published of, mostly test
+    )
     overlays: Annotated[int | None, Range(0, 10**6)] = None  # scenes that are drawn, at most, spread evenly; None: all
     batch: Annotated[int, Range(1, 2**12)] = 6  # patches at once
     devices: Annotated[int | None, Range(1, 2**10)] = None  # of this machine, at once; without: all, of CPUs one
@@ -184,9 +186,10 @@ def evaluate(argv: Sequence[str], page: tuple[str, str]) -> None:
     dataset = runs.open_for(path, args.data.dataset, args.data.dir, args.data.bands, args.data.split_list)
     with backend.computing(args.precision, args.deterministic):
         options = {"tta": args.tta, "devices": args.devices, "overlays": args.overlays}
-        result = scoring.evaluate_split(path, dataset, args.split, args.out, args.batch, **options)
+        split = args.split or dataset.reported
+        result = scoring.evaluate_split(path, dataset, split, args.out, args.batch, **options)
     for name, scores in result["protocols"].items():
-        print(f"\n{dataset.title} {args.split}, protocol {name}\n{metrics.format_table(scores)}")
+        print(f"\n{dataset.title} {split}, protocol {name}\n{metrics.format_table(scores)}")
     print(f"\nwritten to {args.out}")
 
 

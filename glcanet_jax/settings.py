@@ -179,7 +179,7 @@ def forgetting(config: Config, chosen: Collection[str] = ()) -> Config:
     """A saved configuration for other data: what it had found out of its own is to be found out again, unless it is ``chosen``."""
     parts: dict[str, dict[str, Any]] = {"loss": {}, "views": {"scene_size": None}, "data": {}, "normalisation": {}}
     parts["data"] = {"val_split": None, "on_device": "auto", "normalisation": None}
-    parts["data"] |= {"ground_resolution": None, "licence": None, "train_split": "train"}
+    parts["data"] |= {"ground_resolution": None, "licence": None, "train_split": "train", "split_list": None}
     parts["data"] |= {"train_scenes": (), "val_scenes": ()}
     parts["init"] = configs.to_dict(configs.InitConfig())
     if config.loss.balance:

@@ -210,7 +210,7 @@ class Declared:
         for member in members:
             zones.setdefault(self.zone.format(**member.groups), []).append(member)
         for name, tiles in zones.items():
-            pieces = list(joined([tile(one) for one in tiles]))
+            pieces = list(joined(map(tile, tiles)))
             for i, scene in enumerate(pieces):
                 yield replace(scene, name=name if len(pieces) == 1 else f"{name}_{i + 1}")
 

@@ -1,6 +1,6 @@
 """Small georeferenced tiles, joined to scenes by their places: those that lie side by side on one grid are one scene."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,14 +50,16 @@ def open_tiles(data_dir: str | Path | None, bands: str | None = None) -> Dataset
     return replace(dataset, splits={split: tuple(joined(tiles)) for split, tiles in dataset.splits.items()})
 
 
-def joined(tiles: Sequence[FileScene]) -> Iterator[GridScene | FileScene]:
+def joined(tiles: Iterable[FileScene]) -> Iterator[GridScene | FileScene]:
     """Scenes of tiles, in the order of their first ones; a tile that lies alone is itself one.
+
+    Tiles may be made one after the other: the place of each is looked up while its file is still open.
 
     Raises:
         UserError: one does not say where it lies.
     """
-    scenes = [members for grid in _grids(tiles) for members in _pieces(grid)]
-    number = {id(tile): i for i, tile in enumerate(tiles)}
+    number: dict[int, int] = {}
+    scenes = [members for grid in _grids(tiles, number) for members in _pieces(grid)]
     for members in sorted(scenes, key=lambda members: min(number[id(member.tile)] for member in members)):
         yield members[0].tile if len(members) == 1 else _scene(members)
 
@@ -72,10 +74,11 @@ def _scene(members: Sequence[Placed]) -> GridScene:
     return GridScene(name, height, width, parts, dtype=members[0].tile.dtype)
 
 
-def _grids(tiles: Sequence[FileScene]) -> Iterator[list[Placed]]:
-    """Tiles by the grid that their pixels lie on, and by what one scene must have alike."""
+def _grids(tiles: Iterable[FileScene], number: dict[int, int]) -> Iterator[list[Placed]]:
+    """Tiles by the grid that their pixels lie on, and by what one scene must have alike; ``number`` gets their order."""
     grids: dict[Any, list[tuple[Georeference, list[Placed]]]] = {}
     for tile in tiles:
+        number[id(tile)] = len(number)
         place = tile._image().georeference
         if place.transform is None or place.gcps:
             how = "has ground control points alone" if place.gcps else "does not say where it lies"
