@@ -210,10 +210,11 @@ def test_check(trained, tmp_path):
 
 
 def test_info():
-    result = call("glcanet_jax", "info", "--model.network", "glcanet", "--scene", "2448x2448", "--json")
+    small = "--model.depth", "10", "--model.width", "8", "--model.fpn-channels", "16"
+    result = call("glcanet_jax", "info", "--model.network", "glcanet", *small, "--scene", "2448x2448", "--json")
     told = json.loads(result.stdout)
     assert told["patches"] == 36 and told["contexts"] == 1
-    assert told["parameters"]["total"] == sum(told["parameters"][k] for k in ("global", "local", "fusion")) == 58473749
+    assert told["parameters"]["total"] == sum(told["parameters"][k] for k in ("global", "local", "fusion"))
     assert told["gflop"]["scene"] == pytest.approx(told["gflop"]["context"] + 36 * told["gflop"]["patch"], rel=1e-3)
     assert "parameters total" in call("glcanet_jax", "info", "--model.network", "unet", "--model.width", "4").stdout
     assert_told(call("glcanet_jax", "info", "--scene", "big"), "it must be HEIGHTxWIDTH")

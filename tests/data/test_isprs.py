@@ -225,7 +225,7 @@ def test_bands_from_what_is_there(tmp_path, kinds, choices, default):
         (
             "deepglobe",
             {"bands": "rgb"},
-            "deepglobe takes no bands: bands is for vaihingen, potsdam, folder and tiles alone",
+            "deepglobe takes no bands: bands is for fbp, flair, vaihingen, potsdam, folder and tiles alone",
         ),
         ("folder", {"drop_faulty": False}, "folder takes no drop_faulty"),
     ],

@@ -219,9 +219,10 @@ def test_window():
     local = [jnp.asarray(np.stack([centres(8, 32, 250, (b[a], b[a + 2])) for b in boxes[0]]))[None] for a in (0, 1)]
     patch = jnp.full((1, 2, 2), 250.0)
     mask = np.asarray(visibility("window", tuple(local), asked, jnp.asarray(boxes), patch, margin=0.0, radius=150.0))
+    local, asked = np.asarray(local, np.float64)[:, 0], np.asarray(asked, np.float64)[:, 0]
     for n, y, x, i, j in itertools.product(range(2), range(8), range(8), range(8), range(8)):
-        dy = (float(local[0][0, n, y]) - float(asked[0][0, i])) * context
-        dx = (float(local[1][0, n, x]) - float(asked[1][0, j])) * context
+        dy = (local[0, n, y] - asked[0, i]) * context
+        dx = (local[1, n, x] - asked[1, j]) * context
         distance = np.hypot(dy, dx)
         if abs(distance - 150) > 0.01:
             assert mask[0, n, y * 8 + x, i * 8 + j] == (distance <= 150)

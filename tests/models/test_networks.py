@@ -152,7 +152,20 @@ def test_the_functions_compose(name, view):
     assert len(out) > 3
 
 
-@every_view("glcanet", "glnet", "deeplabv3plus", "segnet", "isdnet", "srafcn", "bsnet", "cbam")
+@every_view(
+    "glcanet",
+    "glnet",
+    "deeplabv3plus",
+    "segnet",
+    "icnet",
+    "refinenet",
+    "isdnet",
+    "srafcn",
+    "bsnet",
+    "cbam",
+    "seggpt",
+    "mask2former",
+)
 def test_a_training_step(name, view):
     """Finite, every root of its phase moves, its own auxiliary losses count, and dropout draws from the step's key."""
     model = small(name, **({"view": view} if name in SINGLE else {}))
