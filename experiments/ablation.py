@@ -13,13 +13,12 @@ from typing import Any, Literal
 
 from experiments.common import sizes, trial
 from experiments.common.sizes import Comparison, Size
-from glcanet_jax import backend, cli, runs
+from glcanet_jax import backend, cli, profiling, runs
 from glcanet_jax import config as configs
 from glcanet_jax.config import Config
 from glcanet_jax.data.loader import LoaderConfig
 from glcanet_jax.errors import UserError
 from glcanet_jax.geometry import Views
-from glcanet_jax.profiling import machine
 
 DEFAULT = "footprint-sa"
 
@@ -120,7 +119,7 @@ def build(options: Options) -> dict[str, Any]:
         "initialisation": "imagenet" if options.backbone else "scratch",
         "size": {"name": name} | dataclasses.asdict(size.views) | {"network": size.options.get("glcanet", {})},
         "budget": str(budget),
-        "machine": machine() | {"commit": sizes.commit()},
+        "machine": profiling.machine() | {"commit": sizes.commit()},
         "cells": [],
     }
     for i, key in enumerate(options.cells):
@@ -144,7 +143,7 @@ def markdown(result: dict[str, Any]) -> str:
     out = [
         f"# Ablation on {result['dataset']}, split {sizes.called(result['dataset'], split)}",
         "",
-        f"`{result['command']}`; {made['device']}, {made['cores']} cores, jax {made['jax']}, {made['date']}; {result['budget']} a "
+        f"`{result['command']}`; {profiling.in_words(made)}; {result['budget']} a "
         f"run, {start}{f' ({network})' * bool(network)}, patches of {views['patch_size']} px in contexts of {views['context_size']} px. Weights of the last step; the "
         "scored scenes chose nothing.",
         "",

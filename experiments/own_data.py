@@ -17,12 +17,11 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional
 
-from glcanet_jax import cli
+from glcanet_jax import cli, profiling
 from glcanet_jax.border import read_json
 from glcanet_jax.data.mbrsc import SAMPLE
 from glcanet_jax.errors import UserError
 from glcanet_jax.limits import COUNT
-from glcanet_jax.profiling import machine
 
 SPLITS = {"train": (1, 2, 3, 4, 5, 6), "val": (7,), "test": (8, 9)}  # of the pieces
 HELD_OUT = "fields/images/part_008.jpg"
@@ -95,8 +94,8 @@ def main() -> None:
     options = cli.parse(Options, sys.argv[1:], "python -m experiments.own_data", __doc__)
     print(f"made {make(options.work)}")
     if options.what == "run":
-        times, made = run(options.work, preset=options.preset, steps=options.steps), machine()
-        print(f"\n{made['device']}, {made['cores']} cores, jax {made['jax']}, {made['date']}")
+        times, made = run(options.work, preset=options.preset, steps=options.steps), profiling.machine()
+        print(f"\n{profiling.in_words(made)}")
         print("seconds  CPU seconds  command")
         for command, seconds, used in [
             *times,

@@ -15,12 +15,11 @@ from typing import Any
 from experiments.common import sizes, trial
 from experiments.common.sizes import SIZES, Comparison, Size
 from experiments.mbrsc import FOLDS
-from glcanet_jax import backend, cli, runs
+from glcanet_jax import backend, cli, profiling, runs
 from glcanet_jax import config as configs
 from glcanet_jax.config import Config
 from glcanet_jax.errors import UserError
 from glcanet_jax.presets import BASE, RECIPE, Changes, changed
-from glcanet_jax.profiling import machine
 
 FIRST, CHOSEN, CONTROL = "base", "average-lovasz-balance", "branch"
 PAPER_LIKE: Changes = {
@@ -108,7 +107,7 @@ def build(options: Options) -> dict[str, Any]:
         "initialisation": "imagenet" if options.backbone else "scratch",
         "size": {"name": name} | dataclasses.asdict(size.views),
         "budget": str(budget),
-        "machine": machine() | {"commit": sizes.commit()},
+        "machine": profiling.machine() | {"commit": sizes.commit()},
         "variants": [],
     }
     for i, key in enumerate(options.variants):
@@ -133,7 +132,7 @@ def markdown(result: dict[str, Any]) -> str:
     out = [
         f"# Recipes for {result['dataset']}, cross-validated",
         "",
-        f"`{result['command']}`; {made['device']}, {made['cores']} cores, jax {made['jax']}, {made['date']}; {result['budget']} a "
+        f"`{result['command']}`; {profiling.in_words(made)}; {result['budget']} a "
         f"run, {start}, patches of {views['patch_size']} px in contexts of {views['context_size']} px. Weights of the last step.",
         "",
         "mIoU in percent on the scenes of a fold, trained on the others' (without tile2, which other tables report). *Difference* is to "

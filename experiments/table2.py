@@ -1,11 +1,4 @@
-"""The paper's Table 2, ISPRS Vaihingen: ``python -m experiments.table2 --data.dir DIR [--networks ...] [--budget 200steps]``.
-
-Its twelve systems and GLCANet, trained with the same data, augmentation and number of steps, on patches; scored under all protocols of
-the data: mean over five classes and over six, of eroded and of full labels. What is there already is not done again. The scored split
-chooses nothing: the weights of the last step are scored. Rows whose backbones start from ImageNet's weights and rows from scratch are
-never ranked together. On ``--data.dataset sample`` (bundled) and ``mbrsc`` it shows that everything runs, at reduced size. The paper's
-numbers stand apart, as copied.
-"""
+"""The paper's Table 2, ISPRS Vaihingen: ``python -m experiments.table2 --data.dir DIR [--networks ...] [--budget 200steps]``."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -52,7 +45,7 @@ class Options(tables.Options):
 
 
 def main() -> int:
-    return tables.main(TABLE, Options, __doc__)
+    return tables.main(TABLE, Options, f"{__doc__}\n\n{isprs.__doc__}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +174,11 @@ def machine() -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.machine()}",
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def in_words(made: Mapping[str, Any]) -> str:
+    """What :func:`machine` said, short."""
+    return f"{made['device']}, {made['cores']} cores, jax {made['jax']}, {made['date']}"
 
 
 def device_name() -> str:

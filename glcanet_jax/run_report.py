@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 
 from glcanet_jax import config as configs
-from glcanet_jax import page, report
+from glcanet_jax import page, profiling, report
 from glcanet_jax.config import Config
 from glcanet_jax.inference.windows import place_of
 from glcanet_jax.page import Folded, Page, Picture, Section, Table
-from glcanet_jax.profiling import machine
 from glcanet_jax.scoring import CHOSE
 
 NAME = "report.html"
@@ -46,9 +45,9 @@ def write(out: Path, config: Config, dataset: Any, scored: Mapping[str, dict[str
             sections.append(Section(f"Maps of {split}", pictures))
         if result.get("worst"):
             sections.append(Section(f"Worst windows of {split}", list(_worst(folder, result))))
-    made = machine()
+    made = profiling.machine()
     lead = (
-        f"{config.model.network} on {dataset.title}; {made['device']}, {made['cores']} cores, jax {made['jax']}, {made['date']}; scored "
+        f"{config.model.network} on {dataset.title}; {profiling.in_words(made)}; scored "
         f"with {weights.name}. In percent of labelled pixels."
     )
     path = out / NAME

@@ -21,7 +21,7 @@ import numpy as np
 from experiments.common.cells import Cells
 from experiments.context import scenes
 from experiments.context.scenes import TASKS, Difficulty, Sizes
-from glcanet_jax import backend, cli, models, report
+from glcanet_jax import backend, cli, models, profiling, report
 from glcanet_jax.config import Config, LossConfig, OptimiserConfig
 from glcanet_jax.errors import UserError
 from glcanet_jax.training import losses, optim, phases
@@ -231,7 +231,7 @@ def markdown(result: dict[str, Any]) -> str:
     out = [
         "# What the parts are needed for: made scenes",
         "",
-        f"`{result['command']}`; {made['device']}, {made['cores']} cores, jax {made['jax']}, {made['date']}. ResNet-10 of "
+        f"`{result['command']}`; {profiling.in_words(made)}. ResNet-10 of "
         f"{scale['width']} filters, pyramids of {scale['channels']} channels, patches of {side['patch']} px in scenes of "
         f"{side['scene']} px, which the global view shrinks to {side['scene'] // side['cell']} px.",
         "",

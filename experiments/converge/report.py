@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from experiments.common.trial import mean_and_spread, with_spread
+from glcanet_jax import profiling
 from glcanet_jax.metrics import paired_test
 
 
@@ -28,7 +29,7 @@ def differences(cells: Sequence[Mapping[str, Any]], one: str, other: str) -> lis
 
 
 def _machine(made: Mapping[str, Any]) -> str:
-    return f"{made['device']}, {made['cores']} cores, jax {made['jax']}, {made['date']}, commit {made['commit']}"
+    return f"{profiling.in_words(made)}, commit {made['commit']}"
 
 
 def _chance(p: float | None) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from experiments.common import sizes, trial
+from glcanet_jax import profiling
 
 INITIALISATIONS = {"imagenet": "ResNet-50 from ImageNet weights", "scratch": "Everything from scratch"}
 COSTS = ("memory MB", "measured MB", "GFLOP", "M parameters", "s/scene")  # what :func:`costs` tells
@@ -58,7 +59,7 @@ def head(table: Any, result: dict[str, Any], protocol: str) -> list[str]:
     return [
         f"# {title}, split {sizes.called(result['dataset'], split)}{protocol}",
         "",
-        f"`{result['command']}`; {made['device']}, {made['cores']} cores, jax {made['jax']}, {made['date']}; {result['budget']} a run.",
+        f"`{result['command']}`; {profiling.in_words(made)}; {result['budget']} a run.",
         "",
     ]
 

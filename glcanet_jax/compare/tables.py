@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from glcanet_jax import profiling
 from glcanet_jax.inference.windows import place_of
 from glcanet_jax.page import Page, Picture, Section, Table
 
@@ -34,7 +35,7 @@ def page_of(result: dict[str, Any], folder: Path) -> Page:
     scenes = result["scenes"]
     listed = ", ".join(scenes[:SCENES]) + f" and {len(scenes) - SCENES} more" * (len(scenes) > SCENES)
     lead = (
-        f"{result['command']}; {made['device']}, {made['cores']} cores, jax {made['jax']}, {made['date']}; scenes {listed}; "
+        f"{result['command']}; {profiling.in_words(made)}; scenes {listed}; "
         f"protocol {result['protocol']}. In percent of labelled pixels."
     )
     return Page(f"{' and '.join(names)} on {result['dataset']}, split {result['split']}", lead, sections)

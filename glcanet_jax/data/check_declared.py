@@ -1,11 +1,13 @@
 """Everything that is wrong with a folder of a published data set."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from glcanet_jax.data.declared import Declared, Found, Layout, Splits, find, masks_alone
+from glcanet_jax.data.declared import Declared, Found, Layout, Splits, find, masks_alone, merged
 from glcanet_jax.data.survey import Survey, check_kinds
+
+Assigned = Mapping[str, Sequence[Found]]  # scenes by split
 
 
 def problems(root: Path, seen: Survey, of: Declared, split_list: str | None = None) -> Iterator[str]:
@@ -18,20 +20,16 @@ def problems(root: Path, seen: Survey, of: Declared, split_list: str | None = No
     by_layout = {layout.image: (layout, list(find(place, layout))) for layout in of.layouts}
     if not any(found for _, found in by_layout.values()):
         raise of.missing(root)
-    every = of.find(root)
-    yield from _lacking(root, every, splits)
-    seen.notes += _fewer(of, every, splits)
-    yield from _twice(of, place)
-    assigned = splits.assign(every).items()
-    used = {_id(scene) for split, members in assigned if split not in splits.hidden for scene in members}
+    every = merged(found for _, found in by_layout.values())
+    assigned = splits.assign(every)
+    yield from _lacking(root, every, splits, assigned)
+    seen.notes += _fewer(of, splits, assigned)
+    yield from _twice(of, by_layout.values())
+    used = {scene.key for split, members in assigned.items() if split not in splits.hidden for scene in members}
     masks: set[Path] = set()
     for layout, found in by_layout.values():
         yield from _files(layout, found, seen, of, used, masks)
     yield from (f"{mask}: its image is missing" for mask in masks_alone(place, of.layouts))
-
-
-def _id(scene: Found) -> tuple[str, ...]:
-    return tuple(scene.groups.values())
 
 
 def _files(
@@ -41,7 +39,7 @@ def _files(
     kinds: dict[str, list[str]] = {}
     choice = next(iter(layout.bands.values()), None)
     for scene in found:
-        if scene.mask is None and layout.masks and _id(scene) in used:
+        if scene.mask is None and layout.masks and scene.key in used:
             yield f"{scene.image}: its mask is missing"
         shape, told = seen.image(scene.image, kinds, choice)
         yield from told
@@ -55,7 +53,7 @@ def _listed(names: Sequence[str]) -> str:
     return f"{', '.join(names[:8])}{' ...' * (len(names) > 8)}"
 
 
-def _lacking(root: Path, found: Sequence[Found], splits: Splits) -> Iterator[str]:
+def _lacking(root: Path, found: Sequence[Found], splits: Splits, assigned: Assigned) -> Iterator[str]:
     """Scenes that the published lists have and a folder has not, and the other way round."""
     there = {scene.name: scene for scene in found}
     names = splits.names()
@@ -63,25 +61,24 @@ def _lacking(root: Path, found: Sequence[Found], splits: Splits) -> Iterator[str
         missing = [name for name in members if name not in there]
         if missing:
             yield f"{root}: {len(missing)} of the {len(members)} scenes of split {split} are missing: {_listed(missing)}"
-    used = {_id(scene) for members in splits.assign(found).values() for scene in members}
-    extra = [scene.name for scene in found if _id(scene) not in used and scene.mask is not None]
+    used = {scene.key for members in assigned.values() for scene in members}
+    extra = [scene.name for scene in found if scene.key not in used and scene.mask is not None]
     if extra:  # archives also hold images of challenges, which have no masks
         yield f"{root}: {len(extra)} labelled scenes are in no split: {_listed(extra)}"
 
 
-def _fewer(of: Declared, found: Sequence[Found], splits: Splits) -> Iterator[str]:
+def _fewer(of: Declared, splits: Splits, assigned: Assigned) -> Iterator[str]:
     """Splits that have not as many scenes as were published, where no list says which."""
-    assigned, names = splits.assign(found), splits.names()
+    names = splits.names()
     for split, count in splits.counts.items():
         if count is not None and split not in names and len(assigned.get(split, ())) != count:
             yield f"split {split} has {len(assigned.get(split, ()))} {of.unit}, published are {count:,}"
 
 
-def _twice(of: Declared, place: Path) -> Iterator[str]:
+def _twice(of: Declared, by_layout: Collection[tuple[Layout, Sequence[Found]]]) -> Iterator[str]:
     """Scenes that lie in two places with the same bands, of which one is read."""
     for choice in of.choices or (None,):
-        layouts = [one for one in of.layouts if choice is None or choice in one.bands]
-        seen = [scene for layout in layouts for scene in find(place, layout)]
-        for key in (key for key, times in Counter(map(_id, seen)).items() if times > 1):
-            first, second, *_ = (scene.image for scene in seen if _id(scene) == key)
+        seen = [scene for one, found in by_layout if choice is None or choice in one.bands for scene in found]
+        for key in (key for key, times in Counter(scene.key for scene in seen).items() if times > 1):
+            first, second, *_ = (scene.image for scene in seen if scene.key == key)
             yield f"{second}: not read, for it is the same scene as {first}; keep one of them"

@@ -6,7 +6,7 @@ A new one is a :class:`Declared` in a file of its own, listed in :mod:`glcanet_j
 import functools
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
@@ -52,9 +52,14 @@ class Found(NamedTuple):
     mask: Path | None
     layout: Layout
 
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What it is told apart from others by."""
+        return tuple(self.groups.values())
+
     def order(self) -> list[str | int]:
         """As people count: 2 before 10."""
-        return _natural("/".join(self.groups.values()))
+        return _natural("/".join(self.key))
 
 
 @dataclass(frozen=True)
@@ -124,11 +129,8 @@ class Declared:
 
     def find(self, root: Path, bands: str | None = None) -> list[Found]:
         """The scenes, or tiles, under a folder, in natural order; of a choice of bands where one is given."""
-        found: dict[tuple[str, ...], Found] = {}
-        for layout in (one for one in self.layouts if bands is None or bands in one.bands):
-            for scene in find(self.place(root), layout):
-                found.setdefault(tuple(scene.groups.values()), scene)
-        return sorted(found.values(), key=Found.order)
+        place = self.place(root)
+        return merged(find(place, layout) for layout in self.layouts if bands is None or bands in layout.bands)
 
     def place(self, root: Path) -> Path:
         """Where below a folder the files are; the folder itself where they are nowhere."""
@@ -165,8 +167,8 @@ class Declared:
         root, splits = Path(data_dir or f"data/{self.name}"), self.split_list(split_list)
         if bands is not None and bands not in self.choices:
             raise no_bands(self.name, bands, self.choices)
-        bands = bands or next((choice for choice in self.choices if self.find(root, choice)), None)
-        found = self.find(root, bands)
+        asked = (*self.choices, None) if bands is None else (bands,)
+        bands, found = next(((one, scenes) for one in asked if (scenes := self.find(root, one))), (bands, []))
         if not found:
             there = [choice for choice in self.choices if self.find(root, choice)]
             if there:
@@ -216,6 +218,14 @@ class Declared:
 
 
 # ---------------------------------------------------------------------------------------------------------------- files
+def merged(layouts: Iterable[Iterable[Found]]) -> list[Found]:
+    """The scenes of several layouts, each once, as the first layout has it; in natural order."""
+    found: dict[tuple[str, ...], Found] = {}
+    for scene in itertools.chain.from_iterable(layouts):
+        found.setdefault(scene.key, scene)
+    return sorted(found.values(), key=Found.order)
+
+
 def find(root: Path, layout: Layout) -> Iterator[Found]:
     """The scenes that lie as a layout says."""
     patterns = reversed(layout.masks)  # so that the first one's is kept

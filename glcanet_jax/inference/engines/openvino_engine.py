@@ -222,6 +222,10 @@ class OpenVINOEngine:
             (out, *_) = request([request.zeros()] * jobs)
             outputs[name] = jobs * sum(x.nbytes for x in out)
             release_mapped(self.folder / f"{name}.bin")  # its weights lie elsewhere now, as they are computed with
+        if self.second_pass:
+            self._split = int(
+                (self.folder / "kept").read_text()
+            )  # so many outputs of collect are kept, the others added up
         self.held = held = max(resident_memory() - before, 0)
         sizes = {name: {"arguments": held, "outputs": n, "temporaries": 0} for name, n in outputs.items()}
         self._sizes = {name: of | {"total": sum(of.values())} for name, of in sizes.items()}
@@ -291,11 +295,7 @@ class OpenVINOEngine:
         places = [i for i, context in enumerate(contexts) if context is not None]
         patches, boxes = np.asarray(patches), np.asarray(boxes, np.float32)
         many = [([*contexts[i], _pixels(patches[i : i + 1], view)], boxes[i : i + 1]) for i in places]
-        made = self._run("look", many)
-        logits = np.zeros((len(contexts), *made[0][0].shape[1:]), np.float32)
-        for i, (out,) in zip(places, made, strict=True):
-            logits[i] = out[0]
-        return jnp.asarray(logits)
+        return _at(places, self._run("look", many), len(contexts))
 
     def collect(
         self, gathered: Any | None, context: Any, view: int, patches: Any, boxes: Any, valid: Any
@@ -303,9 +303,8 @@ class OpenVINOEngine:
         patches, boxes, places = np.asarray(patches), np.asarray(boxes, np.float32), np.flatnonzero(valid)
         many = [([*context, _pixels(patches[i : i + 1], view)], boxes[i : i + 1]) for i in places]
         kept: list[Any] = [None] * len(patches)
-        split = int((self.folder / "kept").read_text())  # so many of its outputs are kept, the others added up
         for i, out in zip(places, self._run("collect", many), strict=True):
-            kept[i], new = out[:split], out[split:]
+            kept[i], new = out[: self._split], out[self._split :]
             gathered = new if gathered is None else [a + b for a, b in zip(gathered, new, strict=True)]
         return (kept, gathered), _done()
 
@@ -316,10 +315,15 @@ class OpenVINOEngine:
         boxes = np.asarray(boxes, np.float32)
         places = [i for i, mine in enumerate(kept) if mine is not None]
         made = self._run("look_again", [([*context, *kept[i]], boxes[i : i + 1]) for i in places])
-        logits = np.zeros((len(kept), *made[0][0].shape[1:]), np.float32)
-        for i, (out,) in zip(places, made, strict=True):
-            logits[i] = out[0]
-        return jnp.asarray(logits)
+        return _at(places, made, len(kept))
+
+
+def _at(places: list[int], made: list[list[np.ndarray]], count: int) -> Any:
+    """The logits of a batch, each patch's in its place."""
+    logits = np.zeros((count, *made[0][0].shape[1:]), np.float32)
+    for i, (out,) in zip(places, made, strict=True):
+        logits[i] = out[0]
+    return jnp.asarray(logits)
 
 
 def _pixels(image: Any, view: int) -> np.ndarray:

@@ -1,7 +1,6 @@
 """Networks in 8 bits: near those of float32, the same bits every time, kept, checked, and nobody told."""
 
 import contextlib
-import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from glcanet_jax import geometry
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference import calibration
 from glcanet_jax.inference.engines import int8, openvino_engine
+from tests.inference.engines.spied import ALONE, outside_ci
 from tests.inference.engines.test_openvino import VIEWS, logits_of, own_cache, predictors, scene_of  # noqa: F401
 
 pytestmark = pytest.mark.skipif(
@@ -90,18 +90,11 @@ def test_what_nncf_says_is_told_in_one_line_and_nothing_is_kept(tmp_path, monkey
     assert not [place for place in (tmp_path / "graphs").iterdir() if place.name.startswith(".")]
 
 
-SPY = """
-import os, runpy, sys
-def hook(event, args):
-    if event in ("socket.connect", "socket.getaddrinfo", "subprocess.Popen", "os.posix_spawn"):
-        print("asked for", event, args, flush=True)
-        os._exit(3)
-sys.addaudithook(hook)
-os.register_at_fork(before=lambda: os._exit(4))
+SPY = f"""{ALONE}
+import runpy
 graphs, inputs, out = sys.argv[1:]
 sys.argv = ["nncf_job", graphs, inputs, out]
 runpy.run_module("glcanet_jax.inference.engines.nncf_job", run_name="__main__")
-import time
 time.sleep(1)
 assert "nncf" in sys.modules and "openvino_telemetry" not in sys.modules
 """
@@ -116,10 +109,9 @@ def test_nobody_is_told_of_anything(tmp_path):
     patch = np.random.default_rng(0).integers(0, 256, (1, side, side, 3)).astype("f")
     np.savez(tmp_path / "inputs" / "look" / "0.npz", patch)
     places = [tmp_path / name for name in ("inputs", "out")]
-    env = {key: value for key, value in os.environ.items() if key not in ("CI", "TF_BUILD", "JENKINS_URL")}
     command = [sys.executable, "-c", SPY, other.engine.folder, *places]
     done = subprocess.run(
-        list(map(str, command)), env=env | {"HOME": str(tmp_path)}, capture_output=True, text=True, timeout=120
+        list(map(str, command)), env=outside_ci(tmp_path), capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "out" / "look.xml").exists()

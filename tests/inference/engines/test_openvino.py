@@ -1,6 +1,5 @@
 """Networks by OpenVINO against JAX: the graphs, the walk, what is kept on disk, and that nothing is told to anybody."""
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from glcanet_jax.inference.engines.openvino_engine import OpenVINOEngine
 from glcanet_jax.inference.predictor import Predictor
 from glcanet_jax.inference.scratch import Scratch
 from tests.drawn import drawn
+from tests.inference.engines.spied import ALONE, outside_ci
 from tests.models.test_networks import SMALL
 
 needs_openvino = pytest.mark.skipif(not openvino_engine.is_installed(), reason="openvino is not installed")
@@ -259,17 +259,9 @@ def test_a_damaged_graph_is_removed_and_told(tmp_path):
     other.memory(np.uint8, (96, 96))
 
 
-SPY = """
-import os, sys
-def hook(event, args):
-    if event in ("socket.connect", "socket.getaddrinfo", "subprocess.Popen", "os.posix_spawn"):
-        print("asked for", event, args, flush=True)
-        os._exit(3)
-sys.addaudithook(hook)
-os.register_at_fork(before=lambda: os._exit(4))
+SPY = f"""{ALONE}
 from glcanet_jax.inference.engines import openvino_engine
 core = openvino_engine.need_openvino().Core()
-import time
 time.sleep(1)
 assert "openvino_telemetry" not in sys.modules
 """
@@ -278,9 +270,8 @@ assert "openvino_telemetry" not in sys.modules
 @needs_openvino
 def test_nobody_is_told_of_anything(tmp_path):
     """OpenVINO tells its makers of every import, in a process of its own, unless CI is set."""
-    env = {key: value for key, value in os.environ.items() if key not in ("CI", "TF_BUILD", "JENKINS_URL")}
     done = subprocess.run(
-        [sys.executable, "-c", SPY], env=env | {"HOME": str(tmp_path)}, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", SPY], env=outside_ci(tmp_path), capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert not list(tmp_path.rglob("*openvino_telemetry*"))
