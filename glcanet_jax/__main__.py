@@ -1,4 +1,4 @@
-"""``glcanet train|eval|compare|predict|vectorise|export|info|card|push|check|datasets``, or ``python -m glcanet_jax``."""
+"""``glcanet train|eval|compare|predict|assemble|vectorise|export|info|card|push|check|datasets``, or ``python -m glcanet_jax``."""
 
 import sys
 import textwrap
@@ -77,12 +77,17 @@ class Predict:
     weights: Path  # a weights file, a run's folder, demo, hf:ORGANISATION/REPOSITORY, or an export's .zip
     out: Path  # folder to write to
     options: OmitArgPrefixes[MapOptions] = DEFAULTS
-    shard: str | None = None  # I/N: only every N-th scene, from the I-th on
+    shard: str | None = None  # I/N: only every N-th scene, from the I-th on; with --part-blocks every N-th part
     precision: Precision = "default"  # of float32 products, which GPUs round (TF32: 1e-3) unless it is highest
     deterministic: bool = False  # on GPUs leave out operations that give other bits every time; slower
 
     def __post_init__(self):
         check_fields(self, "--")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assemble:
+    out: Positional[tuple[Path, ...]]  # the folder that predict wrote parts of scenes to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +205,15 @@ def predict(argv: Sequence[str], page: tuple[str, str]) -> None:
 
     with backend.computing(args.precision, args.deterministic):
         mapping.map_scenes(args.scenes, args.weights, args.out, args.options, args.shard)
+
+
+def assemble(argv: Sequence[str], page: tuple[str, str]) -> None:
+    args = cli.parse(Assemble, argv, *page)
+    if len(args.out) != 1:
+        raise UserError(f"{len(args.out)} folders were given; name the --out of predict, as in `assemble maps`")
+    from glcanet_jax.maps import mapping
+
+    mapping.assemble(args.out[0])
 
 
 def vectorise(argv: Sequence[str], page: tuple[str, str]) -> None:
@@ -347,6 +361,11 @@ COMMANDS = {
         predict,
         "Map scenes of any size: georeferenced class maps, areas, and what else is asked for.",
         "scene.tif --weights demo --out maps",
+    ),
+    "assemble": Command(
+        assemble,
+        "Put parts of scenes together that processes with --shard and --part-blocks have mapped.",
+        "maps",
     ),
     "vectorise": Command(
         vectorise,

@@ -278,6 +278,15 @@ class Block(NamedTuple):
         return top, left, max(min(self.rows.done, height) - top, 0), max(min(self.columns.done, width) - left, 0)
 
 
+class Part(NamedTuple):
+    """Blocks of a scene that are computed apart from the others: a rectangle of them."""
+
+    row: int  # place in the grid of parts
+    column: int
+    rows: range  # of blocks
+    columns: range
+
+
 @dataclass(frozen=True)
 class Walk:
     """The patches and contexts of a whole scene."""
@@ -286,12 +295,25 @@ class Walk:
     columns: Axis
     patch: int
 
-    def blocks(self) -> Iterator[Block]:
-        """The blocks by rows, from the top left."""
-        columns = self.columns.spans()
-        for i, rows in enumerate(self.rows.spans()):
-            for j, span in enumerate(columns):
-                yield Block(i, j, rows, span)
+    def blocks(self, part: Part | None = None) -> Iterator[Block]:
+        """The blocks by rows, from the top left; with ``part`` those of it."""
+        down, across = self.rows.spans(), self.columns.spans()
+        for i in range(len(down)) if part is None else part.rows:
+            for j in range(len(across)) if part is None else part.columns:
+                yield Block(i, j, down[i], across[j])
+
+    def parts(self, side: int) -> list[Part]:
+        """Parts of ``side`` x ``side`` blocks, by rows; the last ones of a row or column may have fewer."""
+        cut = lambda count: [range(i, min(i + side, count)) for i in range(0, count, side)]  # noqa: E731
+        down, across = cut(len(self.rows.spans())), cut(len(self.columns.spans()))
+        return [Part(i, j, rows, columns) for i, rows in enumerate(down) for j, columns in enumerate(across)]
+
+    def steps(self, block: Block) -> Iterator[tuple[int, int]]:
+        """Where the rows of patches of a block begin in the scene, and the rows of pixels that are final after each."""
+        starts, members = self.rows.patch_starts, block.rows.patches
+        for i in members:
+            end = block.rows.done if i == members[-1] else int(starts[i + 1])
+            yield int(starts[i]), end - int(starts[i])
 
     def context_window(self, block: Block) -> tuple[int, int, int, int]:
         return block.rows.context, block.columns.context, self.rows.context, self.columns.context

@@ -26,6 +26,7 @@ COMMANDS = {
     "eval": main.Eval,
     "compare": main.Compare,
     "predict": main.Predict,
+    "assemble": main.Assemble,
     "vectorise": main.Vectorise,
     "export": main.Export,
     "check": main.Check,

@@ -65,7 +65,8 @@ class Stub(Predictor):
     def add_left(self, strip: Ready, edge: Any) -> Ready:
         return strip
 
-    add_above = add_left
+    def add_above(self, strip: Ready, edge: Any, first: int, done: int) -> Ready:
+        return strip
 
     def cut_right(self, strip: Ready, done: int, beyond: int) -> Ready:
         k, rows, _ = strip.shape

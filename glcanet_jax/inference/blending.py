@@ -1,7 +1,9 @@
 """The device's half of a scene after its patches were looked at: their logits added up, rows of answers, what blocks leave each other.
 
 What a block has summed up beyond its own pixels goes on in the blocks to its right and below. It stays on the device for the
-block that comes next, and goes to disk behind the device, for those that come later and for a run that goes on.
+block that comes next, and goes to disk behind the device, for those that come later and for a run that goes on. At every pixel
+the sums come together in one order: the block's own patches, then what the block above has, then what the block to the left
+has; so parts of a scene that were computed apart are added up to the same bits (:mod:`glcanet_jax.inference.sums`).
 """
 
 from collections.abc import Callable
@@ -19,6 +21,7 @@ from glcanet_jax.inference.predictor import Predictor
 from glcanet_jax.inference.reading import BlockStart, Patch, Row
 from glcanet_jax.inference.request import Summary
 from glcanet_jax.inference.scratch import Scratch
+from glcanet_jax.inference.sums import Seam
 
 Place = tuple[int, int]  # row and column of a block
 
@@ -42,11 +45,13 @@ class Blender:
         summary: Summary,
         submit: Callable[..., int],
         wait: Callable[[int], None],
+        part: geometry.Part | None = None,
     ):
         self._predictor, self._clock, self._scratch = predictor, clock, scratch
         self._outputs, self._made = outputs, tuple(dict.fromkeys((*outputs, *counting.needs)))
         self._counting, self._summary, self._submit, self._wait = counting, summary, submit, wait
         self._extent, self._rows = (walk.rows.context, walk.columns.context), walk.rows
+        self._seam = None if part is None else Seam.of(walk, part)
         self._below: dict[Place, int] = {}  # tickets of the edges on their way to disk, by the block that left them
         self._last: tuple[Place, list[Any] | None, Any] | None = (
             None  # of the block before: its place, right and lower edge
@@ -62,8 +67,7 @@ class Blender:
         place, right, below = self._last or (None, None, None)
         if place != (block.row - 1, block.column):
             below = self._from_disk(block)
-        if below is not None:
-            self._strip = self._predictor.add_above(self._strip, below)
+        self._above, self._given = below, 0  # rows of it that were added
         if place != (block.row, block.column - 1):
             right = self._pieces(block)
         self._incoming = iter(right or ())
@@ -100,7 +104,8 @@ class Blender:
     def row(self, job: Row) -> None:
         """A row of patches is through."""
         block, predictor = self._job.block, self._predictor
-        self._add_left()
+        self._keep(job.top, job.done)
+        self._add_others(job.done)
         if self._right is not None:
             self._right.append(predictor.cut_right(self._strip, job.done, self._beyond))
         args, edge = (self._strip, job.done, self._made), self._right and self._right[-1]
@@ -111,25 +116,38 @@ class Blender:
         if job.last:
             self._end(block)
 
-    def _add_left(self) -> None:
+    def _keep(self, top: int, rows: int) -> None:
+        """Keep the block's own sums in the next rows, where blocks of other parts have some too."""
+        windows = self._seam.windows(self._job.block, top, rows) if self._seam is not None else []
+        if windows:
+            strip, left = np.array(self._strip), self._job.block.columns.start
+            cut = [strip[:, y - top : y - top + h, x - left : x - left + w].ravel() for y, x, h, w in windows]
+            self._submit("keep", np.concatenate(cut))
+
+    def _add_others(self, rows: int) -> None:
+        """What the blocks above and to the left have in the next rows, in this order."""
+        if self._above is not None and self._given < self._above.shape[1]:
+            self._strip = self._predictor.add_above(self._strip, self._above, self._given, rows)
+        self._given += rows
         piece = next(self._incoming, None)
         if piece is not None:
             self._strip = self._predictor.add_left(self._strip, piece)
 
     def _end(self, block: geometry.Block) -> None:
-        predictor, below = self._predictor, None
-        self._add_left()
+        predictor, below, rest = self._predictor, None, block.rows.stop - block.rows.done
+        self._keep(block.rows.done, rest)
+        self._add_others(rest)
         if self._right is not None:
-            self._right.append(predictor.cut_right(self._strip, block.rows.stop - block.rows.done, self._beyond))
-        if block.rows.stop > block.rows.done:
+            self._right.append(predictor.cut_right(self._strip, rest, self._beyond))
+        if rest:
             below = predictor.cut_below(self._strip, self._beyond)
-        rest = self._right and self._right[-1]
-        on_their_way((rest, below))
+        corner = self._right and self._right[-1]
+        on_their_way((corner, below))
         self._last = self._place, self._right, below
-        self._below[self._place] = self._submit("edges", block, rest, below)
+        self._below[self._place] = self._submit("edges", block, corner, below)
         self._below.pop((block.row - 1, block.column), None)
         self._submit("end", block)
-        del self._strip, self._right, self._incoming
+        del self._strip, self._right, self._incoming, self._above
 
     def skip(self, job: BlockStart) -> None:
         """Nothing is wanted of a block."""

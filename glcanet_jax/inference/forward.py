@@ -178,9 +178,13 @@ def add_left(strip: Strip, edge: Float[Array, "k s e"]) -> Strip:
     return strip.at[..., : edge.shape[2]].add(edge)
 
 
-def add_above(strip: Strip, edge: Float[Array, "k e w"]) -> Strip:
-    """What the block above summed up beyond its pixels, in the first rows."""
-    return strip.at[:, : edge.shape[1]].add(edge)
+def add_above(strip: Strip, edge: Float[Array, "k e w"], first: Array, done: Array) -> Strip:
+    """What the block above summed up beyond its pixels, from the edge's row ``first`` on, in the first ``done`` rows."""
+    k, deep, wide = edge.shape
+    below = jnp.concatenate([edge, jnp.zeros_like(edge)], axis=1)
+    rows = lax.dynamic_slice(below, (jnp.int32(0), first, jnp.int32(0)), (k, deep, wide))
+    rows = jnp.where((jnp.arange(deep) < done)[None, :, None], rows, 0.0)
+    return strip.at[:, :deep].add(rows)
 
 
 def cut_right(strip: Strip, done: Array, beyond: Array, width: int) -> Float[Array, "k s e"]:

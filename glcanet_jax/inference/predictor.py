@@ -304,9 +304,9 @@ class Predictor:
         """Adds what the block to the left left to a strip, which is consumed."""
         return self._programs(forward.add_left, strip, edge, donate=0)
 
-    def add_above(self, strip: Strip, edge: Float[np.ndarray | Array, "k e w"]) -> Strip:
-        """Adds what the block above left to a strip, which is consumed."""
-        return self._programs(forward.add_above, strip, edge, donate=0)
+    def add_above(self, strip: Strip, edge: Float[np.ndarray | Array, "k e w"], first: int, done: int) -> Strip:
+        """Adds what the block above left, from its row ``first`` on, to the first ``done`` rows of a strip, which is consumed."""
+        return self._programs(forward.add_above, strip, edge, np.int32(first), np.int32(done), donate=0)
 
     def cut_right(self, strip: Strip, done: int, beyond: int) -> Float[Array, "k s e"]:
         """What a strip has in its first ``done`` rows from column ``beyond`` on."""

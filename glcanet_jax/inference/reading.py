@@ -86,14 +86,15 @@ def read_blocks(
     done: set[tuple[int, int]],
     whole: bool = False,
     truths: Sequence[str] = (),
+    part: geometry.Part | None = None,
 ) -> Iterator[list[Job]]:
-    """For each block that is not ``done`` its start, and by rows of patches those in which something is wanted.
+    """For each block, of a part if one is given, that is not ``done`` its start, and by rows of patches those in which something is wanted.
 
     They come by the block; where a context is not held in memory, by the row. With ``whole`` it is always held, and handed on
     as it is. ``truths`` are read with it.
     """
     _, pixel = pixel_of(source)
-    for block in walk.blocks():
+    for block in walk.blocks(part):
         if (block.row, block.column) in done:
             continue
         rows, columns, finished = block.rows, block.columns, block.finished(source.height, source.width)
@@ -116,15 +117,13 @@ def read_blocks(
         kept = None if wanted is None else wanted[:height, :width]
         true = {name: getattr(source, f"read_{name}")(*finished) for name in truths if height and width}
         jobs: list[Job] = [BlockStart(block, finished, view, context if whole else None, kept, true)]
-        starts, patch = walk.rows.patch_starts, walk.patch
-        for i in rows.patches:
+        patch = walk.patch
+        for i, (top, ready) in zip(rows.patches, walk.steps(block), strict=True):
             for j in columns.patches:
-                y, x = int(starts[i]) - rows.start, int(walk.columns.patch_starts[j]) - columns.start
+                y, x = top - rows.start, int(walk.columns.patch_starts[j]) - columns.start
                 if wanted is None or wanted[y : y + patch, x : x + patch].any():
                     jobs.append(_patch(source, walk, window, context, (i, j), x, whole))
             last = i + 1 == rows.patches.stop
-            top = int(starts[i])
-            ready = (rows.done if last else int(starts[i + 1])) - top
             jobs.append(Row(top, ready, max(0, min(ready, first + height - top)), last))
             if context is None or last:
                 yield jobs

@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool
 
+from glcanet_jax import geometry
 from glcanet_jax.inference.scratch import Scratch
 
 ROWS = "rows"  # the name of the counts of classes by row
@@ -88,7 +89,7 @@ class ArraySink:
 class Summary:
     """What a walk did."""
 
-    pixels: int = 0  # of the scene
+    pixels: int = 0  # of the scene, or of its part
     patches: int = 0  # computed
     blocks: int = 0  # computed
     skipped: int = 0  # blocks without anything wanted
@@ -108,6 +109,8 @@ class Request:
     scratch: Scratch | None = None
     progress: Callable[[int], None] | None = None
     predictor: Any = None  # Predictor; None: that of the other scenes
+    # of the scene: no other block is computed, and what its seams need is kept in ``scratch``
+    part: geometry.Part | None = None
     # pairs of a truth (the source's ``read_<truth>``, uint8 ids, 255 where ignored) and an answer that are counted on the device:
     # int32 [k + 1, k], pixels by true class and answer, those of no class last. Such answers need not be among ``outputs``
     against: Sequence[tuple[str, str]] = ()

@@ -16,7 +16,8 @@ from glcanet_jax.errors import UserError
 
 Place = tuple[int, int]  # row and column of a block
 Edge = tuple[str, Place]  # the side of a block
-SIDES = ("right", "bottom")
+OWN = "own"  # a block's own sums at the seams of a part, which nobody takes before the parts are put together
+SIDES = ("right", "bottom", OWN)
 JOURNAL = "journal.jsonl"
 
 
@@ -46,9 +47,11 @@ def _entry(line: bytes, before: int) -> tuple[Place, dict[str, int]] | None:
         return None
 
 
-def _taker(edge: Edge) -> Place:
+def _taker(edge: Edge) -> Place | None:
     """The block that takes an edge."""
     side, (row, column) = edge
+    if side == OWN:
+        return None
     return (row, column + 1) if side == "right" else (row + 1, column)
 
 
@@ -134,7 +137,7 @@ class Scratch:
         return self.folder / f"{side}_{place[0]}_{place[1]}.npy"
 
     def save_edge(self, side: str, place: Place, values: np.ndarray) -> None:
-        """Keep the sums that the block at ``place`` has beyond its ``side`` ("right" or "bottom"); whole or not at all."""
+        """Keep the sums that the block at ``place`` has beyond its ``side`` ("right" or "bottom"), or its "own"; whole or not at all."""
         path = self._file(side, place)
         temporary = path.with_suffix(".part")
         buffer = io.BytesIO()
@@ -155,16 +158,29 @@ class Scratch:
         Raises:
             UserError: they are not what was left: the file was changed meanwhile.
         """
-        checksum, path = self._left.get((side, place)), self._file(side, place)
-        if checksum is None:
-            return None
+        checksum = self._left.get((side, place))
+        return None if checksum is None else self.read(self._file(side, place), checksum)
+
+    @staticmethod
+    def read(path: Path, checksum: int) -> np.ndarray:
+        """Sums that were kept.
+
+        Raises:
+            UserError: they are not what was kept.
+        """
         try:
             data = path.read_bytes()
         except OSError as error:
             raise UserError(f"{path} could not be read ({error.strerror}); run again") from error
         if zlib.crc32(data) != checksum:
-            raise UserError(f"{path} was changed while it waited; run again, and all that needs it is computed anew")
+            raise UserError(
+                f"{path} was changed while it waited; remove {path.parent}, then run again, and it is computed anew"
+            )
         return np.load(io.BytesIO(data), allow_pickle=False)
+
+    def own(self) -> dict[Place, tuple[Path, int]]:
+        """The files of the blocks' own sums, and their checksums."""
+        return {place: (self._file(OWN, place), sum_) for (side, place), sum_ in self._left.items() if side == OWN}
 
     def commit(self, place: Place) -> None:
         """Note a block as finished, and drop the edges that it took."""

@@ -180,11 +180,11 @@ class _Scene:
         self.kind = self.predictor, dtype, room
         self.on_device = self.predictor.on_device and math.prod(room) * pixel <= reading.CONTEXT_BYTES
         self.scratch = request.scratch or self.stack.enter_context(Scratch.temporary())
-        self.summary.pixels = source.height * source.width
-        for block in self.walk.blocks():
+        for block in self.walk.blocks(request.part):
+            _, _, height, width = block.finished(source.height, source.width)
+            self.summary.pixels += height * width
             if (block.row, block.column) in self.scratch.done:
                 self.summary.resumed += 1
-                _, _, height, width = block.finished(source.height, source.width)
                 if request.progress is not None:
                     request.progress(height * width)
 
@@ -224,7 +224,8 @@ def _read(scene: _Scene) -> Iterator[tuple[Any, ...]]:
             yield scene, "open"
             size, done, whole = scene.predictor.views.global_size, set(scene.scratch.done), scene.on_device
             truths = tuple(dict.fromkeys(truth for truth, _ in scene.request.against))
-            for jobs in reading.read_blocks(source, scene.walk, size, region, done, whole, truths):
+            part = scene.request.part
+            for jobs in reading.read_blocks(source, scene.walk, size, region, done, whole, truths, part):
                 yield scene, "jobs", jobs
                 del jobs  # it holds pixels of a context, and the next one is read meanwhile
                 if scene.error is not None:
@@ -284,7 +285,7 @@ class _Engine:
         counting = Counting(predictor, request, room)
         scene.blender = Blender(
             predictor, scene.walk, self._clock, scene.scratch, tuple(request.outputs), counting, scene.summary,
-            lambda *call: self._writer.submit(scene.handle, *call), self._writer.wait,
+            lambda *call: self._writer.submit(scene.handle, *call), self._writer.wait, request.part,
         )  # fmt: skip
         scene.began = time.perf_counter()
 

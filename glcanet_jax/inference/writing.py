@@ -31,6 +31,7 @@ class Writer:
         self._sink, self._scratch, self._empty, self._progress = sink, scratch, empty, progress
         self._by_row = by_row
         self._edge: list[np.ndarray] = []  # the rows so far of the right edge
+        self._kept: list[np.ndarray] = []  # of the block's own sums
 
     def row(self, start: BlockStart, job: Row, answers: dict[str, Any], counts: dict[Any, Any], edge: Any) -> None:
         """Rows of a block that are final, and what was counted in them; ``edge`` holds the columns beyond."""
@@ -52,6 +53,10 @@ class Writer:
             wide = start.block.columns.stop - start.block.columns.done
             self._edge.append(np.asarray(edge)[:, : job.done, :wide].copy())
 
+    def keep(self, own: np.ndarray) -> None:
+        """Some of a block's own sums at the seams of a part."""
+        self._kept.append(own)
+
     def _blank(self, arrays: dict[str, np.ndarray], wanted: np.ndarray) -> None:
         for name in arrays.keys() & self._empty:
             keep = wanted.reshape(*wanted.shape, *(1,) * len(self._empty[name]))
@@ -68,7 +73,9 @@ class Writer:
             self._scratch.save_edge(
                 "bottom", place, np.asarray(below)[:, :deep, : block.columns.done - block.columns.start]
             )
-        self._edge = []
+        if self._kept:
+            self._scratch.save_edge("own", place, np.concatenate(self._kept))
+        self._edge, self._kept = [], []
 
     def skip(self, start: BlockStart) -> None:
         """Nothing is wanted of a block."""

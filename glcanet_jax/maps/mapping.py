@@ -2,23 +2,27 @@
 
 import contextlib
 import dataclasses
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from glcanet_jax import backend, runs
+from glcanet_jax import backend, geometry, runs
 from glcanet_jax.data.bands import parse_bands
+from glcanet_jax.data.own_maps import SUFFIX
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference import walk
 from glcanet_jax.maps import map_report
 from glcanet_jax.maps.aoi import OutsideError, read_area
+from glcanet_jax.maps.assembling import AssembleTask
 from glcanet_jax.maps.calibration import calibrate
 from glcanet_jax.maps.inputs import names_of, parse_shard, scenes_of
 from glcanet_jax.maps.memory import memory_told, pools, prepare
 from glcanet_jax.maps.model import Model, load_model
 from glcanet_jax.maps.options import DEFAULTS, MapOptions
 from glcanet_jax.maps.outputs import check_apart, check_folder, check_names
+from glcanet_jax.maps.parts import PartTask, plan_parts, read_asked
 from glcanet_jax.maps.task import MapTask
 from glcanet_jax.progress import Progress
 
@@ -35,7 +39,7 @@ def map_file(name: str, path: str, out: Path, model: Model, options: MapOptions)
     return outcome.result
 
 
-def map_tasks(scenes: int, tasks: Iterable[MapTask], model: Model, options: MapOptions) -> Iterator[walk.Outcome]:
+def map_tasks(scenes: int, tasks: Iterable[walk.Task], model: Model, options: MapOptions) -> Iterator[walk.Outcome]:
     """Map so many scenes one after the other; the next one is read, and the last one finished, while one is computed."""
 
     def ready(request: walk.Request) -> None:
@@ -86,8 +90,9 @@ def map_scenes(
 ) -> list[dict[str, Any]]:
     """Map scene files, and those of folders, one after the other; returns the reports of those that this call made.
 
-    With ``shard`` (``i/n``) only every n-th scene is taken, so that several processes can share a list. A scene that cannot
-    be mapped is told and the others go on; of several, those outside an area of interest are told and left out.
+    With ``shard`` (``i/n``) only every n-th scene is taken, so that several processes can share a list; with
+    ``options.part_blocks`` every n-th part, and :func:`assemble` comes last. A scene that cannot be mapped is told and the
+    others go on; of several, those outside an area of interest are told and left out.
 
     Raises:
         UserError: an option is wrong, or some scenes could not be mapped, or none lies in the area of interest.
@@ -96,72 +101,143 @@ def map_scenes(
     index, count = parse_shard(shard)
     named = names_of(scenes_of(scenes))
     check_apart(named, out, options)
-    mine = dict(list(named.items())[index::count])
+    mine = named if options.part_blocks else dict(list(named.items())[index::count])
     check_request(out, options)
     if not mine:
         print(f"shard {shard}: no scene falls to it, since there are {len(named)}")
         return []
     fit, failed = _with_room(mine, out, options)
-    outside: list[tuple[str, UserError]] = []
-    reports = _mapped(fit, named, weights, out, options, failed, outside) if fit else []
-    _end(out, options, mine, failed, outside if count == 1 else [])
-    return reports
+    run = _Run(out, options, alone=len(mine) == 1, failed=failed, shards=count)
+    if fit:
+        backend.enable_compilation_cache()
+        run.model = calibrate(load_model(weights, options), named.values(), options)
+        if options.part_blocks:
+            run.parts(fit, index)
+        else:
+            run.follow([_Unit(name, path) for name, path in fit.items()])
+    run.end(len(mine))
+    return run.reports
 
 
-def _mapped(
-    scenes: dict[str, str],
-    named: dict[str, str],
-    weights: Path,
-    out: Path,
-    options: MapOptions,
-    failed: list[str],
-    outside: list[tuple[str, UserError]],
-) -> list[dict[str, Any]]:
-    """Reports of what was made; ``failed`` and ``outside`` take the others, which are told.
+def assemble(out: Path) -> list[dict[str, Any]]:
+    """Put the parts of scenes in a folder together, as the commands that made them asked for; returns the reports of the maps.
 
     Raises:
-        UserError: the weights do not do, or the only one of all scenes ``named`` (their paths) cannot be mapped.
+        UserError: parts are missing, or a map could not be made of them; the others are.
     """
-    backend.enable_compilation_cache()
-    model = calibrate(load_model(weights, options), named.values(), options)
-    reports, left = [], list(scenes)
-    with contextlib.ExitStack() as stack:
-        bar = stack.enter_context(Progress(len(scenes), "mapping", "scenes")) if len(scenes) > 1 else None
-        tasks = (MapTask(name, path, out, model, options, bar) for name, path in scenes.items())
-        outcomes = stack.enter_context(contextlib.closing(map_tasks(len(scenes), tasks, model, options)))
-        try:
-            for task, result, error in outcomes:
-                left.remove(task.name)
-                if error is not None and (
-                    len(named) == 1 or len(scenes) + len(failed) == 1 and not isinstance(error, OutsideError)
-                ):
-                    raise error
-                if isinstance(error, OutsideError):
-                    print(f"{task.name}: outside {options.aoi}, left out")
-                    outside.append((task.name, error))
-                elif error is not None:
-                    print(f"error: {error}", file=sys.stderr)
-                    failed.append(task.name)
-                elif result is None:
-                    print(f"{task.name}: done already")
-                else:
-                    reports.append(result)
-                    print(map_report.format_report(result))
-        except KeyboardInterrupt:
-            print(f"{left[0] if left else out}: stopped; the same command goes on from here", file=sys.stderr)
-            raise
+    out = Path(out)
+    asked = {folder.name[1:-6]: read_asked(folder) for folder in sorted(out.glob(".*.parts")) if folder.is_dir()}
+    if not asked:
+        done = f"; the {len(list(out.glob(f'*{SUFFIX}')))} maps there are whole" if out.is_dir() else ""
+        print(f"{out} holds no parts of scenes{done}")
+        return []
+    reports, failed = [], []
+    for name, told in asked.items():
+        with backend.computing(told.precision or "default", False):
+            run = _Run(out, told.options, alone=len(asked) == 1, failed=failed)
+            run.model = load_model(runs.find_weights(Path(told.weights)), told.options)
+            run.model = calibrate(run.model, [told.scene], told.options)
+            run.follow([_Unit(name, told.scene)], AssembleTask)
+            reports += run.reports
+    run.end(len(asked))
     return reports
 
 
-def _end(
-    out: Path, options: MapOptions, mine: dict[str, str], failed: list[str], outside: list[tuple[str, UserError]]
-) -> None:
-    """Gather the reports; raises UserError if scenes failed, or all lie outside the area of interest."""
-    if out.is_dir():
-        map_report.gather_reports(out, options.csv)
-        print(f"written to {out}")
-    if failed:
-        shown = ", ".join(name if len(name) < 60 else f"{name[:30]}..." for name in failed[:5])
-        raise UserError(f"{len(failed)} of {len(mine)} scenes could not be mapped ({shown}); see above")
-    if len(outside) == len(mine):
-        raise UserError(f"none of {len(mine)} scenes lies in the area of interest; of {outside[0][0]}: {outside[0][1]}")
+class _Unit(NamedTuple):
+    """What is mapped by itself."""
+
+    name: str  # of the scene
+    path: str
+    part: geometry.Part | None = None  # None: all of it
+
+
+@dataclasses.dataclass
+class _Run:
+    """Scenes that are mapped by one call, and what came of them."""
+
+    out: Path
+    options: MapOptions
+    alone: bool  # it is one scene, and what ends that ends the call
+    failed: list[str]  # names of scenes
+    shards: int = 1  # that share the scenes, or their parts
+    outside: list[tuple[str, UserError]] = dataclasses.field(default_factory=list)  # of the area of interest
+    reports: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    told: set[str] = dataclasses.field(default_factory=set)  # errors
+    model: Model | None = None
+
+    def parts(self, scenes: dict[str, str], index: int) -> None:
+        """The parts of scenes that fall to the ``index``-th shard; where there is one alone all of them, and the maps of them."""
+        units = [unit for name, path in scenes.items() for unit in self._units(name, path)]
+        self.follow(units[index :: self.shards])
+        if self.shards == 1:
+            whole = dict.fromkeys((u.name, u.path) for u in units if u.part is not None)
+            missing = {*self.failed, *(name for name, _ in self.outside)}
+            self.follow([_Unit(*scene) for scene in whole if scene[0] not in missing], AssembleTask)
+
+    def _units(self, name: str, path: str) -> list[_Unit]:
+        """The parts of a scene; a scene of one part, or one that cannot be opened, which is told in its turn, is one by itself."""
+        try:
+            parts = plan_parts(path, self.model, self.options)
+        except (UserError, OSError):
+            parts = []
+        return [_Unit(name, path, part) for part in parts] if len(parts) > 1 else [_Unit(name, path)]
+
+    def _task(self, unit: _Unit, whole: type[MapTask], bar: Progress | None) -> MapTask | PartTask:
+        given = self.out, self.model, self.options, bar
+        return whole(*unit[:2], *given) if unit.part is None else PartTask(*unit, *given)
+
+    def follow(self, units: Sequence[_Unit], whole: type[MapTask] = MapTask) -> None:
+        """Map scenes and parts; ``whole`` makes the maps of a scene.
+
+        Raises:
+            UserError: the weights do not do, or the only one of all scenes cannot be mapped.
+        """
+        left, several = [unit.name for unit in units], len({unit.name for unit in units}) > 1
+        with contextlib.ExitStack() as stack:
+            bar = stack.enter_context(Progress(len(set(left)), "mapping", "scenes")) if several else None
+            tasks = (self._task(unit, whole, bar) for unit in units)
+            outcomes = stack.enter_context(contextlib.closing(map_tasks(len(units), tasks, self.model, self.options)))
+            try:
+                for unit, (task, result, error) in zip(units, outcomes, strict=False):
+                    left.remove(unit.name)
+                    self._ended(unit, task, result, error)
+            except KeyboardInterrupt:
+                print(f"{left[0] if left else self.out}: stopped; the same command goes on from here", file=sys.stderr)
+                raise
+
+    def _ended(self, unit: _Unit, task: MapTask | PartTask, result: Any, error: BaseException | None) -> None:
+        """Tell what came of a scene or a part."""
+        if error is not None and unit.part is None and self.alone:
+            if self.shards == 1 or not isinstance(error, OutsideError):
+                raise error
+        if isinstance(error, OutsideError):
+            if unit.name not in dict(self.outside):
+                print(f"{unit.name}: outside {self.options.aoi}, left out")
+                self.outside.append((unit.name, error))
+        elif error is not None:
+            if str(error) not in self.told:  # as all parts of a scene may say
+                print(f"error: {error}", file=sys.stderr)
+            self.told.add(str(error))
+            self.failed += [unit.name] * (unit.name not in self.failed)
+        elif result is None:
+            if unit.part is None or self.shards > 1:  # else it is told of the whole scene
+                print(f"{task.name}: done already")
+        elif unit.part is not None:
+            print(f"{task.name}: done in {result['seconds']:.1f} s")
+        else:
+            self.reports.append(result)
+            print(map_report.format_report(result))
+
+    def end(self, scenes: int) -> None:
+        """Gather the reports; raises UserError if scenes failed, or all lie outside the area of interest."""
+        if self.out.is_dir():
+            map_report.gather_reports(self.out, self.options.csv)
+            print(f"written to {self.out}")
+        if self.shards > 1 and self.options.part_blocks:
+            print(f"when all {self.shards} shards have ended: glcanet assemble {shlex.quote(str(self.out))}")
+        if self.failed:
+            shown = ", ".join(name if len(name) < 60 else f"{name[:30]}..." for name in self.failed[:5])
+            raise UserError(f"{len(self.failed)} of {scenes} scenes could not be mapped ({shown}); see above")
+        if self.shards == 1 and self.outside and len(self.outside) == scenes:
+            name, error = self.outside[0]
+            raise UserError(f"none of {scenes} scenes lies in the area of interest; of {name}: {error}")

@@ -34,6 +34,8 @@ class MapOptions:
     fit_patches: bool = False
     context_size: Annotated[int | None, Range(1, 2**20)] = None  # scene pixels a side; without: the weights'
     batch: Annotated[int | None, Range(1, 2**12)] = None  # patches at once; without: what the memory allows
+    # blocks a side of the parts that a scene is mapped in, each by itself; without: a scene is one, with --on ray as many as take minutes
+    part_blocks: Annotated[int | None, Range(1, 2**10)] = None
     memory_budget: str | None = None  # as 4GB (of 1024 MB of 1024 x 1024 bytes): the batch is chosen to stay under it
     devices: Annotated[int | None, Range(1, 2**10)] = None  # of this machine, at once; without: all, of CPUs one
     readers: Annotated[int | None, Range(1, 2**8)] = None  # scenes read at once; without: half the cores, 2 to 8

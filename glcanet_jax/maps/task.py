@@ -40,7 +40,7 @@ from glcanet_jax.weights import named
 
 
 @contextlib.contextmanager
-def _alone(folder: Path, name: str) -> Iterator[None]:
+def alone(folder: Path, name: str) -> Iterator[None]:
     """A scene's folder, with a lock in it that ends with the process, however it ends.
 
     Raises:
@@ -63,7 +63,7 @@ def _alone(folder: Path, name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _told(out: Path) -> Iterator[None]:
+def told(out: Path) -> Iterator[None]:
     """What the system refuses as a UserError."""
     try:
         yield
@@ -92,11 +92,11 @@ class MapTask:
 
     def open(self) -> walk.Request | None:
         """Raises UserError if the scene cannot be mapped, or maps of something else are in the way."""
-        with _told(self._out):
+        with told(self._out):
             self._began = time.perf_counter()
             check_names(self.name, self.path, self._out, self._options)
             plan, self._model = plan_scene(self.name, self.path, self._out, self._model, self._options)
-            self._plan = plan
+            self._plan = plan = self._planned(plan)
             self._stack.callback(plan.source.close)
             self._todo = plan.todo(self._options.overwrite)
             if not self._todo.files:
@@ -104,42 +104,54 @@ class MapTask:
             if plan.note is not None:
                 print(f"{self.name}: warning: {plan.note}", flush=True)
             plan.out.mkdir(parents=True, exist_ok=True)
-            self._stack.enter_context(_alone(plan.folder, self.name))
+            self._stack.enter_context(alone(plan.folder, self.name))
             self._stack.callback(self._tidy)
             self._todo = plan.todo(self._options.overwrite)  # another process may have ended meanwhile
             self._whole = not self._todo.files
             return None if self._whole else self._request(plan, self._todo.layers)
 
+    def _planned(self, plan: Plan) -> Plan:
+        """The plan that is followed."""
+        return plan
+
     def _request(self, plan: Plan, layers: list[str]) -> walk.Request | None:
-        source, folder, options, model = plan.source, plan.folder, self._options, self._model
+        source, folder, options = plan.source, plan.folder, self._options
         if not options.resume or not is_of(folder, plan.head(layers)):
-            _clear(folder)
+            clear(folder)
         there = sum(file.stat().st_size for file in folder.iterdir())  # of a run that was killed
-        check_disk(plan.out, required_bytes(source.height, source.width, layers, len(model.names)) - there)
-        if not layers:
-            if isinstance(source, ResampledSource) and "overlay" in self._todo.files:
-                self._stage(plan)
-            return None
-        scratch = self._stack.enter_context(Scratch(folder, plan.head(layers)))
+        check_disk(plan.out, required_bytes(source.height, source.width, layers, len(self._model.names)) - there)
+        if layers:
+            return self._begin(plan, layers)
+        if isinstance(source, ResampledSource) and "overlay" in self._todo.files:
+            self._stage(plan)
+        return None
+
+    def _begin(self, plan: Plan, layers: list[str]) -> walk.Request | None:
+        """The walk that makes some layers; None: they were made."""
+        source, model = plan.source, self._model
+        scratch = self._stack.enter_context(Scratch(plan.folder, plan.head(layers)))
         if source.needs_staging:
             plan = self._stage(plan)
-        tags = {"MODEL": model.config.model.network, "WEIGHTS_SHA256": model.digest, "SOFTWARE": "GLCANet-JAX"}
-        place = source.georeference
-        if plan.crs_text is not None:  # it lies beside the map
-            place = dataclasses.replace(place, crs=None)
-        size, legend = (source.height, source.width), (model.names, model.palette)
         areas = map_report.Areas(source.georeference, len(model.names))
         if model.predictor.on_device and areas.by_row and "classes" in layers:
             self._counted = areas
-        self._writer = MapWriter(
-            folder, *size, place, *legend, layers, tags, anew=scratch.restart, held=self._is_small(layers),
-            compression=options.compression, tally=areas.add_rows,
-        )  # fmt: skip
-        self._stack.callback(self._writer.close)
+        self._open_writer(layers, anew=scratch.restart, held=self._is_small(layers), tally=areas.add_rows)
         return walk.Request(
             plan.source, self._writer, layers, plan.region, scratch, self._advance_of(source), model.predictor,
             by_row=self._counted is not None,
         )  # fmt: skip
+
+    def _open_writer(self, layers: list[str], **options: Any) -> None:
+        """What takes the scene's layers, with further options of :class:`~glcanet_jax.maps.writer.MapWriter`."""
+        plan, model = self._plan, self._model
+        tags = {"MODEL": model.config.model.network, "WEIGHTS_SHA256": model.digest, "SOFTWARE": "GLCANet-JAX"}
+        place = plan.source.georeference
+        if plan.crs_text is not None:  # it lies beside the map
+            place = dataclasses.replace(place, crs=None)
+        size, legend = (plan.source.height, plan.source.width), (model.names, model.palette)
+        options |= {"compression": self._options.compression}
+        self._writer = MapWriter(plan.folder, *size, place, *legend, layers, tags, **options)
+        self._stack.callback(self._writer.close)
 
     def _stage(self, plan: Plan) -> Plan:
         """The plan with the scene's copy."""
@@ -167,7 +179,7 @@ class MapTask:
         plan, todo = self._plan, self._todo
         if not todo.files:
             return None
-        with _told(self._out):
+        with told(self._out):
             areas, tell = self._counted, None
             if areas is None or summary.resumed:  # what an earlier run counted is not known any more
                 areas = map_report.Areas(plan.source.georeference, len(self._model.names))
@@ -175,7 +187,7 @@ class MapTask:
             made = self._writer.finish(tell) if todo.layers else {}
             class_map = made.get("classes", plan.out / plan.files["classes"])
             made |= _drawn(todo.files, class_map, plan, self._model, self._options)
-            result = _added(plan, todo) if todo.told else _report(plan, areas, summary, self._model)
+            result = _added(plan, todo) if todo.told else _report(plan, areas, self._model, self._computed(summary))
             if not todo.told:
                 plan.report.unlink(missing_ok=True)  # one that stands says that all maps beside it are of its making
             for file in todo.stale:
@@ -191,6 +203,10 @@ class MapTask:
         self._whole = True
         self._stack.close()
         return map_report.strict(result)
+
+    def _computed(self, summary: walk.Summary) -> dict[str, Any]:
+        """What the report says of the walk."""
+        return computed(self._plan.source, summary, self._model)
 
     def _tidy(self) -> None:
         """Remove what was under way, while nobody else may begin the scene."""
@@ -217,7 +233,7 @@ class MapTask:
         self._stack.close()
 
 
-def _clear(folder: Path) -> None:
+def clear(folder: Path) -> None:
     for stale in folder.iterdir():
         if stale.name != "lock":
             stale.unlink()
@@ -254,7 +270,22 @@ def _added(plan: Plan, todo: Todo) -> dict[str, Any]:
     return todo.told | {"outputs": todo.told["outputs"] | todo.files, "made": todo.told["made"] | made}
 
 
-def _report(plan: Plan, counted: map_report.Areas, summary: walk.Summary, model: Model) -> dict[str, Any]:
+def computed(source: Any, summary: walk.Summary, model: Model) -> dict[str, Any]:
+    """What a walk over a scene, or a part of it, did, and on what."""
+    context = model.predictor.views.context_extent(source.height, source.width)
+    memory = model.predictor.memory(source.dtype, context) if summary.patches else {}
+    return {
+        "walk_seconds": round(summary.seconds, 3),
+        "device_busy": round(summary.busy / max(summary.seconds, 1e-9), 4),
+        "blocks": {"computed": summary.blocks, "skipped": summary.skipped, "resumed": summary.resumed},
+        "patches": summary.patches,
+        "program_memory_mb": {name: round(sizes["total"] / 2**20, 1) for name, sizes in memory.items()},
+        "device": jax.local_devices()[0].device_kind,
+        "batch": model.predictor.batch,
+    }
+
+
+def _report(plan: Plan, counted: map_report.Areas, model: Model, made: dict[str, Any]) -> dict[str, Any]:
     """Areas, settings and what the walk did."""
     georeference = plan.source.georeference
     pixels, areas = counted.pixels, counted.areas
@@ -265,8 +296,6 @@ def _report(plan: Plan, counted: map_report.Areas, summary: walk.Summary, model:
         notes.append(
             "no pixel is classified: the scene is nodata or transparent throughout, or the area of interest empty"
         )
-    context = model.predictor.views.context_extent(plan.source.height, plan.source.width)
-    memory = model.predictor.memory(plan.source.dtype, context) if summary.patches else {}
     return {
         "scene": plan.name,
         "source": plan.fingerprint["scene"]["path"],
@@ -279,13 +308,7 @@ def _report(plan: Plan, counted: map_report.Areas, summary: walk.Summary, model:
         "notes": notes,
         "outputs": plan.files,
         "made": plan.settings,
-        "walk_seconds": round(summary.seconds, 3),
-        "device_busy": round(summary.busy / max(summary.seconds, 1e-9), 4),
-        "blocks": {"computed": summary.blocks, "skipped": summary.skipped, "resumed": summary.resumed},
-        "patches": summary.patches,
-        "program_memory_mb": {name: round(sizes["total"] / 2**20, 1) for name, sizes in memory.items()},
-        "device": jax.local_devices()[0].device_kind,
-        "batch": model.predictor.batch,
+        **made,
         "model": {
             "network": model.config.model.network,
             "weights": named(model.weights),

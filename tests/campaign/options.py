@@ -24,7 +24,7 @@ NUMBERS = (
 )
 PREDICT = (*ARGV["predict"], "scene.tif")
 WHOLE = {  # options that are whole numbers above 0
-    "predict": ("batch", "context-size"),
+    "predict": ("batch", "context-size", "part-blocks"),
     "train": ("train.epochs", "train.log-every", "views.patch-size", "loader.batch-size", "eval-batch"),
     "info": ("classes", "bands"),
     "eval": ("batch",),

@@ -1,0 +1,133 @@
+"""Parts of scenes put together: the maps that one walk over each scene would have made, to the byte on CPUs."""
+
+import dataclasses
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from glcanet_jax import geometry
+from glcanet_jax.data.classes import IGNORE
+from glcanet_jax.data.gdal import environment, open_raster, rectangle, steps
+from glcanet_jax.data.tiles import TILE
+from glcanet_jax.errors import UserError
+from glcanet_jax.inference import walk
+from glcanet_jax.inference.sums import Joined
+from glcanet_jax.maps.parts import PART, Piece, folder_of, name_of, window_of
+from glcanet_jax.maps.plan import Plan
+from glcanet_jax.maps.task import MapTask
+
+WIDE = 8 * TILE  # columns of a part that are copied at once
+HERE = {"device", "batch"}  # what of a fingerprint is of the machine that computes: here it may be another
+
+
+class AssembleTask(MapTask):
+    """The parts of a scene on their way to its maps (:class:`glcanet_jax.inference.walk.Task`); its result is the report.
+
+    It computes no patch: it needs the weights only to know what the maps are of. The options say how large parts are.
+    """
+
+    def _planned(self, plan: Plan) -> Plan:
+        """The plan with the fingerprint of the parts, if they differ in the machine alone."""
+        for told in sorted(folder_of(self._out, self.name).glob(f"*/{PART}")):
+            if (piece := Piece.at(told.parent)) is not None:
+                theirs = {key: value for key, value in piece.told["head"].items() if key != "layers"}
+                if all(theirs.get(key) == plan.fingerprint.get(key) for key in {*theirs, *plan.fingerprint} - HERE):
+                    return dataclasses.replace(plan, fingerprint=theirs)
+        return plan
+
+    def _begin(self, plan: Plan, layers: list[str]) -> None:
+        """Raises UserError if parts are missing or damaged."""
+        grid = geometry.walk_scene(plan.source.height, plan.source.width, self._model.predictor.views)
+        parts = grid.parts(self._options.part_blocks)
+        folder, head = folder_of(self._out, self.name), plan.head(layers)
+        pieces = {part: Piece.read(folder / name_of(part), head) for part in parts}
+        missing = [name_of(part) for part, piece in pieces.items() if piece is None]
+        if missing:
+            raise UserError(
+                f"{self.name}: {len(missing)} of {len(parts)} parts are missing ({', '.join(missing[:5])}); "
+                "run the command that makes them again, which leaves the others as they are"
+            )
+        self._made = _gathered(list(pieces.values()))
+        self._open_writer(layers, anew=lambda: None)
+        for part, piece in pieces.items():
+            window = window_of(grid, part, plan.source.height, plan.source.width)
+            for top, left, arrays in _copied(piece, window):
+                self._writer.write(top, left, arrays)
+                self._go_on()
+        joined = Joined(grid, parts, len(self._model.names), _loader(grid, pieces))
+        for part, piece in pieces.items():
+            window = window_of(grid, part, plan.source.height, plan.source.width)
+            for at, answers in joined.finished(part, self._model.predictor, tuple(layers)):
+                self._writer.write(at[0], at[1], _wanted(piece, window, at, answers))
+                self._go_on()
+
+    def _go_on(self, *_: int) -> None:
+        """Raises UserError if all ends early."""
+        if self._stopped:
+            raise UserError(f"{self.name}: stopped while its parts were put together; the same command begins it anew")
+
+    def _computed(self, summary: walk.Summary) -> dict[str, Any]:
+        return self._made
+
+    def _tidy(self) -> None:
+        super()._tidy()
+        if self._whole:
+            shutil.rmtree(folder_of(self._out, self.name), ignore_errors=True)
+
+
+def _gathered(pieces: list[Piece]) -> dict[str, Any]:
+    """What the walks over all parts did together, and on what the last of them."""
+    walks = [piece.told["walk"] for piece in pieces]
+    seconds = sum(told["walk_seconds"] for told in walks)
+    busy = sum(told["device_busy"] * told["walk_seconds"] for told in walks)
+    kinds = ("computed", "skipped", "resumed")
+    return walks[-1] | {
+        "walk_seconds": round(seconds, 3),
+        "device_busy": round(busy / max(seconds, 1e-9), 4),
+        "blocks": {kind: sum(told["blocks"][kind] for told in walks) for kind in kinds},
+        "patches": sum(told["patches"] for told in walks),
+        "parts": len(pieces),
+    }
+
+
+def _loader(grid: geometry.Walk, pieces: dict[geometry.Part, Piece]) -> Any:
+    """The own sums of a block, by its place."""
+    owner = {(block.row, block.column): piece for part, piece in pieces.items() for block in grid.blocks(part)}
+    return lambda place: owner[place].sums(place)
+
+
+def _read(piece: Piece, layer: str, rows: slice, columns: slice) -> np.ndarray:
+    """A window of a part's layer, ``[bands, h, w]``."""
+    with open_raster(piece.folder / piece.told["layers"][layer]) as file:
+        return file.read(window=rectangle(rows, columns))
+
+
+def _copied(piece: Piece, window: tuple[int, int, int, int]) -> Iterator[tuple[int, int, dict[str, np.ndarray]]]:
+    """What a part has of its layers, by windows of bounded size: their places in the scene, and ``[h, w]`` or ``[h, w, k]``."""
+    top, left, height, width = window
+    with environment():
+        for rows in steps(height, TILE):
+            for columns in steps(width, WIDE):
+                found = {layer: _read(piece, layer, rows, columns) for layer in piece.told["layers"]}
+                yield top + rows.start, left + columns.start, {layer: _last(v, layer) for layer, v in found.items()}
+
+
+def _wanted(
+    piece: Piece, window: tuple[int, int, int, int], at: tuple[int, int, int, int], answers: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Answers at the seams of a part, but for the pixels in which nothing was wanted: there the part has none."""
+    y, x = at[0] - window[0], at[1] - window[1]
+    rows, columns = slice(y, min(y + at[2], window[2])), slice(x, min(x + at[3], window[3]))
+    out = {}
+    with environment():
+        for layer, values in answers.items():
+            values = (values if values.ndim == 3 else values[None])[:, : rows.stop - y, : columns.stop - x]
+            nothing = _read(piece, layer, rows, columns) == IGNORE
+            out[layer] = _last(np.where(nothing, np.uint8(IGNORE), values), layer)
+    return out
+
+
+def _last(values: np.ndarray, layer: str) -> np.ndarray:
+    return np.moveaxis(values, 0, -1) if layer == "probabilities" else values[0]

@@ -1,0 +1,177 @@
+"""Parts of a scene, mapped one by one and put together: the files of one run, to the byte, whatever is killed, damaged or missing."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from glcanet_jax.errors import UserError
+from glcanet_jax.inference import walk
+from glcanet_jax.inference.scratch import Scratch
+from glcanet_jax.maps import mapping, parts
+from glcanet_jax.maps.options import MapOptions
+from tests.maps.test_mapping import image, load_once, loaded, read, shifted, weights, write  # noqa: F401
+
+ALL = MapOptions(confidence=True, probabilities=True, polygons="geojson", csv=True)
+
+
+def apart(blocks=2, options=ALL):
+    return dataclasses.replace(options, part_blocks=blocks)
+
+
+def files(out):
+    """What a run leaves for its user, by name."""
+    return {p.name: p.read_bytes() for p in sorted(out.iterdir()) if not p.name.endswith("report.json")}
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory, image):  # noqa: F811
+    """A scene of 3 x 4 blocks with a hole, and its undisturbed maps."""
+    hole = image.copy()
+    hole[60:120, 100:230] = 0
+    folder = tmp_path_factory.mktemp("parts")
+    return write(folder / "scene.tif", hole, nodata=0)
+
+
+@pytest.fixture(scope="module")
+def whole(scene, weights, tmp_path_factory):  # noqa: F811
+    out = tmp_path_factory.mktemp("whole")
+    (report,) = mapping.map_scenes([scene], weights, out, ALL)
+    return out, report
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_parts_make_the_maps_of_one_run(tmp_path, scene, weights, whole, blocks):  # noqa: F811
+    out, (expected, said) = tmp_path / "out", whole
+    (report,) = mapping.map_scenes([scene], weights, out, apart(blocks))
+    assert files(out) == files(expected)
+    assert report["parts"] == {1: 12, 2: 4}[blocks] and report["patches"] == said["patches"]
+    assert sum(report["blocks"].values()) == sum(said["blocks"].values())
+    for key in ("classes", "nodata_pixels", "crs", "outputs", "fingerprint"):
+        assert report[key] == said[key]
+    assert not list(out.glob(".*"))  # nothing is left of the parts
+
+
+def test_shards_take_parts_and_a_last_command_assembles(tmp_path, scene, weights, whole, capsys):  # noqa: F811
+    out = tmp_path / "out"
+    for shard in ("2/3", "3/3"):
+        assert mapping.map_scenes([scene], weights, out, apart(), shard) == []
+    assert f"glcanet assemble {out}" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"parts are missing \(0_0.*run the command that makes them again"):
+        mapping.assemble(out)
+    assert not list(out.glob("scene*"))  # no map of half a scene
+    mapping.map_scenes([scene], weights, out, apart(), "1/3")
+    (report,) = mapping.assemble(out)
+    assert files(out) == files(whole[0]) and report["parts"] == 4
+    assert mapping.assemble(out) == [] and "the 1 maps there are whole" in capsys.readouterr().out
+    assert mapping.map_scenes([scene], weights, out, apart(), "1/3") == []  # done already
+    assert files(out) == files(whole[0])
+
+
+def test_any_part_is_made_again_alone(tmp_path, scene, weights, whole, capsys):  # noqa: F811
+    """One that was removed, damaged or is of another map; what is damaged at a seam is told, and nothing wrong comes of it."""
+    out = tmp_path / "out"
+    shards = lambda: [mapping.map_scenes([scene], weights, out, apart(), s) for s in ("1/2", "2/2")]  # noqa: E731
+    shards()
+    folder = out / ".scene.parts"
+    made = sorted(p for p in folder.iterdir() if p.is_dir())
+    before = {p: (p / "part.json").stat().st_mtime_ns for p in made}
+    shutil.rmtree(made[0])
+    (made[1] / "classes.cog.tif").unlink()
+    other = json.loads((made[2] / "part.json").read_text())
+    (made[2] / "part.json").write_text(json.dumps(other | {"head": other["head"] | {"weights": "another"}}))
+    capsys.readouterr()
+    shards()
+    assert capsys.readouterr().out.count("done in") == 3
+    after = {p: (p / "part.json").stat().st_mtime_ns for p in made}
+    assert [p for p in made if before[p] == after[p]] == made[3:]
+    sums = next(made[3].glob("own_*.npy"))
+    good = sums.read_bytes()
+    sums.write_bytes(good[:-4] + b"oops")
+    with pytest.raises(UserError, match=f"remove {made[3]}"):
+        mapping.assemble(out)
+    assert not (out / "scene_classes.tif").exists()
+    shutil.rmtree(made[3])
+    shards()
+    mapping.assemble(out)
+    assert files(out) == files(whole[0])
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_part_goes_on(tmp_path, scene, weights, whole, monkeypatch):  # noqa: F811
+    """Killed after every few blocks, in parts and where they are put together: the same bytes in the end."""
+    out, real, lives = tmp_path / "out", Scratch.commit, [0]
+
+    def commit(self, place):
+        real(self, place)
+        lives[0] -= 1
+        if lives[0] == 0:
+            raise Killed
+
+    monkeypatch.setattr(Scratch, "commit", commit)
+    kills = 0
+    while True:
+        lives[0] = 3
+        try:
+            mapping.map_scenes([scene], weights, out, apart(2))
+            break
+        except Killed:
+            kills += 1
+            assert not list(out.glob("scene*"))
+    assert kills >= 4 and files(out) == files(whole[0])
+
+
+def test_a_part_that_cannot_be_made_leaves_the_others(tmp_path, image, weights, monkeypatch, capsys):  # noqa: F811
+    """And other scenes; the next run makes it alone."""
+    scenes = [write(tmp_path / f"{name}.tif", image, transform=shifted(i)) for i, name in enumerate("ab")]
+    real = walk.reading.read_reflected
+
+    def broken(source, window):
+        if "a.tif" in str(source.path) and window[0] > 90 and window[1] > 150:
+            raise UserError("a.tif: a tile of it is cut short")
+        return real(source, window)
+
+    out = tmp_path / "out"
+    monkeypatch.setattr(walk.reading, "read_reflected", broken)
+    with pytest.raises(UserError, match=r"1 of 2 scenes could not be mapped \(a\)"):
+        mapping.map_scenes(scenes, weights, out, apart(options=MapOptions()))
+    assert capsys.readouterr().err.count("a tile of it is cut short") == 1
+    assert (out / "b_classes.tif").exists() and not (out / "a_classes.tif").exists()
+    done = {p.name for p in (out / ".a.parts").iterdir() if p.is_dir() and not p.name.endswith("partial")}
+    assert len(done) >= 3
+    monkeypatch.undo()
+    reports = mapping.map_scenes(scenes, weights, out, apart(options=MapOptions()))
+    assert [r["scene"] for r in reports] == ["a"] and capsys.readouterr().out.count("b: done already") == 1
+    (alone,) = mapping.map_scenes(scenes[:1], weights, tmp_path / "one")
+    np.testing.assert_array_equal(read(out / "a_classes.tif"), read(tmp_path / "one" / "a_classes.tif"))
+    assert alone["classes"] == reports[0]["classes"]
+
+
+def test_scenes_of_one_part_are_mapped_as_they_are(tmp_path, image, weights):  # noqa: F811
+    small = write(tmp_path / "small.tif", image[:100, :120])
+    (report,) = mapping.map_scenes([small], weights, tmp_path / "out", apart(4))
+    assert "parts" not in report and not list((tmp_path / "out").glob(".*"))
+
+
+def test_what_parts_were_asked_for_with_is_checked(tmp_path):
+    (tmp_path / ".scene.parts").mkdir()
+    with pytest.raises(UserError, match=r"scene.json"):
+        mapping.assemble(tmp_path)
+    (tmp_path / ".scene.parts" / parts.SCENE).write_text('{"scene": "s.tif", "weights": 3, "options": {"overlap": -1}}')
+    with pytest.raises(UserError, match="weights.*overlap.*run the command that made the parts again"):
+        mapping.assemble(tmp_path)
+
+
+def test_parts_that_are_written_over_are_made_with_the_new_options(tmp_path, scene, weights):  # noqa: F811
+    out = tmp_path / "out"
+    mapping.map_scenes([scene], weights, out, apart(options=MapOptions()))
+    changed = MapOptions(overlap=20, part_blocks=2)
+    with pytest.raises(UserError, match="scenes could not be mapped|overlap"):
+        mapping.map_scenes([scene], weights, out, changed)
+    (report,) = mapping.map_scenes([scene], weights, out, dataclasses.replace(changed, overwrite=True))
+    assert report["fingerprint"]["views"]["overlap"] == 20
