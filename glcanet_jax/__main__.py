@@ -1,4 +1,4 @@
-"""``glcanet train|eval|compare|predict|assemble|vectorise|export|info|card|push|check|datasets``, or ``python -m glcanet_jax``."""
+"""``glcanet train|eval|compare|predict|assemble|view|vectorise|export|info|card|push|check|datasets``, or ``python -m glcanet_jax``."""
 
 import sys
 import textwrap
@@ -66,6 +66,28 @@ class Compare:
     tta: bool = False  # mean over the eight views of a square: eight times the work
     precision: Precision = "default"  # of float32 products, which GPUs round (TF32: 1e-3) unless it is highest
     deterministic: bool = False  # on GPUs leave out operations that give other bits every time; slower
+
+    def __post_init__(self):
+        check_fields(self, "--")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Looked:
+    """Scenes with their labels, beside what the paths hold."""
+
+    dataset: str | None = None  # by name, as mbrsc; without: none
+    dir: str | None = None  # where it lies; without: data/ and its name
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    # scenes, maps, folders of them, folders of predict, runs, or folders of labelled scenes
+    paths: Positional[tuple[str, ...]] = ()
+    data: Looked = Looked()
+    # a URL of map tiles, as https://tile.openstreetmap.org/{z}/{x}/{y}.png, under georeferenced scenes; the browser asks that server
+    basemap: str | None = None
+    port: Annotated[int, Range(0, 2**16 - 1)] = 0  # of this machine; 0: any that is free
+    open: bool = True  # the page, in a browser
 
     def __post_init__(self):
         check_fields(self, "--")
@@ -335,6 +357,16 @@ def compare(argv: Sequence[str], page: tuple[str, str]) -> None:
     print(f"written to {args.out / 'compare.html'}")
 
 
+def view(argv: Sequence[str], page: tuple[str, str]) -> None:
+    args = cli.parse(View, argv, *page)
+    if not args.paths and args.data.dataset is None:
+        raise UserError("nothing to look at was given; name scenes, maps, folders or runs, as in `view maps`")
+    from glcanet_jax.view import serving
+
+    paths, folder = [Path(path) for path in args.paths], None if args.data.dir is None else Path(args.data.dir)
+    serving.serve(paths, args.data.dataset, folder, args.basemap, args.port, args.open)
+
+
 class Command(NamedTuple):
     call: Callable[[Sequence[str], tuple[str, str]], int | None]
     words: str
@@ -365,6 +397,11 @@ COMMANDS = {
     "assemble": Command(
         assemble,
         "Put parts of scenes together that processes with --shard and --part-blocks have mapped.",
+        "maps",
+    ),
+    "view": Command(
+        view,
+        "Look at scenes, maps, labels and runs in a browser, on this machine alone.",
         "maps",
     ),
     "vectorise": Command(

@@ -22,7 +22,7 @@ FLOORS = (
     ("cli", "presets", "runs"),
     ("scoring",),
     ("training", "maps", "export", "compare", "run_report", "settings", "sharing"),
-    ("experiment", "measure", "segmenter"),
+    ("experiment", "measure", "segmenter", "view"),
     ("__main__",),
 )
 FACADE = "glcanet_jax"  # the package's own names, each fetched when it is asked for: it may point anywhere

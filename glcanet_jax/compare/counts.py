@@ -19,7 +19,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from glcanet_jax.data.classes import IGNORE
-from glcanet_jax.inference.windows import CELL, add_to_cells, cells
+from glcanet_jax.inference.cells import CELL, add_to_cells, cells
 
 BORDERS = (2, 5, 10, 20)  # px, upper bounds of all bins but the last
 BORDER_BINS = ("<=2", "2-5", "5-10", "10-20", ">20")

@@ -69,9 +69,9 @@ def _decimate(source: RasterSource, factor: int, resampling: str, image: bool) -
                 pick = np.ix_(_middles(at[2], factor), _middles(at[3], factor))
                 small, valid = piece[pick], source.read_valid(*at)[pick] if image else None
             elif image:
-                small, valid = _mean(piece, source.read_valid(*at), factor)
+                small, valid = mean_of(piece, source.read_valid(*at), factor)
             else:
-                small, valid = _mode(piece, factor), None
+                small, valid = mode_of(piece, factor), None
             place = out[rows.start // factor :, columns.start // factor :][: small.shape[0], : small.shape[1]]
             place[..., : source.bands] = small
             if image:
@@ -92,14 +92,14 @@ def _sums(values: np.ndarray, factor: int) -> np.ndarray:
     return values
 
 
-def _mean(image: np.ndarray, valid: np.ndarray, factor: int) -> tuple[np.ndarray, np.ndarray]:
+def mean_of(image: np.ndarray, valid: np.ndarray, factor: int) -> tuple[np.ndarray, np.ndarray]:
     """Mean of the valid pixels of each square, and whether there are any."""
     image[~valid] = 0
     count = _sums(valid, factor)
     return _sums(image, factor) / np.maximum(count, 1)[..., None].astype(np.float32), count > 0
 
 
-def _mode(ids: np.ndarray, factor: int) -> np.ndarray:
+def mode_of(ids: np.ndarray, factor: int) -> np.ndarray:
     """The commonest id of each square, the lowest of equals; 255 only where there is nothing else."""
     best, most = np.uint8(IGNORE), 0
     for value in np.unique(ids):

@@ -5,6 +5,7 @@ from pathlib import Path
 LAYERS = ("classes", "confidence", "probabilities")  # what a walk makes; the rest is drawn from the classes
 RASTERS = {kind: f"_{kind}.tif" for kind in LAYERS} | {"overlay": "_overlay.png"}
 SUFFIX = ".report.json"
+PROBABILITY_STEPS = 254  # a probability p is stored as round(254 p); 255 is nodata
 
 
 def is_map(file: Path) -> bool:

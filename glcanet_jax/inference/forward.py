@@ -11,12 +11,12 @@ from jaxtyping import Array, Bool, Float, Int, Num, UInt8
 
 from glcanet_jax import geometry
 from glcanet_jax.data.classes import IGNORE
+from glcanet_jax.data.own_maps import PROBABILITY_STEPS
 from glcanet_jax.errors import UserError
 from glcanet_jax.models import Inference, normalise
 
 Strip = Float[Array, "k s w"]
 AMONG = "classes/"  # the name of an answer begins so that is the best of the classes behind it
-PROBABILITY_STEPS = 254  # a probability p is stored as round(254 p); 255 is nodata
 
 
 class Forward:
