@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from glcanet_jax.config import Config
     from glcanet_jax.data import open_dataset
     from glcanet_jax.errors import UserError
-    from glcanet_jax.segmenter import Prediction, Segmenter, load, train
+    from glcanet_jax.prediction import Prediction
+    from glcanet_jax.segmenter import Segmenter, load, train
 
 __version__ = "0.1.0"  # pyproject.toml reads it
 
@@ -37,7 +38,7 @@ __all__ = [
 
 _HOMES = {
     "Config": "config",
-    "Prediction": "segmenter",
+    "Prediction": "prediction",
     "Segmenter": "segmenter",
     "UserError": "errors",
     "load": "segmenter",

@@ -67,10 +67,10 @@ def html(page: Page) -> str:
     return document(page.title, "\n".join(body), NUMBERS)
 
 
-def document(title: str, body: str, more_style: str = "") -> str:
+def document(title: str, body: str, more_style: str = "", more_head: str = "") -> str:
     """A body of HTML with its head; the title is escaped here."""
     head = (
-        '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta charset="utf-8">{more_head}<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title>"
     )
     return f'<!doctype html>\n<html lang="en"><head>{head}<style>{STYLE}{more_style}</style></head>\n<body>\n{body}\n</body></html>\n'

@@ -3,27 +3,22 @@
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
-
-import numpy as np
-from jaxtyping import Float32, UInt8
 
 from glcanet_jax import backend, geometry, runs, scoring
 from glcanet_jax.config import Config
 from glcanet_jax.data import Dataset
 from glcanet_jax.data.arrays import ArraySource
 from glcanet_jax.data.bands import parse_bands
-from glcanet_jax.data.classes import IGNORE, ClassTable
+from glcanet_jax.data.overview import thinned
 from glcanet_jax.data.raster import RasterSource
 from glcanet_jax.data.scenes import mean_values
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference import walk
-from glcanet_jax.inference.forward import PROBABILITY_STEPS
 from glcanet_jax.maps import map_report, mapping
 from glcanet_jax.maps.calibration import calibrate
 from glcanet_jax.maps.inputs import names_of
@@ -39,10 +34,9 @@ from glcanet_jax.maps.model import (
 )
 from glcanet_jax.maps.options import MapOptions
 from glcanet_jax.maps.outputs import outputs_of
+from glcanet_jax.prediction import SIDE, Colours, Prediction, Scene
 from glcanet_jax.profiling import parse_bytes
 from glcanet_jax.progress import Progress
-
-Colours = tuple[tuple[int, int, int], ...]
 
 
 def load(
@@ -137,74 +131,6 @@ def train(config: Config) -> Path:
     from glcanet_jax.training import loop
 
     return loop.train(config)
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Prediction:
-    """The map of a scene of ``h`` times ``w`` pixels, in memory, or in files that are read when they are first asked for.
-
-    ``np.asarray(prediction)`` is :attr:`classes`.
-    """
-
-    names: tuple[str, ...]  # of the classes, by id
-    palette: Colours  # red, green and blue of each class, 0 to 255
-    crs: Any | None = None  # rasterio.crs.CRS; None: the scene has none
-    transform: Any | None = None  # affine.Affine from (column, row) to CRS units; None: the scene has none
-    files: Mapping[str, Path] = field(default_factory=dict)  # what was written, by kind: "classes", "confidence" ...
-    report: Mapping[str, Any] | None = None  # what NAME.report.json says, where files were written: areas, time, memory
-    layers: Mapping[str, np.ndarray] = field(default_factory=dict)  # what is in memory, uint8 as files have it
-
-    @cached_property
-    def classes(self) -> UInt8[np.ndarray, "h w"]:
-        """Ids of the classes, 255 where the scene holds no data or nothing was asked for."""
-        classes = self._layer("classes")
-        assert classes is not None
-        return classes
-
-    @cached_property
-    def confidence(self) -> Float32[np.ndarray, "h w"] | None:
-        """Probability of the class that was chosen, 0 to 1 in steps of 1/254, NaN where nodata; None unless asked for."""
-        return _unit(self._layer("confidence"))
-
-    @cached_property
-    def probabilities(self) -> Float32[np.ndarray, "h w k"] | None:
-        """Probability of every class, 0 to 1 in steps of 1/254, NaN where nodata; None unless asked for."""
-        return _unit(self._layer("probabilities"))
-
-    @property
-    def rgb(self) -> UInt8[np.ndarray, "h w 3"]:
-        """The class map in the classes' colours, grey where nodata."""
-        return ClassTable(self.names, self.palette).decode(self.classes)
-
-    def _layer(self, kind: str) -> np.ndarray | None:
-        if kind in self.layers or kind not in self.files:
-            return self.layers.get(kind)
-        count = len(self.names) if kind == "probabilities" else 1
-        image = _read_map(self.files[kind], count)
-        return image if kind == "probabilities" else image[..., 0]
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.array(self.classes, dtype=dtype, copy=copy)
-
-    def __repr__(self) -> str:
-        held = ", ".join((*self.layers, *(f"{kind} in {path}" for kind, path in self.files.items())))
-        return f"Prediction({', '.join(self.names)}; {held})"
-
-
-def _unit(steps: np.ndarray | None) -> np.ndarray | None:
-    """Probabilities from how they are stored."""
-    values = np.arange(IGNORE + 1, dtype=np.float32) / PROBABILITY_STEPS
-    values[IGNORE] = np.nan
-    return None if steps is None else values[steps]
-
-
-def _read_map(path: Path, count: int) -> np.ndarray:
-    """``[h, w, count]`` of a map."""
-    source = RasterSource(path, list(range(1, count + 1)), count)
-    try:
-        return source.read_image()
-    finally:
-        source.close()
 
 
 class Segmenter:
@@ -328,7 +254,8 @@ class Segmenter:
         place = RasterSource(files["classes"], None, 1)
         place.close()
         told = map_report.read_report(out, name)
-        return Prediction(*self._legend(), place.georeference.crs, place.georeference.transform, files, told)
+        where = place.georeference
+        return Prediction(*self._legend(), where.crs, where.transform, files, told, scene=self._shown(path, options))
 
     def _in_memory(self, scene: Any, options: MapOptions, valid: Any | None) -> Prediction:
         kinds = [kind for kind in ("classes", "confidence", "probabilities") if kind in outputs_of("", options)]
@@ -336,6 +263,7 @@ class Segmenter:
             source = self._open(scene, options, valid, stack)
             sink = walk.ArraySink(source.height, source.width)
             region = region_of(source, options)
+            shown = self._shown(scene, options) if isinstance(scene, str) else Scene(sample=thinned(source, 2 * SIDE))
             model = calibrate(self._model, [source], options).fit(source.height, source.width, options)
             prepare(model, options, source, tell=False)
             if getattr(source, "needs_staging", False):  # its windows are dear to read
@@ -348,7 +276,10 @@ class Segmenter:
                 progress=lambda pixels: progress.advance(pixels / 1e6),
             )  # fmt: skip
         place = source.georeference
-        return Prediction(*self._legend(), place.crs, place.transform, layers=sink.arrays)
+        return Prediction(*self._legend(), place.crs, place.transform, layers=sink.arrays, scene=shown)
+
+    def _shown(self, path: str, options: MapOptions) -> Scene:
+        return Scene(path, parse_bands(options.bands) or runs.chosen_bands(self.config), self.bands)
 
     def _open(self, scene: Any, options: MapOptions, valid: Any | None, stack: ExitStack) -> Any:
         predictor = self._model.predictor

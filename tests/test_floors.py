@@ -22,6 +22,7 @@ FLOORS = (
     ("cli", "presets", "runs"),
     ("scoring",),
     ("training", "maps", "export", "compare", "run_report", "settings", "sharing"),
+    ("prediction",),
     ("experiment", "measure", "segmenter", "view"),
     ("__main__",),
 )

@@ -61,7 +61,10 @@ def run_cell(code: str, namespace: dict[str, Any], name: str) -> list[dict[str, 
         outputs.append({"output_type": "stream", "name": "stdout", "text": shown.getvalue().splitlines(keepends=True)})
     outputs += [{"output_type": "display_data", "metadata": {}, "data": {"image/jpeg": x}} for x in figures()]
     if value is not None and not outputs:
-        outputs.append({"output_type": "execute_result", "metadata": {}, "data": {"text/plain": [repr(value)]}})
+        told = {"text/plain": [repr(value)]}
+        if (html := getattr(value, "_repr_html_", lambda: None)()) is not None:
+            told["text/html"] = [html]
+        outputs.append({"output_type": "execute_result", "metadata": {}, "data": told})
     return outputs
 
 
@@ -94,6 +97,8 @@ def markdown(path: Path, pictures: Path) -> str:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_bytes(base64.b64decode(output["data"]["image/jpeg"]))
                 parts.append(f"![What the cell draws]({pictures.name}/{file.name})")
+            elif "text/html" in output["data"]:
+                parts.append("".join(output["data"]["text/html"]))
             else:
                 parts.append(f"```text\n{''.join(output['data']['text/plain'])}\n```")
     return "\n\n".join(parts) + "\n"

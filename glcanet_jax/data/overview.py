@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from glcanet_jax.data.arrays import ArraySource
 from glcanet_jax.data.classes import IGNORE
 from glcanet_jax.data.gdal import steps
 from glcanet_jax.data.raster import STAGING_BYTES, RasterSource
@@ -34,16 +35,49 @@ def overview(source: RasterSource | str | Path, max_side: int, resampling: str |
     with contextlib.ExitStack() as stack:
         whole = stack.enter_context(contextlib.closing(RasterSource(path, bands, wanted)))
         factor = _factor(max(whole.height, whole.width) / max_side)
-        for level, shrunk in sorted(enumerate(whole._overviews), key=lambda pair: -pair[1]):
-            if factor % shrunk == 0:
-                near = stack.enter_context(contextlib.closing(RasterSource(path, bands, wanted, level=level)))
-                if (near.height, near.width) == (-(-whole.height // shrunk), -(-whole.width // shrunk)):
-                    whole, factor = near, factor // shrunk
-                    break
+        for level, shrunk in _levels(whole, factor):
+            near = stack.enter_context(contextlib.closing(RasterSource(path, bands, wanted, level=level)))
+            if (near.height, near.width) == (-(-whole.height // shrunk), -(-whole.width // shrunk)):
+                whole, factor = near, factor // shrunk
+                break
         small = _decimate(whole, factor, resampling or ways[0], image)
     if not image:
         return small[..., 0].astype(np.uint8)
     return _for_looking(small[..., :-1][..., source.looking], small[..., -1] > 0, source.dtype)
+
+
+def _levels(source: RasterSource, factor: int) -> list[tuple[int, int]]:
+    """Overviews that a picture shrunk by ``factor`` can be made of, the smallest first: their numbers, and how far each is shrunk."""
+    return sorted(((n, by) for n, by in enumerate(source._overviews) if factor % by == 0), key=lambda pair: -pair[1])
+
+
+def pixels_read(source: RasterSource, max_side: int) -> int:
+    """How many pixels of a file :func:`overview` has to look at."""
+    factor = _factor(max(source.height, source.width) / max_side)
+    shrunk = next((by for _, by in _levels(source, factor)), 1)
+    return source.height * source.width // shrunk**2
+
+
+def thinned(source: ArraySource, max_side: int) -> ArraySource:
+    """A scene in memory with every n-th of its rows and columns, no side above ``max_side``: at once, and a copy."""
+    step = -(-max(source.height, source.width) // max_side)
+    pick = tuple(slice(min(step // 2, side - 1), None, step) for side in (source.height, source.width))
+    valid = None if source.all_valid else source.read_valid()[pick].copy()
+    return ArraySource(source.image[pick].copy(), source.bands, valid=valid)
+
+
+def small_image(source: ArraySource, max_side: int) -> np.ndarray:
+    """RGB and alpha ``[h, w, 4]`` of a scene in memory, as :func:`overview` has them of a file."""
+    factor = _factor(max(source.height, source.width) / max_side)
+    image, valid = mean_of(source.image.copy(), source.read_valid(), factor)
+    return _for_looking(image[..., [0, 1, 2] if source.bands > 2 else [0, 0, 0]], valid, source.dtype)
+
+
+def small_ids(ids: np.ndarray, max_side: int) -> np.ndarray:
+    """Class ids ``[h, w]`` of a map in memory, as :func:`overview` has them of a file."""
+    factor = _factor(max(ids.shape) / max_side)
+    down = max(1, STAGING_BYTES // 16 // (factor * ids.shape[1])) * factor  # sums are of 4 and 8 bytes
+    return np.concatenate([mode_of(ids[rows], factor) for rows in steps(len(ids), down)])
 
 
 def _factor(ratio: float) -> int:

@@ -27,13 +27,14 @@ def crs_beside(what: str, place: Georeference, height: int, width: int) -> str |
     text = _pam(place)
     if text is None or not _comes_back(place, (height, width), text):
         raise UserError(
-            f"{what} has the CRS {_name(place)}, which neither GeoTIFF nor {SUFFIX} can hold; "
+            f"{what} has the CRS {crs_name(place)}, which neither GeoTIFF nor {SUFFIX} can hold; "
             "reproject it, as with `gdalwarp -t_srs EPSG:4326`"
         )
     return text
 
 
-def _name(place: Georeference) -> str:
+def crs_name(place: Georeference) -> str:
+    """What a CRS is called; its text, where PROJ has no name for it."""
     try:
         return place.name
     except (*failures(), AttributeError):
