@@ -115,7 +115,7 @@ class Prediction:
         return f"Prediction({', '.join(self.names)}; {held})"
 
     def _repr_html_(self) -> str | None:
-        """What a notebook shows, some dozens of kB whatever the scene; None where the map's file is gone."""
+        """What a notebook shows, about 100 kB whatever the scene; None where the map's file is gone."""
         place = Georeference(self.crs, self.transform)
         if self.report is None:
             (height, width), ids = self.classes.shape, overview.small_ids(self.classes, SIDE)
