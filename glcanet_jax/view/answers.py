@@ -52,8 +52,8 @@ class Viewer:
         return any(chore["state"] in ("waiting", "working") for chore in self.opener.chores.told())
 
     def complain(self, problem: str) -> None:
-        """Keep a problem for the page."""
-        if problem not in self._problems:
+        """Keep a problem for the page: one of a file, however many of its tiles it breaks."""
+        if problem.partition(" (")[0] not in {known.partition(" (")[0] for known in self._problems}:
             self._problems.append(problem)
 
     @property
@@ -63,12 +63,10 @@ class Viewer:
     def look(self, request: Any, opened: Opened) -> dict[str, Any]:
         """How a tile is to be drawn: bands, how they are stretched, classes that are off."""
         query = request.query_params
-        bands, off = numbers(query.get("bands"), 3), numbers(query.get("off"))
-        if opened.image is not None and (
-            not all(1 <= band <= opened.image.bands for band in bands) or len(bands) not in (0, 1, 3)
-        ):
+        bands, off = numbers(query.get("bands"), (1, 3)), numbers(query.get("off"))
+        if opened.image is not None and not all(1 <= band <= opened.image.bands for band in bands):
             raise Refused
-        ranges = self._stretch(opened, bands, query.get("stretch"), reals(query.get("range"), 2))
+        ranges = self._stretch(opened, bands, query.get("stretch"), reals(query.get("range"), (2,)))
         return {"bands": bands, "off": frozenset(off), "ranges": ranges}
 
     def _stretch(self, opened: Opened, bands: list[int], word: str | None, span: list[float]) -> Any:
@@ -196,7 +194,7 @@ def _degrees(opened: Opened, columns: Any, rows: Any) -> tuple[Any, Any] | None:
 
 def _box(request: Any, opened: Opened) -> Box:
     """The part of the view that lies in the scene."""
-    top, left, bottom, right = numbers(request.query_params.get("box"), 4) or (0, 0, opened.height, opened.width)
+    top, left, bottom, right = numbers(request.query_params.get("box"), (4,)) or (0, 0, opened.height, opened.width)
     top, left = max(0, top), max(0, left)
     bottom, right = min(bottom, opened.height), min(right, opened.width)
     if bottom <= top or right <= left:
@@ -260,7 +258,7 @@ def _where(opened: Opened, row: int, column: int) -> dict[str, Any] | None:
     """The middle of a pixel, in the scene's CRS and in degrees."""
     if not opened.place.on_ground:
         return None
-    x, y = (float(v) for v in opened.place.to_crs(np.array([column + 0.5]), np.array([row + 0.5])))
+    x, y = (float(v[0]) for v in opened.place.to_crs(np.array([column + 0.5]), np.array([row + 0.5])))
     degrees = _degrees(opened, np.array([column + 0.5]), np.array([row + 0.5]))
     lonlat = None if degrees is None else [round(float(v[0]), 7) for v in degrees]
     return {"crs": opened.place.name, "x": x, "y": y, "lonlat": lonlat}

@@ -35,8 +35,10 @@ class Chore:
             self.state, self.share = "done", 1.0
         except Ended:
             self.state = "waiting"
-        except (UserError, OSError, MemoryError, ValueError) as error:
+        except UserError as error:
             self.state, self.problem = "failed", str(error)
+        except Exception as error:  # ours to mend, and still no reason that nothing else is done any more
+            self.state, self.problem = "failed", f"{self.words} failed ({type(error).__name__}: {error})"
 
 
 class Chores:

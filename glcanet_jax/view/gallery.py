@@ -32,6 +32,12 @@ class Legend:
             table[i] = known.get(name.casefold(), NO_CLASS)
         return table
 
+    def coloured_as(self, other: "Legend") -> "Legend":
+        """The same classes in the colours of another legend, where that has a class of the name: what is compared looks alike."""
+        known = dict(zip((name.casefold() for name in other.names), other.palette, strict=True))
+        colours = zip(self.names, self.palette, strict=True)
+        return Legend(self.names, tuple(known.get(name.casefold(), colour) for name, colour in colours))
+
 
 @dataclass
 class Map:

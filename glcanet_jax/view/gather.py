@@ -89,6 +89,8 @@ class Gathering:
 
     def _take(self, dataset: Any) -> None:
         legend = legend_of_table(dataset.classes)
+        if dataset.root is not None:  # that of a name, or of a run, was named with it
+            self.allowed.add(dataset.root)
         for split, scenes in dataset.splits.items():
             for scene in scenes:
                 image = getattr(scene, "image", None)
@@ -111,8 +113,6 @@ class Gathering:
         if not self._scenes:
             data = runs.data_of(weights)
             dataset = runs.open_data(data)
-            if dataset.root is not None:
-                self.allowed.add(dataset.root)
             self._take(dataset)
 
     # -------------------------------------------------------------------------------------------------------- what it is

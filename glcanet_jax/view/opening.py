@@ -55,6 +55,10 @@ class Opener:
         if size is None or (image is None and not maps):
             raise UserError("; ".join(notes) or f"{found.name} has neither an image nor a map")
         truth, legend = self._truth(found)
+        if maps:
+            for made in maps[1:]:
+                made.legend = made.legend.coloured_as(maps[0].legend)
+            legend = legend and legend.coloured_as(maps[0].legend)
         return Opened(*size, place or Georeference(), image, truth, legend, maps, notes, found.scene, path)
 
     # ------------------------------------------------------------------------------------------------------- the image

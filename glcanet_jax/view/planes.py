@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -16,6 +16,7 @@ NEAR = 8  # a plane is read without help up to this factor; beyond it an overvie
 TOUCHED = 2**23  # pixels that a file may have to decode for one answer
 
 
+@runtime_checkable
 class Plane(Protocol):
     """Pixels of the size of a scene."""
 

@@ -56,7 +56,12 @@ class Pool:
     def _taken(self, key: Any) -> Any | None:
         with self._lock:
             at = next((i for i in reversed(range(len(self._idle))) if self._idle[i][0] == key), None)
-            return None if at is None else self._idle.pop(at)[1]
+            file = None if at is None else self._idle.pop(at)[1]
+        if file is not None:
+            # rasterio takes a failure of another file in this thread, which GDAL still tells of, for one of this: it is heard once
+            with contextlib.suppress(*failures()):
+                file.colorinterp  # noqa: B018
+        return file
 
     def close(self) -> None:
         """Close what nobody reads."""
@@ -103,7 +108,7 @@ def read(
         with environment(), POOL.lent(path) as file:
             image = read_image(file, window=rectangle(rows, columns), **options)
     except failures() as error:
-        raise UserError(f"{path} cannot be read at row {box.top}, column {box.left} ({cause(error)})") from error
+        raise UserError(f"{path} cannot be read in places ({cause(error)}); restore or replace the file") from error
     values = np.moveaxis(image.array.data, 0, -1)
     # as everywhere here, what is half transparent is there, and a pixel holds data if one of its bands does
     valid = ~np.ma.getmaskarray(image.array).all(axis=0) if image.alpha_mask is None else image.alpha_mask > 0

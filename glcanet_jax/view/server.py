@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from glcanet_jax.errors import UserError
+from glcanet_jax.maps.map_report import strict
 from glcanet_jax.view import answers, tiles
 from glcanet_jax.view.answers import Viewer
 from glcanet_jax.view.guarded import Guarded, policy
@@ -38,7 +39,7 @@ def told(viewer: Viewer, answer: Callable[[Viewer, Any], Any]) -> Callable[[Any]
 
     def respond(request: Any) -> Any:
         try:
-            return JSONResponse(answer(viewer, request), headers=NEVER)
+            return JSONResponse(strict(answer(viewer, request)), headers=NEVER)
         except Refused:
             return Response(status_code=404)
         except (UserError, OSError, MemoryError) as error:

@@ -1,7 +1,7 @@
 // Tiles of each layer, and the list that shows them and says how strongly.
 
 import { tileUrl } from "./api.js";
-import { element, fill } from "./dom.js";
+import { byId, element, fill } from "./dom.js";
 import { gridOf, layersOf, number, scene } from "./scene.js";
 import { keepAddress, state } from "./state.js";
 
@@ -50,6 +50,7 @@ export function showLayers() {
     layer.setVisible(state.swipe ? compared || told.key === "image" : isShown(told));
     layer.setOpacity(opacityOf(told));
   }
+  byId("layers").classList.toggle("aside", Boolean(state.swipe)); // their switches wait until nothing is compared
 }
 
 export function redraw(wanted = () => true) {

@@ -87,6 +87,8 @@ async function show(wanted, keep = false) {
   document.title = `${at.name} – GLCANet`;
   byId("size").textContent = `${grouped(at.width)} × ${grouped(at.height)} px`;
   forgetAttention();
+  for (const line of spoken.values()) line.remove();
+  spoken.clear();
   projection = projectionOf();
   map.setView(viewOf(projection));
   if (basemap) map.removeLayer(basemap);
@@ -182,7 +184,10 @@ async function begin() {
     keepAddress();
     recount();
   });
-  map.on("loadend", () => watch().catch(fail));
+  map.on("loadend", () => {
+    document.body.dataset.drawn = "1"; // for whoever waits for it
+    watch().catch(fail);
+  });
   gallery = await ask("gallery");
   listScenes();
   takeAddress();

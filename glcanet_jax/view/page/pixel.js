@@ -46,7 +46,7 @@ function placeOf(told) {
     rows.push([told.place.crs, `${short(told.place.x)}, ${short(told.place.y)}`]);
     if (told.place.lonlat) rows.push(["lon, lat", `${told.place.lonlat[0].toFixed(6)}, ${told.place.lonlat[1].toFixed(6)}`]);
   }
-  if (told.values) rows.push(["values", told.values.map((value) => Number(value.toPrecision(6))).join(", ")]);
+  if (scene.image) rows.push(["values", told.values?.map((value) => Number(value.toPrecision(6))).join(", ") ?? "no data"]);
   if (scene.truth) rows.push(["truth", told.truth ?? "not labelled"]);
   return element("dl", {}, ...rows.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]));
 }
