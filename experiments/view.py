@@ -100,7 +100,7 @@ def opened(url: str, executable: str) -> tuple[float, list[str]]:
         page.on("pageerror", lambda error: said.append(str(error)))
         start = time.perf_counter()
         page.goto(url)
-        page.wait_for_function("document.body.dataset.drawn === '1'")
+        page.wait_for_selector("body[data-drawn='1']")
         seconds = time.perf_counter() - start
         browser.close()
     return seconds, said

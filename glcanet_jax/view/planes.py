@@ -10,7 +10,7 @@ from glcanet_jax.data.classes import IGNORE
 from glcanet_jax.data.overview import mean_of, mode_of
 from glcanet_jax.data.scenes import fitting
 from glcanet_jax.view import rasters
-from glcanet_jax.view.rasters import Box
+from glcanet_jax.view.rasters import Box, factor_of
 
 NEAR = 8  # a plane is read without help up to this factor; beyond it an overview is needed
 TOUCHED = 2**23  # pixels that a file may have to decode for one answer
@@ -82,7 +82,7 @@ class ScenePlane:
         self.height, self.width, self._scene, self._labels = scene.height, scene.width, scene, labels
 
     def read(self, box: Box, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        factor = max(1, round(box.height / shape[0]), round(box.width / shape[1]))
+        factor = factor_of(box, shape)
         if self._labels:
             ids = mode_of(self._scene.read_labels(*box), factor)
             values, valid = ids[..., None], ids != IGNORE

@@ -24,6 +24,14 @@ class Box(NamedTuple):
     width: int
 
 
+def factor_of(box: Box, shape: tuple[int, int]) -> int:
+    """By which power of two a window is shrunk to a shape: sides that it does not divide are rounded up."""
+    factor = 1
+    while -(-box.height // factor) > shape[0] or -(-box.width // factor) > shape[1]:
+        factor *= 2
+    return factor
+
+
 class Pool:
     """Open files, lent to one thread at a time: GDAL's datasets are not to be shared."""
 

@@ -12,7 +12,7 @@ from glcanet_jax.data.scenes import fitting
 from glcanet_jax.data.tiles import check_disk
 from glcanet_jax.view.chores import Chore, Chores, Tell
 from glcanet_jax.view.planes import NEAR, Plane
-from glcanet_jax.view.rasters import Box
+from glcanet_jax.view.rasters import Box, factor_of
 
 SMALL = 2048  # pixels a side: an overview of no more needs none itself
 BLOCK = 512  # pixels a side of an overview that are made at once, where windows are free to choose
@@ -49,7 +49,7 @@ class ShrunkPlane:
         return self._chores.known(self)
 
     def read(self, box: Box, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        factor = max(1, round(box.height / shape[0]), round(box.width / shape[1]))
+        factor = factor_of(box, shape)
         if not self._plane.is_dear(factor):
             return self._plane.read(box, shape)
         self._chores.ask(self, self._words, self._make)

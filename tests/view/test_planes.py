@@ -18,6 +18,8 @@ from glcanet_jax.view.lasting import Kept
 from glcanet_jax.view.planes import ScenePlane
 from glcanet_jax.view.rasters import Box
 
+# rasterio's own, of affine
+pytestmark = pytest.mark.filterwarnings("ignore:Use `@` matmul:PendingDeprecationWarning")
 LEGEND = Legend(made.NAMES, made.COLOURS)
 
 
