@@ -88,6 +88,10 @@ class View:
     basemap: str | None = None
     port: Annotated[int, Range(0, 2**16 - 1)] = 0  # of this machine; 0: any that is free
     open: bool = True  # the page, in a browser
+    export: Path | None = (
+        None  # an .html file to write instead: scenes, maps and areas in one page, to send to somebody
+    )
+    side: Annotated[int, Range(64, 4096)] = 1024  # pixels of the pictures in it, at most
 
     def __post_init__(self):
         check_fields(self, "--")
@@ -361,10 +365,14 @@ def view(argv: Sequence[str], page: tuple[str, str]) -> None:
     args = cli.parse(View, argv, *page)
     if not args.paths and args.data.dataset is None:
         raise UserError("nothing to look at was given; name scenes, maps, folders or runs, as in `view maps`")
-    from glcanet_jax.view import serving
+    from glcanet_jax.view import export, serving
 
     paths, folder = [Path(path) for path in args.paths], None if args.data.dir is None else Path(args.data.dir)
-    serving.serve(paths, args.data.dataset, folder, args.basemap, args.port, args.open)
+    if args.export is not None:
+        path = export.export_page(paths, args.export, args.side, args.data.dataset, folder)
+        print(f"written to {path}, {path.stat().st_size / 1e6:.1f} MB")
+        return
+    serving.serve(paths, args.data.dataset, folder, args.basemap, args.port, args.open, args.labels)
 
 
 class Command(NamedTuple):

@@ -13,18 +13,23 @@ from glcanet_jax.view import counts, making, tiles
 from glcanet_jax.view import spots as looking
 from glcanet_jax.view.attention import NETWORK, Attention
 from glcanet_jax.view.gallery import Gallery, Legend, Map, Opened
-from glcanet_jax.view.opening import Opener
+from glcanet_jax.view.labels import Ground, Labels, read_sent
+from glcanet_jax.view.opening import Opener, legend_of_table
 from glcanet_jax.view.queries import Refused, number, numbers, reals
 from glcanet_jax.view.rasters import Box
 
+NO_CLASSES = (
+    "nothing can be drawn here, for no classes are known: put a classes.json beside the labels, or name a map, too"
+)
 SHARES = {"none": None, "98": 0.02, "99.8": 0.001, "full": 0.0}  # left out at both ends when values are stretched
 
 
 class Viewer:
     """What the server holds."""
 
-    def __init__(self, gallery: Gallery, opener: Opener, basemap: str | None = None):
+    def __init__(self, gallery: Gallery, opener: Opener, basemap: str | None = None, labels: Labels | None = None):
         self.gallery, self.opener, self.basemap, self.attention = gallery, opener, basemap, Attention()
+        self.labels = labels
         self._problems: deque[str] = deque(maxlen=20)
         self._ranges: dict[Any, list[tuple[float, float]]] = {}
 
@@ -107,7 +112,7 @@ def scene(viewer: Viewer, request: Any) -> dict[str, Any]:
     """A scene, its layers and their legends."""
     at, opened = number(request.path_params["scene"]), viewer.opened(request)
     item = viewer.gallery.items[at]
-    image = opened.image
+    image, draws = opened.image, viewer.labels is not None and _ground(viewer, at, opened) is not None
     return {
         "name": item.name,
         "group": item.group,
@@ -126,7 +131,8 @@ def scene(viewer: Viewer, request: Any) -> dict[str, Any]:
         },
         "truth": None if opened.truth is None else _legend(opened.truth_legend),
         "maps": [_map(made, item.name, i, opened, viewer) for i, made in enumerate(opened.maps)],
-        "notes": opened.notes,
+        "notes": [*opened.notes, *([NO_CLASSES] if viewer.labels is not None and not draws else [])],
+        "draws": draws,
     }
 
 
@@ -308,3 +314,38 @@ def _ask(viewer: Viewer, opened: Opened, made: Map, name: str) -> None:
         raise UserError(f"{made.label} has no weights that could map {name}")
     work = lambda tell: making.make(opened, made, name, viewer.opener, tell)  # noqa: E731
     viewer.opener.chores.ask(("map", id(made)), f"{made.label} maps {name}", work)
+
+
+# ------------------------------------------------------------------------------------------------------------- labels
+def labels(viewer: Viewer, request: Any) -> dict[str, Any]:
+    """The polygons that are drawn on a scene, and of which classes there can be some."""
+    ground, legend = _drawn_on(viewer, request)
+    told = viewer.labels.read(ground)
+    return {**told, "legend": _legend(legend), "file": str(viewer.labels.of(ground.name))}
+
+
+def keep_labels(viewer: Viewer, request: Any, sent: bytes) -> dict[str, Any]:
+    """Save the polygons of a scene."""
+    ground, _ = _drawn_on(viewer, request)
+    return {"stamp": viewer.labels.write(ground, read_sent(sent))}
+
+
+def _drawn_on(viewer: Viewer, request: Any) -> tuple[Ground, Legend]:
+    """Raises Refused if nothing can be drawn."""
+    opened = viewer.opened(request)
+    found = None if viewer.labels is None else _ground(viewer, number(request.path_params["scene"]), opened)
+    if found is None:
+        raise Refused
+    return found
+
+
+def _ground(viewer: Viewer, at: int, opened: Opened) -> tuple[Ground, Legend] | None:
+    """What is drawn on, and the classes: those beside the labels, else the truth's or a map's; None where nobody says some."""
+    table = viewer.labels.classes
+    legends = [legend_of_table(table)] if table is not None else []
+    legends += [opened.truth_legend] if opened.truth_legend is not None else []
+    legends += [made.legend for made in opened.maps]
+    if not legends:
+        return None
+    name = viewer.gallery.items[at].name
+    return Ground(name, opened.height, opened.width, opened.place, legends[0].names), legends[0]

@@ -77,6 +77,19 @@ class Chores:
                 if c.state != "done"
             ]
 
+    @property
+    def count(self) -> int:
+        """How many there have been."""
+        with self._change:
+            return len(self._all)
+
+    def wait(self, since: int = 0) -> list[str]:
+        """Until none is left to do; returns what went wrong with those that failed, without the first ``since``."""
+        with self._change:
+            while any(c.state in ("waiting", "working") for c in self._all.values()) and not self._ends:
+                self._change.wait(0.2)
+            return [f"{c.words}: {c.problem}" for c in [*self._all.values()][since:] if c.state == "failed"]
+
     def _run(self) -> None:
         while True:
             with self._change:

@@ -11,6 +11,7 @@ from glcanet_jax.maps.map_report import strict
 from glcanet_jax.view import answers, tiles
 from glcanet_jax.view.answers import Viewer
 from glcanet_jax.view.guarded import Guarded, policy
+from glcanet_jax.view.labels import LARGEST
 from glcanet_jax.view.lasting import Kept
 from glcanet_jax.view.queries import Refused, number
 
@@ -44,6 +45,26 @@ def told(viewer: Viewer, answer: Callable[[Viewer, Any], Any]) -> Callable[[Any]
             return Response(status_code=404)
         except (UserError, OSError, MemoryError) as error:
             return JSONResponse({"problem": str(error)}, headers=NEVER)
+
+    return respond
+
+
+def taken(viewer: Viewer, answer: Callable[[Viewer, Any, bytes], Any]) -> Callable[[Any], Any]:
+    """As :func:`told`, of what was sent: JSON, as no form of another site's page can send it, and no more than there may be."""
+    from starlette.concurrency import run_in_threadpool
+    from starlette.responses import Response
+
+    async def respond(request: Any) -> Any:
+        if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+            return Response(status_code=404)
+        data = bytearray()
+        async for part in request.stream():
+            data += part
+            if len(data) > LARGEST:
+                return Response(status_code=413, headers={"Connection": "close"})
+        return await run_in_threadpool(
+            told(viewer, lambda viewer, request: answer(viewer, request, bytes(data))), request
+        )
 
     return respond
 
@@ -115,6 +136,8 @@ def application(viewer: Viewer, token: str, hosts: Callable[[], set[str]]) -> An
         Route("/page/{name}", static),
         *(Route(path, told(viewer, answer)) for path, answer in asked.items()),
         Route(f"{SCENE}/make", told(viewer, answers.make), methods=["POST"]),
+        Route(f"{SCENE}/labels", told(viewer, answers.labels)),
+        Route(f"{SCENE}/labels", taken(viewer, answers.keep_labels), methods=["POST"]),
         Route("/tile/{scene}/{layer}/{z}/{x}/{y}", TileServer(viewer).answer),
     ]
     app = Starlette(routes=routes)

@@ -14,6 +14,7 @@ from glcanet_jax.view.answers import Viewer
 from glcanet_jax.view.chores import Chores
 from glcanet_jax.view.found import Allowed
 from glcanet_jax.view.gather import gather
+from glcanet_jax.view.labels import Labels
 from glcanet_jax.view.opening import Opener
 from glcanet_jax.view.rasters import POOL
 
@@ -45,7 +46,11 @@ def check_basemap(url: str | None) -> None:
 
 @contextlib.contextmanager
 def viewer_of(
-    paths: Sequence[Path], dataset: str | None = None, folder: Path | None = None, basemap: str | None = None
+    paths: Sequence[Path],
+    dataset: str | None = None,
+    folder: Path | None = None,
+    basemap: str | None = None,
+    labels: Path | None = None,
 ):
     """What is looked at, ready to be served; its own files go with it.
 
@@ -54,12 +59,13 @@ def viewer_of(
     """
     check_installed()
     check_basemap(basemap)
+    drawn = None if labels is None else Labels(labels)
     given = [*paths, *([folder] if folder is not None else [])]
     with tempfile.TemporaryDirectory(prefix="glcanet_jax-view-") as place:
         chores = Chores()
         try:
             opener = Opener(chores, Path(place), Allowed(given))
-            yield Viewer(gather([Path(path) for path in paths], opener, dataset, folder), opener, basemap)
+            yield Viewer(gather([Path(path) for path in paths], opener, dataset, folder), opener, basemap, drawn)
         finally:
             chores.close()
             POOL.close()
@@ -90,13 +96,14 @@ def serve(
     basemap: str | None = None,
     port: int = 0,
     browse: bool = True,
+    labels: Path | None = None,
 ) -> None:
     """Serve until Ctrl-C.
 
     Raises:
         UserError: as :func:`viewer_of` and :func:`listening`.
     """
-    with viewer_of(paths, dataset, folder, basemap) as viewer, contextlib.closing(listening(port)) as sock:
+    with viewer_of(paths, dataset, folder, basemap, labels) as viewer, contextlib.closing(listening(port)) as sock:
         import uvicorn
 
         from glcanet_jax.view.server import application

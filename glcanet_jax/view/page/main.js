@@ -5,6 +5,7 @@ import { beginAttention, forgetAttention, showAttention } from "./attention.js";
 import { makeBasemap } from "./basemap.js";
 import { byId, element, fill, grouped, later, percent } from "./dom.js";
 import { makeImage } from "./image.js";
+import { beginDraw, isDrawing, keepDrawn, loadDrawn } from "./draw.js";
 import { beginKeys } from "./keys.js";
 import { listLayers, makeLayers, redraw } from "./layers.js";
 import { beginLegend, countView, makeLegend, refreshLegend } from "./legend.js";
@@ -80,6 +81,7 @@ const working = () => [...byId("told").querySelectorAll(".working")].some((line)
 
 // --------------------------------------------------------------------------------------------------------------- scenes
 async function show(wanted, keep = false) {
+  await keepDrawn();
   if (!keep) Object.assign(state, { view: null, pixel: null, off: [], bands: [], stretch: "", swipe: null, layers: {} });
   state.scene = wanted;
   byId("scenes").value = String(wanted);
@@ -96,6 +98,7 @@ async function show(wanted, keep = false) {
   furnish();
   map.updateSize();
   if (!state.view) map.getView().fit(extentOf(), { padding: [12, 12, 12, 12] });
+  loadDrawn().catch(fail);
   forgetPixel();
   if (state.pixel) tellPixel(...state.pixel).catch(fail);
   const notes = [...at.notes, ...gallery.notes];
@@ -161,8 +164,9 @@ function listScenes() {
 
 async function begin() {
   beginTheme();
-  beginPixel(map, (...given) => showAttention(...given).catch(fail), fail);
+  beginPixel(map, (...given) => showAttention(...given).catch(fail), fail, isDrawing);
   beginAttention(map);
+  beginDraw(map, fail);
   beginSpots(map, fail);
   beginLegend(seen);
   beginSwipe(map, refreshLegend);
@@ -170,7 +174,7 @@ async function begin() {
     ["N", "next scene", () => step(1)], ["P", "previous scene", () => step(-1)], ["S", "swipe", toggleSwipe],
     ["F", "the whole scene", () => map.getView().fit(extentOf(), { padding: [12, 12, 12, 12] })],
     ["1 – 9", "layers, from the top"], ["L", "copy a link to this view", share], ["H", "show or hide the panel", fold],
-    ["T", "colours of the page", nextTheme], ["Enter", "the pixel in the middle of the map"], ["?", "this list", () => byId("keys").showModal()],
+    ["T", "colours of the page", nextTheme], ["D, E", "with --labels: draw polygons, change them"], ["1 – 9, A", "while drawing: the class; it fills what lies around the others"], ["Enter", "the pixel in the middle of the map"], ["?", "this list", () => byId("keys").showModal()],
   ]);
   byId("previous").addEventListener("click", () => step(-1));
   byId("next").addEventListener("click", () => step(1));

@@ -9,13 +9,13 @@ const askPixel = lastAsk();
 const marks = new ol.source.Vector();
 let onAttention = null;
 
-export function beginPixel(map, attention, fail) {
+export function beginPixel(map, attention, fail, busy) {
   onAttention = attention;
   const ring = new ol.style.Circle({ radius: 7, stroke: new ol.style.Stroke({ color: "#fff", width: 4 }) });
   const inner = new ol.style.Circle({ radius: 7, stroke: new ol.style.Stroke({ color: "#111", width: 2 }) });
   map.addLayer(new ol.layer.Vector({ source: marks, zIndex: 1000, style: [new ol.style.Style({ image: ring }), new ol.style.Style({ image: inner })] }));
   const at = ([x, y]) => tellPixel(Math.floor(-y), Math.floor(x)).catch(fail);
-  map.on("singleclick", (event) => at(event.coordinate));
+  map.on("singleclick", (event) => busy() || at(event.coordinate));
   byId("map").addEventListener("keydown", (event) => {
     if (event.key === "Enter" && event.target === byId("map")) at(map.getView().getCenter());
   });
