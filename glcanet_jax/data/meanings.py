@@ -35,10 +35,14 @@ class Meanings:
             same(k): IGNORE if v is None else number[same(v)] for k, v in self.entry.classes.items() if k != "*"
         }
 
+    @cached_property
+    def _omitted(self) -> frozenset[str]:
+        return frozenset(same(word).strip() for word in self.entry.omit)
+
     def id_of(self, value: Any) -> int | None:
-        """The id of what a column says: 255 for nothing and for what is not labelled, None for what is no class."""
+        """The id of what a column says: 255 for nothing and for what is not labelled or drawn, None for what is no class."""
         text = text_of(value)
-        if text is None:
+        if text is None or text in self._omitted:
             return IGNORE
         if text in self._known:
             return self._known[text]
@@ -62,6 +66,14 @@ class Meanings:
         if unknown:
             raise NoClassError(self, unknown)
         return np.array(found, np.uint8)
+
+    def drawn(self, features: Features) -> np.ndarray:
+        """bool ``[n]``: which features are drawn, if only as what is not labelled."""
+        if not self.entry.omit:
+            return np.ones(len(features.fids), bool)
+        return np.array(
+            [text_of(v) not in self._omitted for v in features.columns[self.entry.attribute].tolist()], bool
+        )
 
     def counts(self, layer: Layer) -> Counter[int | None]:
         """Features of a whole layer by id: 255 for those that are not labelled, None for those of no class."""

@@ -222,6 +222,9 @@ class LayerEntry:
     class_name: Name | None = None  # of all features, where no column says it
     # what the column says, and the class's name; null: not labelled; "*": whatever else it says
     classes: dict[str, str | None] = field(default_factory=dict, hash=False)
+    omit: tuple[
+        Name, ...
+    ] = ()  # what the column says of features that are not drawn, as those that bound the annotated area
     width_m: Annotated[float | None, Width] = None  # of lines and points, metres on the ground
     width_px: Annotated[float | None, Width] = None  # or pixels
     all_touched: bool = False  # all pixels that a feature touches, not those whose centres lie inside
@@ -265,6 +268,8 @@ def labels_file(path: Path, table: ClassTable) -> LabelsFile:
             )
         if entry.classes and entry.attribute is None:
             told.append(f"layers[{i}].classes says what a column means, and attribute names none")
+        if entry.omit and entry.attribute is None:
+            told.append(f"layers[{i}].omit says what a column says, and attribute names none")
         if entry.width_m is not None and entry.width_px is not None:
             told.append(f"layers[{i}] has both width_m and width_px, it must be one")
         named = [("class_name", entry.class_name), *((f"classes[{k!r}]", v) for k, v in entry.classes.items())]

@@ -46,8 +46,10 @@ class VectorLabels:
 
     @property
     def told(self) -> dict[str, Any]:
-        """The rules, as JSON has them."""
-        return asdict(self.rules)
+        """The rules, as JSON has them; what was added later is there where it is used, so that older runs go on."""
+        rules = asdict(self.rules)
+        layers = [{k: v for k, v in layer.items() if k != "omit" or v} for layer in rules["layers"]]
+        return rules | {"layers": tuple(layers)}
 
 
 def labels_of(root: Path, rules: LabelsFile, scene: str) -> VectorLabels | None:
@@ -161,7 +163,9 @@ class VectorSource:
         unit = self._unit(entry)
         reach = 4.0 if unit is None else 4.0 + unit[0] / np.linalg.svd(unit[1], compute_uv=False).min()
         features, shapes, owners = self._features(layer, entry, reach, columns_of(entry))
-        ids = Meanings(entry, self.classes, path).ids(features)
+        meanings = Meanings(entry, self.classes, path)
+        ids, there = meanings.ids(features), meanings.drawn(features)[owners]
+        shapes, owners = shapes[there], owners[there]
         ranks = np.arange(len(features.fids)) if entry.order_by is None else ranks_of(features.columns[entry.order_by])
         shapes, owners = self._wide(shapes, owners, entry, unit, path)
         return Placed(shapes, ids[owners], ranks[owners], features.fids[owners])

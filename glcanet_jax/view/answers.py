@@ -13,7 +13,7 @@ from glcanet_jax.view import counts, making, tiles
 from glcanet_jax.view import spots as looking
 from glcanet_jax.view.attention import NETWORK, Attention
 from glcanet_jax.view.gallery import Gallery, Legend, Map, Opened
-from glcanet_jax.view.labels import Ground, Labels, read_sent
+from glcanet_jax.view.labels import AREA, Ground, Labels, read_sent
 from glcanet_jax.view.opening import Opener, legend_of_table
 from glcanet_jax.view.queries import Refused, number, numbers, reals
 from glcanet_jax.view.rasters import Box
@@ -321,7 +321,7 @@ def labels(viewer: Viewer, request: Any) -> dict[str, Any]:
     """The polygons that are drawn on a scene, and of which classes there can be some."""
     ground, legend = _drawn_on(viewer, request)
     told = viewer.labels.read(ground)
-    return {**told, "legend": _legend(legend), "file": str(viewer.labels.of(ground.name))}
+    return {**told, "legend": _legend(legend), "area": AREA, "file": str(viewer.labels.of(ground.name))}
 
 
 def keep_labels(viewer: Viewer, request: Any, sent: bytes) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from glcanet_jax.limits import Length, Range
 from glcanet_jax.options import perhaps
 
 CLASS = "class"  # the column that says a polygon's class
+AREA = "annotated area"  # what it says of one inside of which all is labelled, by other polygons or layers
 DIGITS = {True: 9, False: 4}  # behind the point: of degrees a tenth of a millimetre, of others too
 ENDINGS = (".geojson", ".json")
 FAR = Range(-1e6, 1e9)  # pixels
@@ -37,9 +38,8 @@ Point = tuple[Annotated[float, FAR], Annotated[float, FAR]]
 class Drawn:
     """A polygon in a scene's pixels, (column, row) from the upper left corner."""
 
-    name: Name  # of its class
+    name: Name  # of its class, or AREA
     rings: Annotated[tuple[tuple[Point, ...], ...], Length(1, 1000)]  # the outer one, then holes; closed or not
-    area: bool = False  # it says what lies around the others in it, and is drawn under them
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Labels:
         mine = {i for i, _ in file.own()}
         kept = [feature for i, feature in enumerate(file.features) if i not in mine]
         file.check_alone(kept)
-        ordered = sorted(sent.polygons, key=lambda drawn: not drawn.area)  # later ones are drawn over earlier ones
+        ordered = sorted(sent.polygons, key=lambda drawn: drawn.name != AREA)  # as a GIS shows them: areas below
         file.document["features"] = [*kept, *(file.feature(drawn) for drawn in ordered)]
         data = json.dumps(file.document, ensure_ascii=False, allow_nan=False).replace(
             '{"type": "Feature",', '\n{"type": "Feature",'
@@ -135,13 +135,13 @@ def read_sent(data: bytes) -> Sent:
 
 
 def _told(drawn: Drawn) -> dict[str, Any]:
-    return {"name": drawn.name, "rings": [[list(point) for point in ring] for ring in drawn.rings], "area": drawn.area}
+    return {"name": drawn.name, "rings": [[list(point) for point in ring] for ring in drawn.rings]}
 
 
 def _check(ground: Ground, sent: Sent) -> None:
     """Raises UserError if a polygon is of no class, or no polygon."""
     for i, drawn in enumerate(sent.polygons):
-        if drawn.name not in ground.classes:
+        if drawn.name not in (*ground.classes, AREA):
             known = ", ".join(ground.classes[:8]) + " ..." * (len(ground.classes) > 8)
             raise UserError(
                 f"polygon {i} is of {drawn.name!r}, which is no class{perhaps(drawn.name, ground.classes)}; classes are {known}"
@@ -201,13 +201,13 @@ class _File:
         for i, (feature, shape) in enumerate(zip(self.features, self.geometries, strict=True)):
             given = feature.get("properties") or {}
             name = same(given[CLASS]) if isinstance(given.get(CLASS), str) else None
-            fits = name in self.ground.classes and isinstance(shape, shapely.Polygon)
+            fits = name in (*self.ground.classes, AREA) and isinstance(shape, shapely.Polygon)
             if not fits or given.get("scene", self.ground.name) != self.ground.name:
                 continue
             rings = [self._pixels(ring) for ring in (shape.exterior, *shape.interiors)]
             if "scene" in given or self._is_here(rings[0]):
                 points = (tuple((float(x), float(y)) for x, y in ring.round(3)) for ring in rings)
-                yield i, Drawn(name, tuple(points), given.get("area") is True)
+                yield i, Drawn(name, tuple(points))
 
     def _pixels(self, ring: Any) -> np.ndarray:
         import shapely
@@ -235,9 +235,7 @@ class _File:
     def feature(self, drawn: Drawn) -> dict[str, Any]:
         """A polygon as the file has them."""
         rings = [self._coordinates(ring) for ring in drawn.rings]
-        about: dict[str, Any] = {CLASS: drawn.name, "scene": self.ground.name}
-        if drawn.area:
-            about["area"] = True
+        about = {CLASS: drawn.name, "scene": self.ground.name}
         return {"type": "Feature", "properties": about, "geometry": {"type": "Polygon", "coordinates": rings}}
 
     def _coordinates(self, ring: Sequence[tuple[float, float]]) -> list[list[float]]:

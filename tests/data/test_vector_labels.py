@@ -1,5 +1,6 @@
 """Labels drawn from vector files: the pixels that GDAL and pyproj give, whatever the window, the CRS and the kind of geometry."""
 
+import dataclasses
 import json
 import random
 import warnings
@@ -15,11 +16,12 @@ from rasterio.crs import CRS
 from rasterio.features import rasterize
 from rasterio.transform import from_gcps
 
-from glcanet_jax.data import cached, files, identity, open_dataset
+from glcanet_jax.data import cached, files, identity, open_dataset, tables
 from glcanet_jax.data.check import Survey, check_dataset
 from glcanet_jax.data.drawing import thinned
 from glcanet_jax.data.georeference import Georeference
 from glcanet_jax.data.meanings import text_of
+from glcanet_jax.data.vector_labels import VectorLabels
 from glcanet_jax.errors import UserError
 from tests.campaign.jsons import RAW, mutations
 
@@ -314,6 +316,19 @@ def test_what_a_column_says(tmp_path, said, mapping, wanted):
     assert (got[:10, :10] == wanted).all() and (got[10:] == 1).all()
 
 
+def test_what_a_column_says_of_features_that_are_not_drawn(tmp_path):
+    """They leave what lies below as it is, and bound the annotated area all the same."""
+    layer = {"file": "l.geojson", "attribute": "kind", "omit": ["Ba\u0308ume"]}
+    rules = {"layers": [layer], "background": "track", "annotated": {"file": "l.geojson"}}
+    shapes = boxes((0, 0, 10, 10), (2, 2, 5, 5))
+    got = drawn(tmp_path, rules, shapes, kind=["B\u00e4ume", "crop"])
+    assert (got[2:5, 2:5] == 0).all() and (got[:10, :10] == 1).sum() == 91 and (got[10:] == 255).all()
+    entry = tables.LayerEntry("l.geojson", attribute="kind")
+    known = lambda *layers: VectorLabels(tables.LabelsFile(layers), (None,)).told["layers"]  # noqa: E731
+    assert "omit" not in known(entry)[0]  # runs from before know their data again
+    assert known(dataclasses.replace(entry, omit=("a",)))[0]["omit"] == ("a",)
+
+
 def test_numbers_that_classes_json_gives(tmp_path):
     image(tmp_path / "images/a.tif", height=20, width=30)
     geojson(tmp_path / "l.geojson", boxes((0, 0, 10, 10)), code=[40])
@@ -462,6 +477,7 @@ LAYER = {"file": "l.geojson", "class_name": "crop"}
         ({"layers": [LAYER | {"file": "../l.geojson"}]}, "a path inside the folder"),
         ({"layers": [LAYER | {"class_name": "corp"}]}, "which is no class (perhaps you meant 'crop')"),
         ({"layers": [LAYER | {"classes": {"a": "crop"}}]}, "attribute names none"),
+        ({"layers": [LAYER | {"omit": ["a"]}]}, "omit says what a column says, and attribute names none"),
         ({"layers": [LAYER | {"width_px": 0}]}, "above 0"),
         ({"layers": [LAYER | {"width_px": 1, "width_m": 1}]}, "both width_m and width_px"),
         ({"layers": [LAYER], "background": "ground"}, "background is 'ground'"),

@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from glcanet_jax.view.labels import AREA
 from tests.view import made
 from tests.view.browser import browser, page_of, served
 
@@ -32,11 +33,9 @@ def server(folder):
 
 
 def drawn(path):
-    """Class, corners and whether it lies under the others, of every polygon of a file."""
-    return [
-        (f["properties"]["class"], len(f["geometry"]["coordinates"][0]) - 1, f["properties"].get("area", False))
-        for f in json.loads(path.read_text())["features"]
-    ]
+    """Class and corners of every polygon of a file."""
+    features = json.loads(path.read_text())["features"]
+    return [(f["properties"]["class"], len(f["geometry"]["coordinates"][0]) - 1) for f in features]
 
 
 def click(page, *places):
@@ -58,15 +57,16 @@ def test_polygons_are_drawn_changed_and_saved(server):
         page.keyboard.press("2")
         click(page, (0.4, 0.4), (0.6, 0.4), (0.6, 0.6), (0.4, 0.6))
         page.keyboard.press("Enter")
-        page.keyboard.press("1")
-        page.keyboard.press("a")
+        page.keyboard.press("4")  # there are three classes
+        assert page.locator("#d-classes input:checked").get_attribute("value") == "1"
+        page.keyboard.press("0")
         click(page, (0.3, 0.3), (0.7, 0.3), (0.5, 0.7))
         page.keyboard.press("Enter")
         expect(told).to_have_text("2 polygons, not saved")
         assert page.locator("#pixel p").inner_text() == "Click on the map."  # a corner asks for no pixel
         page.keyboard.press("Control+s")
         expect(told).to_have_text("2 polygons")
-        assert drawn(labels / "a.geojson") == [("field", 3, True), (BAD, 4, False)]
+        assert drawn(labels / "a.geojson") == [(AREA, 3), (BAD, 4)]
         page.keyboard.press("e")
         click(page, (0.5, 0.5))
         page.keyboard.press("3")
@@ -79,7 +79,7 @@ def test_polygons_are_drawn_changed_and_saved(server):
         page.keyboard.press("Escape")
         page.keyboard.press("n")  # another scene: what was drawn is saved
         expect(page.locator("#scenes")).to_have_value("1")
-        assert sorted(drawn(labels / "a.geojson")) == [("field", 3, True), ("water", 4, False)]
+        assert sorted(drawn(labels / "a.geojson")) == [(AREA, 3), ("water", 4)]
         page.keyboard.press("p")
         expect(told).to_have_text("2 polygons")
         assert not (labels / "b.geojson").exists()

@@ -15,7 +15,7 @@ from glcanet_jax.data.gdal import open_raster
 from glcanet_jax.data.georeference import Georeference
 from glcanet_jax.errors import UserError
 from glcanet_jax.view import labels
-from glcanet_jax.view.labels import Changed, Drawn, Ground, Labels, Sent
+from glcanet_jax.view.labels import AREA, Changed, Drawn, Ground, Labels, Sent
 
 NAMES = ("field", "road", "<b>water</b>")
 UTM, METRES = CRS.from_epsg(32640), Affine(0.5, 0, 325000, 0, -0.5, 2790000)
@@ -50,16 +50,16 @@ def near(told, drawn):
 @pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
 def test_what_is_saved_comes_back(tmp_path, place):
     path, drawn = tmp_path / "new" / "l.geojson", Drawn("road", (SQUARE, HOLE))
-    stamp = saved(path, ground(place), drawn, Drawn("field", (SQUARE,), area=True))
+    stamp = saved(path, ground(place), drawn, Drawn(AREA, (SQUARE,)))
     told = Labels(path).read(ground(place))
-    assert [(p["name"], p["area"]) for p in told["polygons"]] == [("field", True), ("road", False)]
+    assert [p["name"] for p in told["polygons"]] == [AREA, "road"]
     near(told["polygons"][1], drawn)
     assert told["stamp"] == stamp and [p.name for p in path.parent.iterdir()] == ["l.geojson"]
 
 
 @pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
 def test_train_sees_what_was_drawn(tmp_path, place):
-    """As pixels of a folder's labels; what is around the others lies under them, whatever was drawn first."""
+    """As pixels of a folder's labels: inside of the areas a map, corrected; or, in them, nothing but what was drawn."""
     (tmp_path / "images").mkdir()
     profile = {"driver": "GTiff", "height": 80, "width": 100, "count": 3, "dtype": "uint8"}
     with open_raster(tmp_path / "images/north.tif", "w", **profile) as file:
@@ -71,16 +71,24 @@ def test_train_sees_what_was_drawn(tmp_path, place):
     entries = [{"id": i, "name": name, "rgb": f"#00000{i}"} for i, name in enumerate(NAMES)]
     (tmp_path / "classes.json").write_text(json.dumps({"classes": entries}))
     (tmp_path / "splits.json").write_text('{"train": ["north"]}')
-    (tmp_path / "labels.json").write_text('{"layers": [{"file": "labels.geojson", "attribute": "class"}]}')
-    around = ((5.2, 10.4), (70.3, 12.2), (60.1, 70.8))
-    saved(
-        tmp_path / "labels.geojson", ground(place), Drawn("road", (SQUARE, HOLE)), Drawn(NAMES[2], (around,), area=True)
+    whole, around = (
+        ((-5.0, -5.0), (105.0, -5.0), (105.0, 85.0), (-5.0, 85.0)),
+        ((5.2, 10.4), (70.3, 12.2), (60.1, 70.8)),
     )
-    (scene,) = open_dataset("folder", str(tmp_path)).scenes("train")
+    saved(tmp_path / "map.geojson", ground(place), Drawn(NAMES[2], (whole,)))
+    saved(tmp_path / "labels.geojson", ground(place), Drawn("road", (SQUARE, HOLE)), Drawn(AREA, (around,)))
     polygon = lambda *rings: {"type": "Polygon", "coordinates": [[*ring, ring[0]] for ring in rings]}  # noqa: E731
-    wanted = rasterize([(polygon(around), 2), (polygon(SQUARE, HOLE), 1)], (80, 100), fill=255, dtype=np.uint8)
-    found = scene.read_labels()
-    assert (found != wanted).sum() <= 8 and {1, 2, 255} == set(np.unique(found))  # on edges, by a rounding
+    road = (polygon(SQUARE, HOLE), 1)
+    mapped, drawn = ({"file": f"{name}.geojson", "attribute": "class"} for name in ("map", "labels"))
+    for rules, shapes, fill in (
+        ({"layers": [mapped, drawn | {"omit": [AREA]}], "annotated": {"file": "labels.geojson"}}, [(polygon(around), 2), road], 255),
+        ({"layers": [mapped, drawn | {"classes": {AREA: None}}]}, [(polygon(around), 255), road], 2),
+        ({"layers": [drawn | {"omit": [AREA]}]}, [road], 255),
+    ):  # fmt: skip
+        (tmp_path / "labels.json").write_text(json.dumps(rules))
+        (scene,) = open_dataset("folder", str(tmp_path)).scenes("train")
+        wanted = rasterize(shapes, (80, 100), fill=fill, dtype=np.uint8)
+        assert (scene.read_labels() != wanted).sum() <= 8  # on edges, by a rounding
 
 
 def test_what_is_there_stays(tmp_path):

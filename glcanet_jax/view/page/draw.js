@@ -9,6 +9,7 @@ const source = new ol.source.Vector();
 let map = null;
 let fail = null;
 let legend = { names: [], colours: [] };
+let area = ""; // what an annotated area is called, the last of the names
 let file = "";
 let stamp = "";
 let at = -1; // the scene whose polygons these are
@@ -28,12 +29,13 @@ const colourOf = (name) => legend.colours[legend.names.indexOf(name)] ?? "#88888
 
 function styleOf(feature, strong = false) {
   const colour = colourOf(feature.get("name"));
-  const lineDash = feature.get("area") ? [8, 6] : undefined;
+  const around = feature.get("name") === area;
+  const lineDash = around ? [8, 6] : undefined;
   const casing = new ol.style.Style({ stroke: new ol.style.Stroke({ color: strong ? "#000" : "rgb(255 255 255 / 85%)", width: strong ? 7 : 5 }) });
   const inner = new ol.style.Style({
-    fill: new ol.style.Fill({ color: `${colour}${feature.get("area") ? "1a" : "55"}` }),
+    fill: new ol.style.Fill({ color: `${colour}${around ? "0d" : "55"}` }),
     stroke: new ol.style.Stroke({ color: strong ? "#fff" : colour, width: 2.5, lineDash }),
-    zIndex: feature.get("area") ? 0 : 1,
+    zIndex: around ? 0 : 1,
   });
   if (!strong) return [casing, inner];
   const corners = new ol.style.Style({
@@ -49,16 +51,15 @@ function polygons() {
   return source.getFeatures().map((feature) => ({
     name: feature.get("name"),
     rings: feature.getGeometry().getCoordinates().map((ring) => ring.map(([x, y]) => [rounded(x), rounded(-y)])),
-    area: Boolean(feature.get("area")),
   }));
 }
 
 function put(told) {
   select?.getFeatures().clear();
   source.clear();
-  source.addFeatures(told.map(({ name, rings, area }) => {
+  source.addFeatures(told.map(({ name, rings }) => {
     const feature = new ol.Feature(new ol.geom.Polygon(rings.map((ring) => closed(ring.map(([x, y]) => [x, -y])))));
-    feature.setProperties({ name, area });
+    feature.set("name", name);
     return feature;
   }));
 }
@@ -110,8 +111,8 @@ function listClasses() {
   fill("d-classes", ...legend.names.map((name, i) => {
     const radio = element("input", { type: "radio", name: "d-class", value: String(i), checked: i === chosen });
     radio.addEventListener("change", () => choose(i));
-    const key = i < 9 ? element("kbd", { "aria-hidden": "true" }, String(i + 1)) : null;
-    return element("label", { title: name }, radio, element("span", { className: "swatch", style: { background: legend.colours[i] }, "aria-hidden": "true" }), element("span", {}, name), key);
+    const key = name === area ? "0" : i < 9 ? String(i + 1) : "";
+    return element("label", { title: name }, radio, element("span", { className: name === area ? "swatch around" : "swatch", style: { background: legend.colours[i] }, "aria-hidden": "true" }), element("span", {}, name), key && element("kbd", { "aria-hidden": "true" }, key));
   }));
 }
 
@@ -122,14 +123,14 @@ function choose(i) {
   if (mode === "edit") change((feature) => feature.set("name", legend.names[i]));
 }
 
+function chooseByKey(digit) {
+  const classes = legend.names.length - 1;
+  if (digit <= classes) choose(digit ? digit - 1 : classes);
+}
+
 function change(work) {
   select.getFeatures().forEach(work);
   done();
-}
-
-function setArea(on) {
-  byId("d-area").checked = on;
-  if (mode === "edit") change((feature) => feature.set("area", on));
 }
 
 function remove() {
@@ -147,7 +148,7 @@ function enter(wanted) {
   if (mode === "draw") {
     draw = new ol.interaction.Draw({ source, type: "Polygon", style: (feature) => pencil(feature) });
     draw.on("drawend", ({ feature }) => {
-      feature.setProperties({ name: legend.names[chosen], area: byId("d-area").checked });
+      feature.set("name", legend.names[chosen]);
       setTimeout(done); // the source has it then
     });
     map.addInteraction(draw);
@@ -160,7 +161,6 @@ function enter(wanted) {
       if (feature) {
         chosen = Math.max(0, legend.names.indexOf(feature.get("name")));
         byId("d-classes").querySelectorAll("input")[chosen].checked = true;
-        byId("d-area").checked = Boolean(feature.get("area"));
       }
       tell();
     });
@@ -185,7 +185,6 @@ const keys = {
   Enter: () => draw?.finishDrawing(),
   Delete: () => mode === "edit" && remove(),
   Backspace: () => (mode === "edit" ? remove() : draw?.removeLastPoint()),
-  a: () => setArea(!byId("d-area").checked),
 };
 
 function pressed(event) {
@@ -199,7 +198,7 @@ function pressed(event) {
   else if (held || event.altKey || event.target.closest("button, a")) return;
   else if (key === "d") work = () => enter("draw");
   else if (key === "e") work = () => enter("edit");
-  else if (mode !== "off" && /^[1-9]$/.test(key)) work = () => choose(Number(key) - 1);
+  else if (mode !== "off" && /^[0-9]$/.test(key)) work = () => chooseByKey(Number(key));
   else if (mode !== "off" && key in keys) work = keys[key];
   if (!work) return;
   event.preventDefault();
@@ -216,7 +215,6 @@ export function beginDraw(onMap, onFail) {
   map.addLayer(layer);
   byId("d-draw").addEventListener("click", () => enter("draw"));
   byId("d-edit").addEventListener("click", () => enter("edit"));
-  byId("d-area").addEventListener("change", (event) => setArea(event.target.checked));
   byId("d-undo").addEventListener("click", () => back(past, future));
   byId("d-redo").addEventListener("click", () => back(future, past));
   byId("d-delete").addEventListener("click", remove);
@@ -237,7 +235,8 @@ export async function loadDrawn() {
   const wanted = current;
   const told = await ask(`scene/${wanted}/labels`);
   if (wanted !== current) return;
-  [legend, file, stamp, at] = [told.legend, told.file, told.stamp, wanted];
+  [area, file, stamp, at] = [told.area, told.file, told.stamp, wanted];
+  legend = { names: [...told.legend.names, area], colours: [...told.legend.colours, "#7a7a7a"] };
   chosen = Math.min(chosen, legend.names.length - 1);
   put(told.polygons);
   [past, future] = [[], []];

@@ -174,7 +174,7 @@ async function begin() {
     ["N", "next scene", () => step(1)], ["P", "previous scene", () => step(-1)], ["S", "swipe", toggleSwipe],
     ["F", "the whole scene", () => map.getView().fit(extentOf(), { padding: [12, 12, 12, 12] })],
     ["1 – 9", "layers, from the top"], ["L", "copy a link to this view", share], ["H", "show or hide the panel", fold],
-    ["T", "colours of the page", nextTheme], ["D, E", "with --labels: draw polygons, change them"], ["1 – 9, A", "while drawing: the class; it fills what lies around the others"], ["Enter", "the pixel in the middle of the map"], ["?", "this list", () => byId("keys").showModal()],
+    ["T", "colours of the page", nextTheme], ["D, E", "with --labels: draw polygons, change them"], ["1 – 9, 0", "while drawing: the class; 0 is an annotated area"], ["Enter", "the pixel in the middle of the map"], ["?", "this list", () => byId("keys").showModal()],
   ]);
   byId("previous").addEventListener("click", () => step(-1));
   byId("next").addEventListener("click", () => step(1));
