@@ -88,9 +88,10 @@ class View:
     basemap: str | None = None
     port: Annotated[int, Range(0, 2**16 - 1)] = 0  # of this machine; 0: any that is free
     open: bool = True  # the page, in a browser
-    export: Path | None = (
-        None  # an .html file to write instead: scenes, maps and areas in one page, to send to somebody
-    )
+    # a .geojson file that polygons drawn in the page are saved to, which train takes; {scene} in its name stands for the scene's
+    labels: Path | None = None
+    # an .html file to write in place of serving: scenes, maps and areas in one page, to send to somebody
+    export: Path | None = None
     side: Annotated[int, Range(64, 4096)] = 1024  # pixels of the pictures in it, at most
 
     def __post_init__(self):
@@ -369,6 +370,8 @@ def view(argv: Sequence[str], page: tuple[str, str]) -> None:
 
     paths, folder = [Path(path) for path in args.paths], None if args.data.dir is None else Path(args.data.dir)
     if args.export is not None:
+        if args.labels is not None:
+            raise UserError("--labels is for drawing, and --export writes a page and ends; give one of them")
         path = export.export_page(paths, args.export, args.side, args.data.dataset, folder)
         print(f"written to {path}, {path.stat().st_size / 1e6:.1f} MB")
         return

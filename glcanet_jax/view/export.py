@@ -106,7 +106,10 @@ def _layer(
     values, valid = settled(chores, lambda: plane.read(place.box, place.shape))
     ids = _small(np.where(valid, values[..., 0], IGNORE).astype(np.uint8), opened, side)
     whole = counts.of_whole(plane, legend, opened.place, told)
-    entries = look.legend(whole["rows"], legend.palette)
+    rows = whole["rows"]
+    if not whole["exact"]:  # no more digits than there are
+        rows = [row | {"pixels": int(float(f"{row['pixels']:.3g}"))} for row in rows]
+    entries = look.legend(rows, legend.palette)
     if not whole["exact"]:
         entries = [entry._replace(amount=f"≈ {entry.amount}") for entry in entries]
     return sheet.Layer(

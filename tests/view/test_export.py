@@ -210,3 +210,20 @@ def test_many_scenes_are_shown_smaller(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(export, "ALL", 100)
     with pytest.raises(UserError, match="too many for a page"):
         export.export_page([tmp_path], tmp_path / "page.html")
+
+
+def test_the_command(tmp_path, monkeypatch, capsys):
+    """What is given reaches the server, or the page."""
+    pytest.importorskip("rio_tiler", reason="the extra view is not installed")
+    from glcanet_jax import __main__
+    from glcanet_jax.view import serving
+
+    given = []
+    monkeypatch.setattr(serving, "serve", lambda *words: given.extend(words))
+    scene, page = str(made.write(tmp_path / "a.tif", made.noise(3, 20, 30))), ("glcanet view", "")
+    __main__.view([scene, "--labels", "labels/{scene}.geojson", "--no-open"], page)
+    assert given == [[Path(scene)], None, None, None, 0, False, Path("labels/{scene}.geojson")]
+    __main__.view([scene, "--export", str(tmp_path / "page.html"), "--side", "64"], page)
+    assert "page.html, 0.0 MB" in capsys.readouterr().out and (tmp_path / "page.html").exists()
+    with pytest.raises(UserError, match="give one of them"):
+        __main__.view([scene, "--export", "page.html", "--labels", "l.geojson"], page)
