@@ -341,11 +341,17 @@ def _drawn_on(viewer: Viewer, request: Any) -> tuple[Ground, Legend]:
 
 def _ground(viewer: Viewer, at: int, opened: Opened) -> tuple[Ground, Legend] | None:
     """What is drawn on, and the classes: those beside the labels, else the truth's or a map's; None where nobody says some."""
+    seen = [made.legend for made in opened.maps]
+    seen += [opened.truth_legend] if opened.truth_legend is not None else []
     table = viewer.labels.classes
-    legends = [legend_of_table(table)] if table is not None else []
-    legends += [opened.truth_legend] if opened.truth_legend is not None else []
-    legends += [made.legend for made in opened.maps]
-    if not legends:
+    if table is None and not seen:
         return None
-    name = viewer.gallery.items[at].name
-    return Ground(name, opened.height, opened.width, opened.place, legends[0].names), legends[0]
+    legend = seen[-1] if table is None else legend_of_table(table)
+    shown = {
+        name.casefold(): colour
+        for other in reversed(seen)
+        for name, colour in zip(other.names, other.palette, strict=True)
+    }
+    colours = (shown.get(name.casefold(), own) for name, own in zip(legend.names, legend.palette, strict=True))
+    ground = Ground(viewer.gallery.items[at].name, opened.height, opened.width, opened.place, legend.names)
+    return ground, Legend(legend.names, tuple(colours))

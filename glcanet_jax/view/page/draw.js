@@ -230,11 +230,12 @@ export async function loadDrawn() {
   if (mode !== "off") enter(mode);
   at = -1;
   put([]);
-  byId("s-draw").hidden = !scene.draws;
+  byId("s-draw").hidden = true; // until it is known what there is
   if (!scene.draws) return;
   const wanted = current;
   const told = await ask(`scene/${wanted}/labels`);
   if (wanted !== current) return;
+  byId("s-draw").hidden = false;
   [area, file, stamp, at] = [told.area, told.file, told.stamp, wanted];
   legend = { names: [...told.legend.names, area], colours: [...told.legend.colours, "#7a7a7a"] };
   chosen = Math.min(chosen, legend.names.length - 1);
