@@ -115,16 +115,18 @@ def draw(prediction: Any, truth: np.ndarray, count: int) -> list[Drawn]:
 
 
 def make_folder(root: Path, image: np.ndarray, sample: Dataset) -> Path:
-    """What docs/view.md has a user lay out: the scene and its classes."""
+    """What docs/view.md has a user lay out: the scene, whose path is returned, and its classes."""
     from PIL import Image
 
     (root / "images").mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(root / "images" / f"{SCENE}.png")
+    path = root / "images" / f"{SCENE}.png"
+    if not path.exists():  # or it would have to be mapped again
+        Image.fromarray(image).save(path)
     pairs = enumerate(zip(sample.classes.names, sample.classes.palette, strict=True))
     entries = [{"id": i, "name": name, "rgb": f"#{bytes(colour).hex()}"} for i, (name, colour) in pairs]
     report.write_json(root / "classes.json", {"classes": entries})
     report.write_json(root / "splits.json", {"train": [SCENE]})
-    return root
+    return path
 
 
 # ----------------------------------------------------------------------------------------------------- what it is worth
@@ -151,7 +153,7 @@ class Trial:
         self.begun = segmenter.load("demo")
         self.folders = {kind: options.work / kind.replace(" ", "-") for kind in RULES}
         for kind, root in self.folders.items():
-            path = make_folder(root, self.image, self.sample) / "images" / f"{SCENE}.png"
+            path = make_folder(root, self.image, self.sample)
             prediction = self.begun.predict(path, out=root / "maps", confidence=True, polygons="geojson")
             self.drawn = draw(prediction, self.truth, options.polygons)
             report.write_json(root / "labels.json", RULES[kind])
