@@ -21,6 +21,7 @@ from glcanet_jax.view.rasters import Box
 NO_CLASSES = (
     "nothing can be drawn here, for no classes are known: put a classes.json beside the labels, or name a map, too"
 )
+RANGES = 500  # ranges of values that are kept
 SHARES = {"none": None, "98": 0.02, "99.8": 0.001, "full": 0.0}  # left out at both ends when values are stretched
 
 
@@ -91,6 +92,8 @@ class Viewer:
             )
         key = id(opened), tuple(bands), word
         if key not in self._ranges:
+            if len(self._ranges) >= RANGES:
+                self._ranges.clear()
             plane = opened.image.plane(bands or opened.image.looking)
             self._ranges[key] = tiles.ranges(plane, SHARES[word])
         return self._ranges[key]

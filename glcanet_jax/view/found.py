@@ -8,6 +8,7 @@ from typing import Any
 
 from glcanet_jax.data.own_maps import RASTERS, SUFFIX, is_map
 from glcanet_jax.data.provenance import stamp
+from glcanet_jax.data.scenes import leaves
 from glcanet_jax.errors import UserError
 from glcanet_jax.maps import map_report
 from glcanet_jax.maps.inputs import SUFFIXES
@@ -77,6 +78,11 @@ def named_source(report: dict[str, Any]) -> Path | None:
         return None
     same = stamp(path)[1:3] == [identity.get("bytes"), identity.get("mtime_ns")]
     return Path(path) if same else None
+
+
+def files_of(scene: Any) -> list[tuple[Path, bool]]:
+    """The files behind a dataset's scene, whatever it is put together from, and whether each holds labels."""
+    return [file for leaf in leaves(scene) for file in getattr(leaf, "read_from", lambda: ())()]
 
 
 def rasters_in(folder: Path) -> Iterator[Path]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from glcanet_jax.data.gdal import look_at
 from glcanet_jax.data.guard import check_file
 from glcanet_jax.data.own_maps import RASTERS, SUFFIX
 from glcanet_jax.errors import UserError
@@ -14,6 +15,7 @@ from glcanet_jax.view.found import (
     MapFiles,
     Run,
     SceneFiles,
+    files_of,
     is_dataset,
     is_run,
     map_of,
@@ -51,7 +53,7 @@ class Gathering:
         elif _is_class_map(path):
             self._maps.append(MapFiles(path.parent.resolve().name, name if end == CLASSES else path.stem, path))
         else:
-            self._add_image(path)
+            self._add_image(path, named=True)
 
     def _add_folder(self, folder: Path) -> None:
         try:
@@ -76,9 +78,17 @@ class Gathering:
         except OSError as error:
             raise UserError(f"{folder} cannot be read ({error.strerror}); name another folder") from error
 
-    def _add_image(self, path: Path) -> None:
-        if not self.allowed.holds(path):
-            self.notes.append(f"{path} is a link that leads out of what was given, and is not shown; name it itself")
+    def _add_image(self, path: Path, named: bool = False) -> None:
+        """``named``: by the user, who means what it draws from, too."""
+        try:
+            drawn = (path,) if named else look_at(path).files
+        except UserError as error:
+            self.notes.append(str(error))
+            return
+        outside = [file for file in drawn if not self.allowed.holds(file)]
+        if outside:
+            what = "is a link that leads" if outside[0] == path else f"draws from {outside[0]},"
+            self.notes.append(f"{path} {what} out of what was given, and is not shown; name it itself")
             return
         self._scenes.setdefault(os.path.realpath(path), SceneFiles(path.stem, image=path))
 
@@ -95,7 +105,7 @@ class Gathering:
             for scene in scenes:
                 image = getattr(scene, "image", None)
                 key = os.path.realpath(image) if isinstance(image, Path) else (dataset.title, scene.name)
-                refused = [path for path, _ in _files_of(scene) if not self.allowed.holds(path)]
+                refused = [path for path, _ in files_of(scene) if not self.allowed.holds(path)]
                 if refused:
                     self.notes.append(
                         f"{refused[0]} is a link that leads out of what was given, and {scene.name} is not shown; name it, too"
@@ -137,13 +147,6 @@ class Gathering:
                 return found
         key = files.name if source is None else os.path.realpath(source)
         return self._scenes.setdefault(key, SceneFiles(files.name, size=size))
-
-
-def _files_of(scene: Any) -> list[tuple[Path, bool]]:
-    """The files behind a scene, whatever it is put together from."""
-    from glcanet_jax.data.scenes import leaves
-
-    return [file for leaf in leaves(scene) for file in getattr(leaf, "read_from", lambda: ())()]
 
 
 def _is_class_map(path: Path) -> bool:

@@ -16,7 +16,7 @@ from glcanet_jax.data.raster import RasterSource
 from glcanet_jax.errors import UserError
 from glcanet_jax.view import rasters
 from glcanet_jax.view.chores import Chores
-from glcanet_jax.view.found import Allowed, MapFiles, Run, SceneFiles, named_source
+from glcanet_jax.view.found import Allowed, MapFiles, Run, SceneFiles, files_of, named_source
 from glcanet_jax.view.gallery import Image, Legend, Map, Opened
 from glcanet_jax.view.planes import Plane, RasterPlane, ScenePlane
 from glcanet_jax.view.shrunk import ShrunkPlane
@@ -66,6 +66,8 @@ class Opener:
         """Image, size and place, as far as they are known; and the file that the image is, if it is one."""
         if found.scene is not None:
             scene = found.scene
+            for file, _ in files_of(scene):
+                self.allowed.check(file)
             path = getattr(scene, "image", None)
             place = _place_of(path) if isinstance(path, Path) else Georeference()
             return self._of_scene(scene), (scene.height, scene.width), place, path if isinstance(path, Path) else None

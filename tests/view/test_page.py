@@ -1,6 +1,7 @@
 """The page in a real browser: what is drawn, what its controls do, on a desk and on a phone, in the light and in the dark."""
 
 import contextlib
+import http.server
 import io
 import os
 import shutil
@@ -23,12 +24,15 @@ HOSTILE = "<img src=x onerror=document.title='taken'>"
 
 
 @contextlib.contextmanager
-def served(*paths):
+def served(*paths, basemap=None):
     """The address of a server of paths."""
     from glcanet_jax.view.server import application
     from glcanet_jax.view.serving import HOST, listening, viewer_of
 
-    with viewer_of([made.Path(path) for path in paths]) as viewer, contextlib.closing(listening(0)) as sock:
+    with (
+        viewer_of([made.Path(path) for path in paths], basemap=basemap) as viewer,
+        contextlib.closing(listening(0)) as sock,
+    ):
         port = sock.getsockname()[1]
         app = application(viewer, TOKEN, lambda: {f"{HOST}:{port}"})
         server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
@@ -52,6 +56,35 @@ def scene(tmp_path_factory):
     made.map_of(place / HOSTILE, "field_1", labels, path)
     with served(place / "data", place / "maps", place / HOSTILE) as url:
         yield url
+
+
+@contextlib.contextmanager
+def tiles_of(path):
+    """The address of a base map: a raster in Web Mercator, as rio-tiler warps it."""
+    from rio_tiler.errors import TileOutsideBounds
+    from rio_tiler.io import Reader
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            z, x, y = map(int, self.path.removesuffix(".png").split("/")[1:])
+            try:
+                with Reader(str(path)) as raster:
+                    body = raster.tile(x, y, z).render(img_format="PNG")
+            except TileOutsideBounds:
+                body = b""
+            self.send_response(200)
+            self.send_header("Access-Control-Allow-Origin", "*")
+            self.send_header("Content-Type", "image/png")
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}/{{z}}/{{x}}/{{y}}.png"
+        server.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -179,3 +212,27 @@ def test_on_a_phone_in_the_dark(scene, page):
       e.getAttribute('aria-label') || e.getAttribute('aria-labelledby') || e.textContent.trim() || e.labels?.length || e.role === 'status'
     )).map((e) => e.outerHTML)"""
     assert opened.evaluate(names) == []
+
+
+def test_a_base_map_lies_under_a_rotated_scene(tmp_path, page):
+    """The scene itself as base map, warped by others: each quarter of it is where it was."""
+    from rasterio import Affine
+
+    quarters = np.array([[(250, 0, 0), (0, 250, 0)], [(0, 0, 250), (250, 250, 0)]], np.uint8)
+    image = np.moveaxis(quarters.repeat(200, 0).repeat(200, 1), -1, 0)
+    place = Affine.translation(330000, 2780000) @ Affine.rotation(20) @ Affine.scale(2, -2)
+    path = made.write(tmp_path / "turned.tif", image, crs="EPSG:32640", transform=place)
+    with tiles_of(path) as basemap, served(path, basemap=basemap) as url:
+        opened = page(url + "#view=[200,200,0.6,0]")
+        opened.locator("#layers").get_by_label("scene", exact=True).uncheck()
+        opened.wait_for_timeout(1500)
+        settled(opened)
+        from PIL import Image
+
+        picture = Image.open(io.BytesIO(opened.screenshot())).convert("RGB")
+        box = opened.locator("#map").bounding_box()
+        for row, column in np.ndindex(2, 2):
+            for far in (30, 150):
+                step = [(far if at else -far) / 0.6 for at in (column, row)]
+                at = round(box["x"] + box["width"] / 2 + step[0]), round(box["y"] + box["height"] / 2 + step[1])
+                np.testing.assert_allclose(picture.getpixel(at), quarters[row, column], atol=12)

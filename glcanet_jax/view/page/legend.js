@@ -16,13 +16,18 @@ const sources = () => {
   return scene.truth ? [...named, ["truth", "truth"]] : named;
 };
 
-const legendOf = () => (state.counted === "truth" ? scene.truth : scene.maps[Number(state.counted)]?.legend);
+// Whose areas are told: what was chosen, else the first map, else the truth.
+function countedNow() {
+  const known = sources().map(([key]) => key);
+  return known.includes(state.counted) ? state.counted : known[0];
+}
+
+const legendOf = () => (countedNow() === "truth" ? scene.truth : scene.maps[Number(countedNow())]?.legend);
 
 export function makeLegend() {
   const known = sources();
-  if (!known.some(([key]) => key === state.counted)) state.counted = known[0]?.[0] ?? "0";
   byId("s-classes").hidden = known.length === 0;
-  fill("counted", ...choices(known, state.counted));
+  fill("counted", ...choices(known, countedNow()));
   byId("of-whom").hidden = known.length < 2;
   inView = null;
   wholeTruth = null;
@@ -42,7 +47,7 @@ export function beginLegend(view) {
 function drawLegend() {
   const legend = legendOf();
   if (!legend) return;
-  const whole = state.counted === "truth" ? wholeTruth : scene.maps[Number(state.counted)].whole;
+  const whole = countedNow() === "truth" ? wholeTruth : scene.maps[Number(countedNow())].whole;
   const cell = (row, exact) => {
     if (!row) return [""];
     const about = exact ? "" : "≈ ";
@@ -81,11 +86,11 @@ export async function countView(extent) {
   const box = [-extent[3], extent[0], -extent[1], extent[2]].map((side, i) => (i < 2 ? Math.floor(side) : Math.ceil(side)));
   try {
     const at = number;
-    const counted = state.counted;
+    const counted = countedNow();
     const seen = box[2] > 0 && box[3] > 0 && box[0] < scene.height && box[1] < scene.width;
     const told = seen ? await askAreas(`scene/${at}/areas`, { box: box.join(","), map: counted }) : null;
     if (counted === "truth" && !wholeTruth) wholeTruth = await askAreas(`scene/${at}/areas`, { map: "truth" });
-    if (at !== number || counted !== state.counted) return;
+    if (at !== number || counted !== countedNow()) return;
     inView = told;
     drawLegend();
   } catch (error) {

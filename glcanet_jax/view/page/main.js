@@ -69,15 +69,19 @@ async function watch() {
   if (busyBefore) polling = setTimeout(() => watch().catch(fail), 1500);
 }
 
+// What was made meanwhile comes into sight: maps that are there now, and parts of overviews.
 async function renew(goesOn) {
-  const waited = scene.maps.map(({ ready, state: at }) => `${ready}${at}`).join();
-  if (scene.maps.some(({ ready }) => !ready)) await reloadScene();
-  if (waited !== scene.maps.map(({ ready, state: at }) => `${ready}${at}`).join()) furnish();
-  else if (!goesOn || working()) redraw();
+  const known = () => scene.maps.map(({ ready, state: at }) => `${ready}${at}`).join();
+  const [before, at] = [known(), number];
+  await reloadScene();
+  if (at !== number) return;
+  if (before !== known()) furnish();
+  else if (!goesOn || drawing()) redraw();
+  else return;
   recount();
 }
 
-const working = () => [...byId("told").querySelectorAll(".working")].some((line) => line.textContent.startsWith("overview") || line.textContent.startsWith("tiles"));
+const drawing = () => [...byId("told").querySelectorAll(".working")].some(({ textContent: words }) => /^(overview|tiles) /.test(words));
 
 // --------------------------------------------------------------------------------------------------------------- scenes
 async function show(wanted, keep = false) {

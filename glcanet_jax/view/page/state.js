@@ -9,7 +9,7 @@ export const state = {
   stretch: "",
   swipe: null, // [left layer, right layer, share of the width]
   pixel: null, // [row, column]
-  counted: "0", // the map whose areas are told, or truth
+  counted: null, // the map whose areas are told, or truth; none: the first
 };
 
 const read = (text) => {
@@ -31,7 +31,7 @@ const rules = {
   stretch: (v) => ["", "none", "98", "99.8", "full"].includes(v),
   swipe: (v) => v === null || (Array.isArray(v) && v.length === 3 && typeof v[0] === "string" && typeof v[1] === "string" && v[2] >= 0 && v[2] <= 1),
   pixel: (v) => v === null || isNumbers(v, 2),
-  counted: (v) => typeof v === "string",
+  counted: (v) => v === null || typeof v === "string",
 };
 
 // Take what the address says; what it says wrongly is left as it was. Returns whether another scene is named.
@@ -51,7 +51,7 @@ export function keepAddress() {
 }
 
 export function addressOf() {
-  const empty = { view: null, layers: {}, off: [], bands: [], stretch: "", swipe: null, pixel: null, counted: "0", scene: -1 };
+  const empty = { view: null, layers: {}, off: [], bands: [], stretch: "", swipe: null, pixel: null, counted: null, scene: -1 };
   const said = Object.entries(state).filter(([key, value]) => JSON.stringify(value) !== JSON.stringify(empty[key]));
   return new URLSearchParams(said.map(([key, value]) => [key, JSON.stringify(value)])).toString();
 }
