@@ -13,7 +13,7 @@ from glcanet_jax.view.gallery import Legend
 from glcanet_jax.view.planes import Plane
 from glcanet_jax.view.rasters import Box
 
-EXACT = 2**21  # pixels: windows of no more are counted one by one
+EXACT = 2**22  # pixels: windows of no more are counted one by one
 
 
 def of_window(plane: Plane, legend: Legend, place: Georeference, box: Box) -> dict[str, Any]:

@@ -51,8 +51,8 @@ function drawLegend() {
   const cell = (row, exact) => {
     if (!row) return [""];
     const about = exact ? "" : "≈ ";
-    const amount = row.hectares === null ? `${grouped(row.pixels)} px` : `${about}${hectares(row.hectares)} ha`;
-    return [`${row.percent.toFixed(1)} %`, element("small", {}, amount)];
+    const amount = row.hectares === null ? `${grouped(row.pixels)} px` : `${hectares(row.hectares)} ha`;
+    return [`${row.percent.toFixed(1)} %`, element("small", {}, `${about}${amount}`)];
   };
   const head = element("tr", {}, element("th", { scope: "col" }, "class"), element("th", { scope: "col" }, "in view"), element("th", { scope: "col" }, "whole"));
   byId("legend").tHead.replaceChildren(head);

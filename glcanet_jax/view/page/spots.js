@@ -58,7 +58,7 @@ async function find() {
 
 function spotRow(window, i, words) {
   const button = element("button", { type: "button" },
-    element("span", {}, `${i + 1}. row ${window.top}, column ${window.left}`), element("b", {}, `${percent(window.value)} ${words}`));
+    element("span", {}, `${i + 1}. row ${window.top}, col. ${window.left}`), element("b", {}, `${percent(window.value)} ${words}`));
   button.addEventListener("click", () => flyTo(window));
   return element("li", {}, button);
 }
