@@ -88,8 +88,8 @@ def serving(*paths: Path):
         process.wait()
 
 
-def opened(url: str, executable: str) -> tuple[float, list[str]]:
-    """Seconds until the page has drawn what it shows first, and what its console said."""
+def opened(url: str, executable: str) -> tuple[float, float, list[str]]:
+    """Seconds until the page has drawn what it shows first, those of CPU of server and browser, and what the console said."""
     from playwright.sync_api import sync_playwright
 
     said: list[str] = []
@@ -98,12 +98,12 @@ def opened(url: str, executable: str) -> tuple[float, list[str]]:
         page = browser.new_page(viewport={"width": 1280, "height": 800})
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
-        start = time.perf_counter()
+        start, before = time.perf_counter(), descendants_processor()
         page.goto(url)
         page.wait_for_selector("body[data-drawn='1']")
-        seconds = time.perf_counter() - start
+        seconds, used = time.perf_counter() - start, descendants_processor() - before
         browser.close()
-    return seconds, said
+    return seconds, used, said
 
 
 def tile(url: str, layer: str, z: int, x: int, y: int) -> float:
@@ -120,10 +120,25 @@ def memory(process: subprocess.Popen) -> float:
     return int(re.search(r"RssAnon:\s+(\d+)", text)[1]) / 1024
 
 
-def processor(process: subprocess.Popen) -> float:
-    """Seconds of CPU that it has used."""
-    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+def processor(pid: int) -> float:
+    """Seconds of CPU that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def descendants_processor() -> float:
+    """The same of all that this process has started, and they."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    ours, total = {os.getpid()}, 0.0
+    for pid in sorted(parents):
+        if parents[pid] in ours:
+            ours.add(pid)
+            with contextlib.suppress(OSError):
+                total += processor(pid)
+    return total
 
 
 def main() -> None:
@@ -131,16 +146,18 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("build/view"))
     parser.add_argument("--side", type=int, default=30_000)
     parser.add_argument("--tiles", type=int, default=2000)
+    parser.add_argument("--openings", type=int, default=3)
     parser.add_argument("--chromium", default="/usr/bin/chromium")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     make(args.folder, args.side)
     rng, finest = np.random.default_rng(0), int(np.ceil(np.log2(args.side / 256)))
     with serving(args.folder) as (url, process):
-        openings = [opened(url, args.chromium) for _ in range(3)]
-        told = {"open_s": [round(seconds, 2) for seconds, _ in openings], "console": openings[0][1]}
+        openings = [opened(url, args.chromium) for _ in range(args.openings)]
+        told = {"open_s": [round(seconds, 2) for seconds, *_ in openings]}
+        told |= {"open_cpu_s": [round(used, 2) for _, used, _ in openings], "console": openings[0][2]}
         times: dict[str, list[float]] = {layer: [] for layer in LAYERS}
-        memories, before = [], processor(process)
+        memories, before = [], processor(process.pid)
         for i in range(args.tiles):
             z = int(rng.integers(0, finest + 1))
             span = int(np.ceil(args.side / 256 / 2 ** (finest - z)))
@@ -149,7 +166,7 @@ def main() -> None:
             if i % (args.tiles // 10) == 0:
                 memories.append(round(memory(process), 1))
         memories.append(round(memory(process), 1))
-        told["cpu_ms_a_tile"] = round(1e3 * (processor(process) - before) / args.tiles, 1)
+        told["cpu_ms_a_tile"] = round(1e3 * (processor(process.pid) - before) / args.tiles, 1)
     for layer, values in times.items():
         ordered = sorted(values)
         told[layer] = {

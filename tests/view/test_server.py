@@ -329,3 +329,127 @@ def test_what_cannot_be_looked_at_is_told_in_a_line(tmp_path, make, words):
 def test_addresses_of_base_maps_are_looked_at(folder, url):
     with pytest.raises(UserError, match="--basemap"), asking(folder[0] / "maps", basemap=url):
         pass
+
+
+# ------------------------------------------------------------------------------------- what is made while it is looked at
+def test_large_scenes_without_overviews_get_their_own(tmp_path):
+    """From afar nothing is there until they were made; from near all is, at once."""
+    image = np.repeat(np.arange(0, 250, dtype=np.uint8)[None, :, None], 160, axis=2).repeat(16, axis=1)  # [1, 4000, 160]
+    tiled = {"tiled": True, "blockxsize": 64, "blockysize": 64, "compress": "deflate"}
+    path = made.write(tmp_path / "long.tif", image, **tiled)
+    with asking(path) as ask:
+        first = ask.tile("0/image/0/0/0")
+        np.testing.assert_array_equal(ask.tile("0/image/4/0/3")[:, 0, 0], image[0, 768:1024, 0])
+        ask.wait("api/status", lambda told: told["chores"] == [])
+        whole = ask.tile("0/image/0/0/0")
+    assert not first.any()
+    np.testing.assert_array_equal(whole[:250, 0, 0], np.arange(250))
+    assert whole[:250, :10, 3].all() and not whole[250:].any() and not whole[:, 10:].any()
+
+
+def test_pictures_without_random_access_are_copied_into_tiles(tmp_path, monkeypatch):
+    from PIL import Image
+
+    from glcanet_jax.data import raster
+
+    monkeypatch.setattr(raster, "STAGING_SIDE", 100)
+    rgba = np.moveaxis(made.noise(4, 200, 130), 0, -1)
+    rgba[..., 3] = 255
+    rgba[:50, :50, 3] = 0
+    Image.fromarray(rgba).save(tmp_path / "picture.png")
+    with asking(tmp_path / "picture.png") as ask:
+        ask.tile("0/image/0/0/0")
+        ask.wait("api/status", lambda told: told["chores"] == [])
+        got = ask.tile("0/image/0/0/0")[:200, :130]
+    np.testing.assert_array_equal(got[..., 3], rgba[..., 3])
+    np.testing.assert_array_equal(got[50:, 50:], rgba[50:, 50:])
+
+
+def test_a_run_maps_what_is_looked_at(tmp_path, monkeypatch):
+    from glcanet_jax.maps import mapping
+    from glcanet_jax.weights import DEMO
+
+    ids, run, asked = made.blocks(90, 80), tmp_path / "run", []
+    scene = made.write(tmp_path / "scene.tif", made.noise(3, 90, 80))
+    run.mkdir()
+    (run / "config.json").write_text("{}")
+    os.symlink(DEMO, run / "best.safetensors")
+
+    def map_scenes(scenes, weights, out, options):
+        asked.append((scenes, weights, options.confidence, options.probabilities))
+        made.map_of(out, "scene", ids, scene, np.full((90, 80), 100, np.uint8))
+        made.write(out / "scene_probabilities.tif", np.full((5, 90, 80), 50, np.uint8))
+        told = json.loads((out / "scene.report.json").read_text())
+        told["outputs"]["probabilities"] = "scene_probabilities.tif"
+        (out / "scene.report.json").write_text(json.dumps(told))
+
+    monkeypatch.setattr(mapping, "map_scenes", map_scenes)
+    with asking(run, scene) as ask:
+        (first,) = ask.json("api/scene/0")["maps"]
+        told = ask.wait("api/scene/0", lambda told: told["maps"][0]["ready"])
+        assert ask.tile("0/classes-0/0/0/0")[:90, :80, 3].all()
+    assert first["label"] == "run" and first["network"] == "branch"
+    assert told["maps"][0]["confidence"] and told["maps"][0]["probabilities"] and not told["maps"][0]["attention"]
+    assert asked == [([scene], run / "best.safetensors", True, True)]
+
+
+def test_attention_of_a_pixel_is_what_the_network_weighs(folder, monkeypatch):
+    from types import SimpleNamespace
+
+    from glcanet_jax.inference import attention_maps
+    from glcanet_jax.view.attention import Attention
+
+    place, *_ = folder
+    weights = np.array([[[0.1, 0.3], [0, 0.6]], [[0.3, 0.1], [0, 0.6]]], np.float32)
+    found = attention_maps.AttentionMap(weights, weights[0] > 0, 5, (0, 0, 200, 200), (50, 50, 100, 100), (1, 1))
+    seen = []
+    monkeypatch.setattr(attention_maps, "attention_map", lambda predictor, scene, pixel: seen.append(pixel) or found)
+    monkeypatch.setattr(Attention, "_model", lambda self, weights: SimpleNamespace(predictor=None))
+    monkeypatch.setattr(Attention, "_scene", lambda self, opened, model: (None, lambda: None))
+    with asking(place / "maps") as ask:
+        assert "needs the weights of a GLCANet" in ask.json("api/scene/0/attention?map=0&row=9&column=7")["problem"]
+        opened = ask.viewer.gallery.items[0].opened()
+        opened.maps[0].network, opened.maps[0].weights = "glcanet", place
+        assert ask.json("api/scene/0")["maps"][0]["attention"]
+        told = ask.json("api/scene/0/attention?map=0&row=9&column=7")
+    assert seen == [(9, 7)] and told["visible"] == [[1, 1], [0, 1]] and told["largest"] == pytest.approx(0.6)
+    np.testing.assert_allclose(told["weights"], weights.mean(0) / 0.6, atol=1e-4)
+    assert told["context"] == [0, 0, 200, 200] and told["patch"] == [50, 50, 100, 100]
+
+
+def test_what_is_missing_is_told_in_a_line(monkeypatch):
+    import sys
+
+    from glcanet_jax.view import serving
+
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(
+        UserError, match=r"view needs uvicorn, which is not installed; pip install 'glcanet-jax\[view\]'"
+    ):
+        serving.check_installed()
+
+
+def test_a_port_that_is_taken_is_told():
+    import contextlib
+
+    from glcanet_jax.view.serving import listening
+
+    with contextlib.closing(listening(0)) as sock:
+        sock.listen()
+        with pytest.raises(UserError, match="another --port"):
+            listening(sock.getsockname()[1])
+
+
+def test_a_mosaic_in_a_folder_draws_from_what_was_given_alone(tmp_path):
+    from rasterio.shutil import copy
+
+    outside = made.write(tmp_path / "outside.tif", made.noise(3, 20, 20))
+    inside = tmp_path / "given"
+    inside.mkdir()
+    made.write(inside / "own.tif", made.noise(3, 20, 20))
+    copy(outside, inside / "mosaic.vrt", driver="VRT")
+    with asking(inside) as ask:
+        told = ask.json("api/gallery")
+        assert [scene["name"] for scene in told["scenes"]] == ["own"] and "outside.tif" in told["notes"][0]
+    with asking(inside, tmp_path / "outside.tif") as ask:
+        assert {scene["name"] for scene in ask.json("api/gallery")["scenes"]} == {"own", "mosaic", "outside"}
