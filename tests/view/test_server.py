@@ -334,7 +334,9 @@ def test_addresses_of_base_maps_are_looked_at(folder, url):
 # ------------------------------------------------------------------------------------- what is made while it is looked at
 def test_large_scenes_without_overviews_get_their_own(tmp_path):
     """From afar nothing is there until they were made; from near all is, at once."""
-    image = np.repeat(np.arange(0, 250, dtype=np.uint8)[None, :, None], 160, axis=2).repeat(16, axis=1)  # [1, 4000, 160]
+    image = np.repeat(np.arange(0, 250, dtype=np.uint8)[None, :, None], 160, axis=2).repeat(
+        16, axis=1
+    )  # [1, 4000, 160]
     tiled = {"tiled": True, "blockxsize": 64, "blockysize": 64, "compress": "deflate"}
     path = made.write(tmp_path / "long.tif", image, **tiled)
     with asking(path) as ask:
