@@ -81,6 +81,7 @@ def listening(port: int) -> socket.socket:
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((HOST, port))
+        sock.listen(128)  # a browser that is faster than the server waits for it
     except OSError as error:
         sock.close()
         raise UserError(

@@ -1,24 +1,27 @@
 """A page in headless Chromium: what it asks for, and what it complains of."""
 
 import contextlib
+import os
 import shutil
 import threading
-import time
+from pathlib import Path
 
 import pytest
+
+from tests.view.made import TOKEN
 
 CHROMIUM = "chromium", "chromium-browser", "google-chrome"
 
 
 @contextlib.contextmanager
 def browser():
-    """Chromium, without its sandbox; the test is skipped where it is missing."""
+    """Chromium; the test is skipped where it is missing."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     path = next(filter(None, map(shutil.which, CHROMIUM)), None)
     if path is None:
         pytest.skip("there is no Chromium here")
     with playwright.sync_playwright() as driver:
-        made = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        made = driver.chromium.launch(executable_path=path, args=["--no-sandbox"] if os.getuid() == 0 else [])
         try:
             yield made
         finally:
@@ -51,25 +54,21 @@ def page_of(chromium, url, *, width=1100, height=800, scheme="light", allowed=()
 
 
 @contextlib.contextmanager
-def served(paths, **options):
-    """The address of a server in this process, and what it serves."""
-    pytest.importorskip("uvicorn")
-    pytest.importorskip("rio_tiler")
-    import uvicorn
-
-    from glcanet_jax.view import serving
+def served(*paths, **options):
+    """The address of a server of paths, in this process."""
+    uvicorn = pytest.importorskip("uvicorn", reason="the extra view is not installed")
+    pytest.importorskip("rio_tiler", reason="the extra view is not installed")
     from glcanet_jax.view.server import application
+    from glcanet_jax.view.serving import HOST, listening, viewer_of
 
-    with serving.viewer_of(paths, **options) as viewer, contextlib.closing(serving.listening(0)) as sock:
+    with viewer_of([Path(path) for path in paths], **options) as viewer, contextlib.closing(listening(0)) as sock:
         port = sock.getsockname()[1]
-        app = application(viewer, "token", lambda: {f"127.0.0.1:{port}"})
+        app = application(viewer, TOKEN, lambda: {f"{HOST}:{port}"})
         server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off", timeout_graceful_shutdown=1))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
         thread.start()
-        while not server.started:
-            time.sleep(0.01)
         try:
-            yield f"http://127.0.0.1:{port}/token/", viewer
+            yield f"http://{HOST}:{port}/{TOKEN}/"
         finally:
             server.should_exit = True
             thread.join(timeout=20)

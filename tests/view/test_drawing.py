@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(folder):
-    with served([folder / "maps"], labels=folder / "labels" / "{scene}.geojson") as (url, viewer):
+    with served(folder / "maps", labels=folder / "labels" / "{scene}.geojson") as url:
         yield url, folder / "labels"
 
 
@@ -144,7 +144,7 @@ def test_what_the_endpoint_refuses(server, path, body, headers, status, told):
 
 
 def test_nothing_is_drawn_where_no_file_is_named(folder):
-    with served([folder / "maps"]) as (url, _):
+    with served(folder / "maps") as url:
         assert post(url, "api/scene/0/labels", EMPTY)[0] == 404
         with browser() as chromium, page_of(chromium, url, allowed=(url,)) as page:
             page.wait_for_selector("#legend label")

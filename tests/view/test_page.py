@@ -3,44 +3,21 @@
 import contextlib
 import http.server
 import io
-import os
-import shutil
 import threading
 
 import numpy as np
 import pytest
 
+from tests.view import browser as browsers
 from tests.view import made
-from tests.view.made import COLOURS, NAMES, TOKEN
+from tests.view.browser import served
+from tests.view.made import COLOURS, NAMES
 
 pytest.importorskip("rio_tiler", reason="the extra view is not installed")
-uvicorn = pytest.importorskip("uvicorn", reason="the extra view is not installed")
-driver = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 # rasterio's own, of affine
 pytestmark = pytest.mark.filterwarnings("ignore:Use `@` matmul:PendingDeprecationWarning")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 HOSTILE = "<img src=x onerror=document.title='taken'>"
-
-
-@contextlib.contextmanager
-def served(*paths, basemap=None):
-    """The address of a server of paths."""
-    from glcanet_jax.view.server import application
-    from glcanet_jax.view.serving import HOST, listening, viewer_of
-
-    with (
-        viewer_of([made.Path(path) for path in paths], basemap=basemap) as viewer,
-        contextlib.closing(listening(0)) as sock,
-    ):
-        port = sock.getsockname()[1]
-        app = application(viewer, TOKEN, lambda: {f"{HOST}:{port}"})
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
-        thread.start()
-        yield f"http://{HOST}:{port}/{TOKEN}/"
-        server.should_exit = True
-        thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -89,12 +66,8 @@ def tiles_of(path):
 
 @pytest.fixture(scope="module")
 def browser():
-    if CHROMIUM is None:
-        pytest.skip("Chromium is not installed")
-    with driver.sync_playwright() as running:
-        found = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"] if os.getuid() == 0 else [])
+    with browsers.browser() as found:
         yield found
-        found.close()
 
 
 @pytest.fixture
