@@ -50,7 +50,7 @@ def test_where_the_map_is_right_nothing_is_drawn():
     assert correct.draw(found, truth, 5) == []
 
 
-def test_gains_are_those_of_the_settings_that_were_taken():
+def test_gains_are_means_over_seeds():
     score = lambda lower, around: {"lower third": lower, "around the areas": around}  # noqa: E731
     table = correct.table(score(60.0, 50.0), [score(61.0, 49.0), score(62.0, 50.0)])
     assert table["lower third"] == {"before": 60.0, "after": [61.0, 62.0], "gained": 1.5}
