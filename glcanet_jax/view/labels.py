@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -72,9 +73,8 @@ class Labels:
         self.path = Path(path)
         if self.path.suffix.lower() not in ENDINGS:
             raise UserError(f"--labels is {path}; its name must end in .geojson, the format of labels that are drawn")
-        near = (
-            folder / "classes.json" for folder in [*self.path.absolute().parents][:2]
-        )  # of the folder that train is given
+        # of the folder that train is given
+        near = (folder / "classes.json" for folder in [*self.path.absolute().parents][:2])
         beside = next((file for file in near if file.is_file()), None)
         self.classes = None if beside is None else class_table(border.read_json(beside), beside)
         self._lock = threading.Lock()
@@ -96,6 +96,8 @@ class Labels:
     def write(self, ground: Ground, sent: Sent) -> str:
         """Put a scene's polygons in the place of those that the file has of it; all else in it stays. Returns its new stamp.
 
+        Of those that have kept their corners what else is said of them stays, too.
+
         Raises:
             UserError: a polygon is none, or of no class; :class:`Changed`; or the file cannot be written.
         """
@@ -107,11 +109,12 @@ class Labels:
         if file.stamp != sent.stamp:
             raise Changed(f"{path} was changed by somebody else; load its labels again, and draw what is missing")
         _check(ground, sent)
-        mine = {i for i, _ in file.own()}
+        mine = dict(file.own())
+        known = {_corners(drawn): file.features[i] for i, drawn in mine.items()}
         kept = [feature for i, feature in enumerate(file.features) if i not in mine]
         file.check_alone(kept)
         ordered = sorted(sent.polygons, key=lambda drawn: drawn.name != AREA)  # as a GIS shows them: areas below
-        file.document["features"] = [*kept, *(file.feature(drawn) for drawn in ordered)]
+        file.document["features"] = [*kept, *(file.feature(drawn, known.get(_corners(drawn))) for drawn in ordered)]
         data = json.dumps(file.document, ensure_ascii=False, allow_nan=False).replace(
             '{"type": "Feature",', '\n{"type": "Feature",'
         )
@@ -132,6 +135,12 @@ def read_sent(data: bytes) -> Sent:
     return border.check(
         border.parse_json(border.decode(data, "what came"), "what came"), Sent, "what came", cure="send it again"
     )
+
+
+def _corners(drawn: Drawn) -> tuple[tuple[tuple[int, int], ...], ...]:
+    """A polygon's corners in hundredths of a pixel, as the page rounds them; the last is left out where it is the first again."""
+    rings = (ring[:-1] if ring[0] == ring[-1] else ring for ring in drawn.rings)
+    return tuple(tuple((math.floor(100 * x + 0.5), math.floor(100 * y + 0.5)) for x, y in ring) for ring in rings)
 
 
 def _told(drawn: Drawn) -> dict[str, Any]:
@@ -202,10 +211,10 @@ class _File:
             given = feature.get("properties") or {}
             name = same(given[CLASS]) if isinstance(given.get(CLASS), str) else None
             fits = name in (*self.ground.classes, AREA) and isinstance(shape, shapely.Polygon)
-            if not fits or given.get("scene", self.ground.name) != self.ground.name:
+            if not fits or given.get("scene") not in (None, self.ground.name):
                 continue
             rings = [self._pixels(ring) for ring in (shape.exterior, *shape.interiors)]
-            if "scene" in given or self._is_here(rings[0]):
+            if given.get("scene") is not None or self._is_here(rings[0]):
                 points = (tuple((float(x), float(y)) for x, y in ring.round(3)) for ring in rings)
                 yield i, Drawn(name, tuple(points))
 
@@ -232,8 +241,11 @@ class _File:
                 f'{SCENE}, as "labels/{SCENE}.geojson": then each scene has its own file'
             )
 
-    def feature(self, drawn: Drawn) -> dict[str, Any]:
-        """A polygon as the file has them."""
+    def feature(self, drawn: Drawn, before: dict[str, Any] | None) -> dict[str, Any]:
+        """A polygon as the file has them; ``before``: what it has of one with these corners."""
+        if before is not None:
+            about = before["properties"]
+            return before if same(about[CLASS]) == drawn.name else before | {"properties": about | {CLASS: drawn.name}}
         rings = [self._coordinates(ring) for ring in drawn.rings]
         about = {CLASS: drawn.name, "scene": self.ground.name}
         return {"type": "Feature", "properties": about, "geometry": {"type": "Polygon", "coordinates": rings}}

@@ -110,6 +110,26 @@ def test_what_is_there_stays(tmp_path):
     assert [f["properties"]["class"] for f in document["features"][5:]] == ["field", "road"]
 
 
+def test_what_others_say_of_a_polygon_stays(tmp_path):
+    """As the page sends it again, to the hundredth of a pixel; its places stay to the last digit, too."""
+    path = tmp_path / "l.geojson"
+    saved(path, ground(), Drawn("road", (SQUARE, HOLE)), Drawn("road", (HOLE,)))
+    document = json.loads(path.read_text())
+    first = document["features"][0]
+    first["id"], first["properties"] = 7, {"class": "road", "note": "ü", "scene": None}
+    first["geometry"]["coordinates"][0][1][0] += 1.23e-11
+    path.write_text(json.dumps(document))
+    told = Labels(path).read(ground())["polygons"]
+    again = [
+        Drawn(p["name"], tuple(tuple((round(x, 2), round(y, 2)) for x, y in ring) for ring in p["rings"])) for p in told
+    ]
+    saved(path, ground(), *again)
+    assert json.loads(path.read_text())["features"] == document["features"]
+    saved(path, ground(), Drawn("field", again[0].rings), again[1])
+    changed = json.loads(path.read_text())["features"][0]
+    assert changed == first | {"properties": first["properties"] | {"class": "field"}}
+
+
 def test_a_polygon_that_says_nothing_of_its_scene_is_its_where_it_lies_there(tmp_path):
     path = tmp_path / "l.geojson"
     saved(path, ground(), Drawn("road", (SQUARE,)))
