@@ -14,6 +14,7 @@ from glcanet_jax.errors import UserError
 from glcanet_jax.limits import Range, check_fields
 from glcanet_jax.maps.options import DEFAULTS, MapOptions
 from glcanet_jax.options import Source, given
+from glcanet_jax.scaling.options import Cluster
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +106,7 @@ class Predict:
     out: Path  # folder to write to
     options: OmitArgPrefixes[MapOptions] = DEFAULTS
     shard: str | None = None  # I/N: only every N-th scene, from the I-th on; with --part-blocks every N-th part
+    cluster: OmitArgPrefixes[Cluster] = Cluster()
     precision: Precision = "default"  # of float32 products, which GPUs round (TF32: 1e-3) unless it is highest
     deterministic: bool = False  # on GPUs leave out operations that give other bits every time; slower
 
@@ -227,6 +229,14 @@ def evaluate(argv: Sequence[str], page: tuple[str, str]) -> None:
 
 def predict(argv: Sequence[str], page: tuple[str, str]) -> None:
     args = cli.parse(Predict, argv, *page)
+    if args.cluster.on is not None:
+        from glcanet_jax.scaling import scenes
+
+        computing = {"precision": args.precision, "deterministic": args.deterministic}
+        scenes.map_scenes(
+            args.scenes, args.weights, args.out, args.options, args.cluster, shard=args.shard, **computing
+        )
+        return
     from glcanet_jax import backend
     from glcanet_jax.maps import mapping
 

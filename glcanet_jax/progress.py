@@ -15,15 +15,25 @@ class Progress:
     def __init__(
         self, total: int | float, what: str, unit: str, done: int | float = 0, *, within: "Progress | None" = None
     ):
-        self._what, self._within = what, within
+        self._what, self._unit, self._within = what, unit, within
         self._bar = _terminal_bar() if within is None else within._bar
         if self._bar is not None:
             of = f"/{total:.0f} {unit}"
             self._task = self._bar.add_task(what, total=total, completed=done, of=of, told="")
 
+    @property
+    def shown(self) -> bool:
+        """Whether there is a terminal to see it."""
+        return self._bar is not None
+
     def advance(self, count: int | float = 1) -> None:
         if self._bar is not None:
             self._bar.advance(self._task, count)
+
+    def set(self, done: int | float, total: int | float) -> None:
+        """How much is done, of how much: both may only be known on the way."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, total=total, of=f"/{total:.0f} {self._unit}")
 
     def tell(self, text: str) -> None:
         """Say something behind the bar, in place of what was said before."""

@@ -23,7 +23,7 @@ FLOORS = (
     ("scoring",),
     ("training", "maps", "export", "compare", "run_report", "settings", "sharing"),
     ("prediction",),
-    ("experiment", "measure", "segmenter", "view"),
+    ("experiment", "measure", "scaling", "segmenter", "view"),
     ("__main__",),
 )
 FACADE = "glcanet_jax"  # the package's own names, each fetched when it is asked for: it may point anywhere

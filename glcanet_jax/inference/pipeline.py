@@ -81,9 +81,11 @@ def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
 
 
 def in_order(
-    streams: Iterable[Iterable[T]], threads: int, depth: int, stop: Callable[[], Any] = lambda: None
+    streams: Iterable[Iterable[T] | None], threads: int, depth: int, stop: Callable[[], Any] = lambda: None
 ) -> Iterator[T]:
     """The items of one iterable after another, so many of which run in threads of their own, each ``depth`` ahead.
+
+    None in the place of one says that there is none yet: they are asked again once one that runs has ended.
 
     Closing the generator, or what is raised in it as by Ctrl-C, calls ``stop`` and waits for the items that the threads are at.
     """

@@ -106,7 +106,7 @@ def predict_scene(
 
 def predict_scenes(
     predictor: Predictor,
-    tasks: Iterable[Task],
+    tasks: Iterable[Task | None],
     *,
     prepare: Callable[[Request], None] | None = None,
     readers: int = 1,
@@ -117,6 +117,8 @@ def predict_scenes(
     Batches of patches go on from one scene to the next, which is read while the last one is computed.
 
     Args:
+        tasks: asked for the next one when there is room for it; None: there is none yet, but one may come while others are
+            under way.
         prepare: called before the first scene of a kind (type of values, size of contexts); it may set the predictor's batch.
         readers: scenes that are read at the same time; writers: that are finished at the same time.
 
@@ -131,9 +133,9 @@ def predict_scenes(
         writer = stack.enter_context(WriteBehind(lambda call, *args: call(*args), depth=4))
         clock = stack.enter_context(DeviceClock(ahead=2 * len(predictor.devices)))
         engine = _Engine(predictor, prepare, writer, clock, pool, threading.Semaphore(2 * writers), under_way)
-        scenes = (engine.scene(task) for task in tasks)
+        scenes = (None if task is None else _read(engine.scene(task)) for task in tasks)
         stop = lambda: [scene.stop() for scene in list(under_way)]  # noqa: E731
-        items = in_order((_read(scene) for scene in scenes), readers, depth=1, stop=stop)
+        items = in_order(scenes, readers, depth=1, stop=stop)
         stack.enter_context(contextlib.closing(items))
         for scene, step, *given in items:
             getattr(engine, step)(scene, *given)

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from glcanet_jax import backend, geometry, runs
 from glcanet_jax.data.bands import parse_bands
 from glcanet_jax.data.own_maps import SUFFIX
@@ -39,11 +41,23 @@ def map_file(name: str, path: str, out: Path, model: Model, options: MapOptions)
     return outcome.result
 
 
-def map_tasks(scenes: int, tasks: Iterable[walk.Task], model: Model, options: MapOptions) -> Iterator[walk.Outcome]:
-    """Map so many scenes one after the other; the next one is read, and the last one finished, while one is computed."""
+def map_tasks(
+    scenes: int, tasks: Iterable[Any], model: Model, options: MapOptions, told: set[Any] | None = None
+) -> Iterator[walk.Outcome]:
+    """Map so many scenes one after the other; the next one is read, and the last one finished, while one is computed.
+
+    Args:
+        tasks: as :func:`glcanet_jax.inference.walk.predict_scenes` takes them.
+        told: kinds of scenes that are made ready without a word; those that were told join them.
+    """
+    told = set() if told is None else told
 
     def ready(request: walk.Request) -> None:
-        prepare(dataclasses.replace(model, predictor=request.predictor), options, request.source, scenes=scenes)
+        own, source = dataclasses.replace(model, predictor=request.predictor), request.source
+        context = own.predictor.views.context_extent(source.height, source.width)
+        kind = request.predictor, np.dtype(source.dtype), context
+        prepare(own, options, source, scenes=scenes, tell=kind not in told)
+        told.add(kind)
 
     readers, writers = pools(options)
     with memory_told(model.predictor):
@@ -66,7 +80,7 @@ def check_request(out: Path, options: MapOptions) -> None:
         map_report.check_table(out)
 
 
-def _with_room(named: dict[str, str], out: Path, options: MapOptions) -> tuple[dict[str, str], list[str]]:
+def with_room(named: dict[str, str], out: Path, options: MapOptions) -> tuple[dict[str, str], list[str]]:
     """The scenes whose names leave room for those of their maps, and the names of the others, which are told.
 
     Raises:
@@ -106,8 +120,8 @@ def map_scenes(
     if not mine:
         print(f"shard {shard}: no scene falls to it, since there are {len(named)}")
         return []
-    fit, failed = _with_room(mine, out, options)
-    run = _Run(out, options, alone=len(mine) == 1, failed=failed, shards=count)
+    fit, failed = with_room(mine, out, options)
+    run = Run(out, options, alone=len(mine) == 1, failed=failed, shards=count)
     if fit:
         backend.enable_compilation_cache()
         run.model = calibrate(load_model(weights, options), named.values(), options)
@@ -134,7 +148,7 @@ def assemble(out: Path) -> list[dict[str, Any]]:
     reports, failed = [], []
     for name, told in asked.items():
         with backend.computing(told.precision or "default", False):
-            run = _Run(out, told.options, alone=len(asked) == 1, failed=failed)
+            run = Run(out, told.options, alone=len(asked) == 1, failed=failed)
             run.model = load_model(runs.find_weights(Path(told.weights)), told.options)
             run.model = calibrate(run.model, [told.scene], told.options)
             run.follow([_Unit(name, told.scene)], AssembleTask)
@@ -152,7 +166,7 @@ class _Unit(NamedTuple):
 
 
 @dataclasses.dataclass
-class _Run:
+class Run:
     """Scenes that are mapped by one call, and what came of them."""
 
     out: Path

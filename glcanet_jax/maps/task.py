@@ -39,12 +39,17 @@ from glcanet_jax.progress import Progress
 from glcanet_jax.weights import named
 
 
+class BusyError(UserError):
+    """Another process is at a scene."""
+
+
 @contextlib.contextmanager
 def alone(folder: Path, name: str) -> Iterator[None]:
     """A scene's folder, with a lock in it that ends with the process, however it ends.
 
     Raises:
-        UserError: another process is at this scene, or something is in the place of the folder.
+        BusyError: another process is at this scene.
+        UserError: something is in the place of the folder.
     """
     while True:
         disk.claim(folder)
@@ -54,7 +59,7 @@ def alone(folder: Path, name: str) -> Iterator[None]:
             continue
         with file:
             if disk.lock(file) is False:
-                raise UserError(
+                raise BusyError(
                     f"another process is predicting {name} into {folder.parent}; wait for it, or divide the scenes with --shard"
                 )
             if disk.is_at(folder / "lock", file):  # else it was removed meanwhile

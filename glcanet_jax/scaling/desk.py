@@ -1,0 +1,254 @@
+"""What is told of work that several processes share: lines as things happen, how far all is, and a summary at the end."""
+
+import contextlib
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from glcanet_jax import report
+from glcanet_jax.data import raster
+from glcanet_jax.errors import UserError
+from glcanet_jax.maps import map_report
+from glcanet_jax.maps.jobs import Ended, Job
+from glcanet_jax.progress import ETA_SECONDS, Progress
+from glcanet_jax.scaling.worker import Facts
+
+SUMMARY = "workers.json"  # beside the reports
+EVERY = 60.0  # seconds between lines where there is no terminal
+SAID = 500  # lines of workers that are remembered, so that what all of them say is told once
+LISTED = 1000  # retries and failures that a summary tells one by one
+
+
+class Meter:
+    """Megapixels of all scenes, and how many are done, with the time that the rest will take.
+
+    Sizes are read beside the work. Until one is known its scene counts as the mean of the others.
+    """
+
+    def __init__(self, scenes: dict[str, str]):
+        self._sizes: dict[str, float] = {}
+        self._unknown, self._count = set(scenes), len(scenes)
+        self._done, self._there = 0.0, 0.0  # of jobs that ended: done now, and before or not at all
+        self._shares: dict[Job, float] = {}
+        self._samples: deque[tuple[float, float]] = deque([(time.monotonic(), 0.0)])
+        self._stopped = threading.Event()
+        threading.Thread(target=self._read, args=(list(scenes.items()),), name="sizes", daemon=True).start()
+
+    def _read(self, scenes: list[tuple[str, str]]) -> None:
+        for name, path in scenes:
+            if self._stopped.is_set():
+                return
+            size = 0.0  # of what cannot be read, which its worker tells
+            with contextlib.suppress(UserError, OSError):
+                source = raster.RasterSource(path)
+                size = source.height * source.width / 1e6
+                source.close()
+            self._sizes[name] = size
+            self._unknown.discard(name)
+
+    def size(self, name: str) -> float:
+        return self._sizes.get(name, self._mean)
+
+    @property
+    def _mean(self) -> float:
+        known = list(self._sizes.values())
+        return sum(known) / len(known) if known else 0.0
+
+    @property
+    def total(self) -> float:
+        """Megapixels that are to be done now."""
+        return sum(list(self._sizes.values())) + len(self._unknown) * self._mean - self._there
+
+    @property
+    def done(self) -> float:
+        return self._done + sum(self.size(job.name) * share for job, share in self._shares.items())
+
+    def share(self, shares: dict[Job, float]) -> None:
+        """How far jobs are; one that begins anew is as far as it was until it is further."""
+        for job, share in shares.items():
+            self._shares[job] = max(share, self._shares.get(job, 0.0))
+
+    def end(self, ended: Ended) -> None:
+        self._shares.pop(ended.job, None)
+        if ended.state == "made":
+            self._done += self.size(ended.job.name)
+        else:
+            self._there += self.size(ended.job.name)
+
+    def drop(self, job: Job) -> None:
+        """It will not be done."""
+        self._shares.pop(job, None)
+        self._there += self.size(job.name)
+
+    def speed(self) -> float:
+        """Megapixels a second, of the last minutes."""
+        now, done = time.monotonic(), self.done
+        self._samples.append((now, done))
+        while now - self._samples[0][0] > ETA_SECONDS:
+            self._samples.popleft()
+        began, before = self._samples[0]
+        return (done - before) / max(now - began, 1e-9)
+
+    def close(self) -> None:
+        self._stopped.set()
+
+
+class Desk:
+    """Prints, shows and sums up."""
+
+    def __init__(self, scenes: dict[str, str], out: Path, address: str):
+        self.failed: dict[str, str] = {}  # why, by scene
+        self.outside: dict[str, str] = {}
+        self._out, self._address, self._of = out, address, len(scenes)
+        self._began, self._told_at = time.monotonic(), time.monotonic()
+        self._made, self._there, self._retries = 0, 0, 0
+        self._reasons: list[dict[str, str]] = []
+        self._workers: dict[int, dict[str, Any]] = {}
+        self._busy: dict[int, float] = {}  # since when a worker has had something to do
+        self._said: deque[str] = deque(maxlen=SAID)
+        self._meter = Meter(scenes)
+        self._bar = Progress(0, "mapping", "Mpx")
+
+    # ------------------------------------------------------------------------------------------------------- words
+    def say(self, text: str) -> None:
+        print(text, flush=True)
+
+    def complain(self, text: str) -> None:
+        print(f"error: {text}", file=sys.stderr, flush=True)
+
+    def show(self, ready: int, of: int) -> None:
+        """How far all is: a bar, or a line now and then."""
+        done, total, workers = self._meter.done, self._meter.total, f"{ready} of {of} workers"
+        self._bar.set(done, max(total, done))
+        self._bar.tell(workers)
+        now = time.monotonic()
+        if self._bar.shown or now - self._told_at < EVERY:
+            return
+        self._told_at, speed = now, self._meter.speed()
+        left = f", {_duration((total - done) / speed)} left" if speed > 0 else ""
+        self.say(f"{done:.1f} of {total:.1f} Mpx, {speed:.3f} Mpx/s{left}, {workers}")
+
+    # ----------------------------------------------------------------------------------------------------- workers
+    def join(self, number: int, facts: Facts) -> None:
+        """A worker is ready."""
+        new = {"worker": number, "began": 0, "scenes": 0, "megapixels": 0.0, "seconds_at_work": 0.0}
+        told = self._workers.setdefault(number, new)
+        told |= {"host": facts.host, "pid": facts.pid, "device": facts.device, "computes": facts.computes}
+        told["began"] += 1
+
+    def hear(
+        self, number: int, shares: dict[Job, float], lines: Sequence[str], peak_mb: float, handles: int, busy: bool
+    ) -> None:
+        """What a worker tells in its turn; of lines that several say the first is printed."""
+        told, now = self._workers[number], time.monotonic()
+        if number in self._busy:
+            told["seconds_at_work"] += now - self._busy.pop(number)
+        if busy:
+            self._busy[number] = now
+        told["host_peak_mb"] = max(told.get("host_peak_mb", 0.0), peak_mb)
+        told["open_files"] = handles
+        self._meter.share(shares)
+        for line in lines:
+            if line.strip() and line not in self._said:
+                self._said.append(line)
+                self.say(line)
+
+    def leave(self, number: int, why: str, again: bool) -> None:
+        """A worker died."""
+        self._busy.pop(number, None)
+        host = self._workers.get(number, {}).get("host")
+        where = "" if host is None else f" on {host}"
+        self.complain(f"worker {number}{where} ended: {why}; {'another one is started' if again else 'it is left out'}")
+
+    # -------------------------------------------------------------------------------------------------------- jobs
+    def end(self, number: int, ended: Ended) -> None:
+        """A job was done, or has nothing to be done."""
+        name = ended.job.name
+        self._meter.end(ended)
+        self._workers[number]["scenes"] += ended.state == "made"
+        if ended.state == "outside":
+            self.say(f"{name}: outside the area of interest, left out")
+            self.outside[name] = ended.error
+        elif ended.state == "there":
+            self._there += 1
+            self.say(f"{name}: done already")
+        else:
+            self._made += 1
+            self._workers[number]["megapixels"] += ended.report["height"] * ended.report["width"] / 1e6
+            self.say(map_report.format_report(ended.report))
+
+    def again(self, job: Job, told: str) -> None:
+        self._retries += 1
+        self._reason(job, told)
+        self.complain(f"{job}: {told}")
+
+    def fail(self, job: Job, told: str) -> None:
+        """A job is given up."""
+        self._meter.drop(job)
+        self.failed[job.name] = told
+        self.complain(told if str(job) in told else f"{job}: {told}")
+
+    def _reason(self, job: Job, told: str) -> None:
+        if len(self._reasons) < LISTED:
+            self._reasons.append({"scene": str(job), "why": told})
+
+    # ----------------------------------------------------------------------------------------------------- summary
+    def summary(self, whole: bool) -> dict[str, Any]:
+        """What was done, by whom and how fast; ``whole``: nothing is left."""
+        seconds, workers = time.monotonic() - self._began, []
+        for told in self._workers.values():
+            busy = told["seconds_at_work"]
+            speed = {"megapixels_per_second": round(told["megapixels"] / busy, 4) if busy else 0.0}
+            rounded = {k: round(told[k], 3) for k in ("megapixels", "seconds_at_work")}
+            restarts = {"restarts": told["began"] - 1}
+            workers.append({k: v for k, v in told.items() if k != "began"} | rounded | speed | restarts)
+        megapixels = sum(worker["megapixels"] for worker in workers)
+        return {
+            "on": self._address,
+            "whole": whole,
+            "seconds": round(seconds, 3),
+            "megapixels": round(megapixels, 3),
+            "megapixels_per_second": round(megapixels / seconds, 4),
+            "scenes": {
+                "asked": self._of,
+                "made": self._made,
+                "done_already": self._there,
+                "outside": len(self.outside),
+                "failed": len(self.failed),
+            },
+            "retries": self._retries,
+            "restarts": sum(worker["restarts"] for worker in workers),
+            "reasons": self._reasons,
+            "failed": [{"scene": name, "why": why} for name, why in list(self.failed.items())[:LISTED]],
+            "workers": workers,
+        }
+
+    def close(self, whole: bool) -> dict[str, Any]:
+        """Write the summary and say it in a line."""
+        self._meter.close()
+        told = self.summary(whole)
+        if self._out.is_dir() and self._workers:
+            report.write_json(self._out / SUMMARY, told)
+            speed = (
+                f"{told['megapixels']:.1f} Mpx in {told['seconds']:.1f} s, {told['megapixels_per_second']:.3f} Mpx/s"
+            )
+            again = f", {told['retries']} given again" if told["retries"] else ""
+            self.say(f"{speed} by {len(self._workers)} workers{again}; see {self._out / SUMMARY}")
+        return told
+
+    def __enter__(self) -> "Desk":
+        self._bar.__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._bar.__exit__(*exception)
+
+
+def _duration(seconds: float) -> str:
+    """In words."""
+    hours, minutes = seconds / 3600, seconds / 60
+    return f"{hours:.1f} h" if hours >= 2 else f"{minutes:.0f} min" if minutes >= 2 else f"{seconds:.0f} s"
