@@ -21,6 +21,7 @@ from glcanet_jax.scaling.worker import LEASE, Order, Worker
 STORE_BYTES = 80 * 2**20  # of Ray's object store: 75 MiB is the least that it takes
 CPUS = 4  # cores of a worker without a GPU
 ASKED_SECONDS = 1.0  # that a worker may take to tell that nothing has happened
+HEAD_STEP, HEAD_SECONDS = 4.0, 20.0  # between looks at the head, and without an answer until it is lost
 LOOK_SECONDS = 10.0  # between looks at how large the cluster is
 IDLE_SECONDS = 0.25  # of one without a job
 END_SECONDS = 10.0  # until all workers have ended
@@ -86,6 +87,7 @@ class RayPool:
         self._asked: dict[Any, _Asked] = {}
         self._connect(cluster)
         try:
+            self._head = _Head(self._ray.get_runtime_context().gcs_address)
             self._needs = self._needed(cluster)
             gpus = self._needs["num_gpus"]
             self._order = order.with_cores(
@@ -154,6 +156,7 @@ class RayPool:
         self._actors[worker].held += len(jobs)
 
     def wait(self, seconds: float) -> list[Event]:
+        self._head.look()
         with self._told():
             for worker, actor in self._actors.items():
                 if actor.idle:
@@ -224,27 +227,55 @@ class RayPool:
         try:
             yield
         except (self._ray.exceptions.RayError, ConnectionError) as error:
-            raise UserError(
-                f"the Ray cluster is lost ({refused(error)}); start it again if it is yours, and the same command goes on from here"
-            ) from error
+            raise lost(refused(error)) from error
 
     def close(self) -> None:
-        """Scenes that were under way are free then, wherever their workers were."""
-        asked = [answer for answer, asked in self._asked.items() if asked.worker in self._actors]
+        """Scenes that were under way are free then; on other machines a moment later."""
         pids = [actor.pid for actor in self._actors.values() if actor.pid is not None]
         for worker in list(self._actors):
             self._end(worker)
-        with contextlib.suppress(self._ray.exceptions.RayError, ConnectionError):
-            self._ray.wait(asked, num_returns=len(asked), timeout=END_SECONDS) if asked else None
         self._ray.shutdown()
         until = time.monotonic() + END_SECONDS
-        while any(map(_is_alive, pids)) and time.monotonic() < until:
+        while here := [pid for pid in pids if _is_worker(pid)]:
+            if time.monotonic() > until:  # the cluster did not reach them
+                for pid in here:
+                    os.kill(pid, signal.SIGKILL)
             time.sleep(0.02)
 
 
-def _is_alive(pid: int) -> bool:
-    """Whether a process of this machine is at work, and holds its locks."""
+class _Head:
+    """The head of a cluster, which is looked for now and then: Ray itself ends the driver's process a minute after it is gone."""
+
+    def __init__(self, address: str):
+        host, _, port = address.rpartition(":")
+        self._address = host.strip("[]"), int(port)
+        self._looked = self._seen = time.monotonic()
+
+    def look(self) -> None:
+        """Raises UserError if it has not answered for a while."""
+        now = time.monotonic()
+        if now - self._looked < HEAD_STEP:
+            return
+        self._looked = now
+        try:
+            socket.create_connection(self._address, HEAD_STEP).close()
+            self._seen = time.monotonic()
+        except OSError as error:
+            if now - self._seen > HEAD_SECONDS:
+                raise lost(f"its head at {self._address[0]}:{self._address[1]} does not answer: {error}") from error
+
+
+def lost(why: str) -> UserError:
+    """What to tell of a cluster that is no more."""
+    return UserError(
+        f"the Ray cluster is lost ({why}); start it again if it is yours, and the same command goes on from here"
+    )
+
+
+def _is_worker(pid: int) -> bool:
+    """Whether a process of this machine is a worker that is at work, and holds its locks."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return state not in ("Z", "X") and Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::")
     except OSError:
         return False
