@@ -1,9 +1,11 @@
 """Maps as jobs: what there is to do of scenes, and a bench at which a process that has loaded a network does it.
 
-A job names a scene and its file, nothing else, so that whoever gives jobs needs neither the network nor the scenes. Who gives
-them, and to how many processes, is not known here (:mod:`glcanet_jax.scaling`).
+A job names a scene and its file, or a part of it, so that whoever gives jobs needs neither the network nor the scenes: a scene
+that is to be made in parts comes back divided. Who gives jobs, and to how many processes, is not known here
+(:mod:`glcanet_jax.scaling`).
 """
 
+import dataclasses
 import errno
 import queue
 import threading
@@ -13,13 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from glcanet_jax import geometry
 from glcanet_jax.data.guard import is_network
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference import walk
 from glcanet_jax.maps import mapping
 from glcanet_jax.maps.aoi import OutsideError
+from glcanet_jax.maps.assembling import AssembleTask
 from glcanet_jax.maps.model import Model
 from glcanet_jax.maps.options import MapOptions
+from glcanet_jax.maps.parts import PartTask, default_blocks, name_of, plan_parts
+from glcanet_jax.maps.plan import plan_scene
 from glcanet_jax.maps.task import BusyError, MapTask
 from glcanet_jax.progress import Progress
 
@@ -29,12 +35,16 @@ class Job(NamedTuple):
 
     name: str  # of its maps
     path: str
+    part: geometry.Part | None = None  # that is to be made; None: all of the scene, or it is found to be several parts
+    last: bool = False  # all parts are made, and are to be put together
+    share: float = 1.0  # of the scene's pixels, that are computed
 
     def __str__(self) -> str:
-        return self.name
+        what = f", part {name_of(self.part)}" if self.part is not None else ""
+        return f"{self.name}{what}" + ", put together" * self.last
 
 
-State = Literal["made", "there", "outside", "failed"]
+State = Literal["made", "there", "outside", "divided", "failed"]
 
 
 class Ended(NamedTuple):
@@ -42,10 +52,11 @@ class Ended(NamedTuple):
 
     job: Job
     state: State
-    report: dict[str, Any] | None = None  # of maps that were made
+    report: dict[str, Any] | None = None  # of maps, or a part, that were made
     error: str = ""  # why there are none
     again: bool = False  # another attempt may do better: the system has refused something
     busy: bool = False  # another process is at it
+    parts: tuple[Job, ...] = ()  # that it was divided into; then comes that which puts them together
 
 
 class Heard(NamedTuple):
@@ -73,22 +84,85 @@ class Share(Progress):
 
 @dataclass(eq=False)
 class _Doing:
-    """A job's task on its way (:class:`glcanet_jax.inference.walk.Task`)."""
+    """A job's task on its way (:class:`glcanet_jax.inference.walk.Task`); of a scene it is seen first whether that is several parts."""
 
     job: Job
-    task: MapTask
+    share: Share
+    model: Model
+    out: Path
+    options: MapOptions
+    task: Any = None
+    stopped: bool = False
 
     def open(self) -> walk.Request | None:
+        """Raises UserError if the scene cannot be mapped."""
+        job, given = self.job, (self.out, self.model, self.options, self.share)
+        if job.part is not None:
+            self.task = PartTask(job.name, job.path, job.part, *given)
+        elif job.last:
+            self.task = AssembleTask(job.name, job.path, *given)
+        elif parts := parts_of(job, self.out, self.model, self.options):
+            self.task = _Divided(parts)
+        else:
+            self.task = MapTask(job.name, job.path, *given)
+        if self.stopped:
+            self.task.stop()
         return self.task.open()
 
-    def finish(self, summary: walk.Summary) -> dict[str, Any] | None:
+    def finish(self, summary: walk.Summary) -> Any:
         return self.task.finish(summary)
 
     def stop(self) -> None:
-        self.task.stop()
+        self.stopped = True
+        if self.task is not None:
+            self.task.stop()
 
     def close(self) -> None:
-        self.task.close()
+        if self.task is not None:
+            self.task.close()
+
+
+@dataclass(frozen=True)
+class _Divided:
+    """A scene of several parts: nothing is to be done of it as a whole."""
+
+    parts: tuple[Job, ...]
+
+    def open(self) -> None:
+        return None
+
+    def finish(self, summary: walk.Summary) -> tuple[Job, ...]:
+        return self.parts
+
+    def stop(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def parts_of(job: Job, out: Path, model: Model, options: MapOptions) -> tuple[Job, ...]:
+    """The parts that a scene is made in, each a job; none of a scene that is one, or whose pixels are classified already.
+
+    Raises:
+        UserError: the scene cannot be mapped.
+    """
+    parts = plan_parts(job.path, model, options)
+    if len(parts) < 2:
+        return ()
+    plan, _ = plan_scene(job.name, job.path, out, model, options)
+    plan.source.close()
+    if not plan.todo(options.overwrite).layers:
+        return ()
+    blocks = [len(part.rows) * len(part.columns) for part in parts]
+    return tuple(
+        Job(job.name, job.path, part, share=count / sum(blocks)) for part, count in zip(parts, blocks, strict=True)
+    )
+
+
+def last_of(job: Job) -> Job:
+    """The job that puts a scene's parts together."""
+    return Job(job.name, job.path, last=True, share=0.0)
 
 
 Do = Callable[[Iterable[tuple[Job, Share] | None]], Iterator[Ended]]
@@ -100,21 +174,21 @@ def maker(model: Model, out: Path, options: MapOptions, scenes: int = 1) -> Do:
     ``scenes`` is how many there are about, for whom the batch is chosen.
     """
     told: set[Any] = set()  # kinds of scenes whose compiling was told
+    options = dataclasses.replace(options, part_blocks=options.part_blocks or default_blocks())
 
     def do(given: Iterable[tuple[Job, Share] | None]) -> Iterator[Ended]:
-        def task_of(job: Job, share: Share) -> _Doing:
-            return _Doing(job, MapTask(job.name, job.path, out, model, options, share))
-
-        tasks = (None if pair is None else task_of(*pair) for pair in given)
+        tasks = (None if pair is None else _Doing(*pair, model, out, options) for pair in given)
         for task, result, error in mapping.map_tasks(scenes, tasks, model, options, told):
             yield ended_of(task.job, result, error)
 
     return do
 
 
-def ended_of(job: Job, result: dict[str, Any] | None, error: BaseException | None) -> Ended:
+def ended_of(job: Job, result: Any, error: BaseException | None) -> Ended:
     """What came of a job's task, in numbers and words."""
     if error is None:
+        if isinstance(result, tuple):
+            return Ended(job, "divided", parts=result)
         return Ended(job, "there" if result is None else "made", result)
     if isinstance(error, OutsideError):
         return Ended(job, "outside", error=str(error))

@@ -31,7 +31,7 @@ class Meter:
 
     def __init__(self, scenes: dict[str, str]):
         self._sizes: dict[str, float] = {}
-        self._unknown, self._count = set(scenes), len(scenes)
+        self._unknown = set(scenes)
         self._done, self._there = 0.0, 0.0  # of jobs that ended: done now, and before or not at all
         self._shares: dict[Job, float] = {}
         self._samples: deque[tuple[float, float]] = deque([(time.monotonic(), 0.0)])
@@ -54,14 +54,18 @@ class Meter:
         return self._sizes.get(name, self._mean)
 
     @property
+    def known(self) -> float:
+        """Megapixels of the scenes whose size was read."""
+        return sum(list(self._sizes.values()), 0.0)
+
+    @property
     def _mean(self) -> float:
-        known = list(self._sizes.values())
-        return sum(known) / len(known) if known else 0.0
+        return self.known / len(self._sizes) if self._sizes else 0.0
 
     @property
     def total(self) -> float:
         """Megapixels that are to be done now."""
-        return sum(list(self._sizes.values())) + len(self._unknown) * self._mean - self._there
+        return self.known + len(self._unknown) * self._mean - self._there
 
     @property
     def done(self) -> float:
@@ -73,16 +77,16 @@ class Meter:
             self._shares[job] = max(share, self._shares.get(job, 0.0))
 
     def end(self, ended: Ended) -> None:
-        self._shares.pop(ended.job, None)
         if ended.state == "made":
-            self._done += self.size(ended.job.name)
-        else:
-            self._there += self.size(ended.job.name)
+            self._shares.pop(ended.job, None)
+            self._done += self.size(ended.job.name) * ended.job.share
+        elif ended.state != "divided":
+            self.drop(ended.job)
 
     def drop(self, job: Job) -> None:
-        """It will not be done."""
+        """It is not to be done, or will not be."""
         self._shares.pop(job, None)
-        self._there += self.size(job.name)
+        self._there += self.size(job.name) * job.share
 
     def speed(self) -> float:
         """Megapixels a second, of the last minutes."""
@@ -113,6 +117,11 @@ class Desk:
         self._meter = Meter(scenes)
         self._bar = Progress(0, "mapping", "Mpx")
 
+    @property
+    def megapixels(self) -> float:
+        """Of the scenes, as far as is known."""
+        return self._meter.known
+
     # ------------------------------------------------------------------------------------------------------- words
     def say(self, text: str) -> None:
         print(text, flush=True)
@@ -135,7 +144,7 @@ class Desk:
     # ----------------------------------------------------------------------------------------------------- workers
     def join(self, number: int, facts: Facts) -> None:
         """A worker is ready."""
-        new = {"worker": number, "began": 0, "scenes": 0, "megapixels": 0.0, "seconds_at_work": 0.0}
+        new = {"worker": number, "began": 0, "scenes": 0, "parts": 0, "megapixels": 0.0, "seconds_at_work": 0.0}
         told = self._workers.setdefault(number, new)
         told |= {"host": facts.host, "pid": facts.pid, "device": facts.device, "computes": facts.computes}
         told["began"] += 1
@@ -167,19 +176,30 @@ class Desk:
     # -------------------------------------------------------------------------------------------------------- jobs
     def end(self, number: int, ended: Ended) -> None:
         """A job was done, or has nothing to be done."""
-        name = ended.job.name
+        job, told = ended.job, self._workers[number]
         self._meter.end(ended)
-        self._workers[number]["scenes"] += ended.state == "made"
-        if ended.state == "outside":
-            self.say(f"{name}: outside the area of interest, left out")
-            self.outside[name] = ended.error
+        if ended.state == "divided":
+            self.say(f"{job}: {len(ended.parts)} parts")
+        elif ended.state == "outside":
+            self._is_outside(job.name, ended.error)
         elif ended.state == "there":
-            self._there += 1
-            self.say(f"{name}: done already")
+            self._there += job.part is None
+            if job.part is None:
+                self.say(f"{job.name}: done already")
+        elif job.part is not None:
+            told["parts"] += 1
+            told["megapixels"] += ended.report["window"][2] * ended.report["window"][3] / 1e6
+            self.say(f"{job}: done in {ended.report['seconds']:.1f} s")
         else:
             self._made += 1
-            self._workers[number]["megapixels"] += ended.report["height"] * ended.report["width"] / 1e6
+            told["scenes"] += 1
+            told["megapixels"] += job.share * ended.report["height"] * ended.report["width"] / 1e6
             self.say(map_report.format_report(ended.report))
+
+    def _is_outside(self, name: str, why: str) -> None:
+        if name not in self.outside:
+            self.outside[name] = why
+            self.say(f"{name}: outside the area of interest, left out")
 
     def again(self, job: Job, told: str) -> None:
         self._retries += 1
@@ -189,8 +209,9 @@ class Desk:
     def fail(self, job: Job, told: str) -> None:
         """A job is given up."""
         self._meter.drop(job)
+        if self.failed.get(job.name) != told:  # as all parts of a scene may say
+            self.complain(told if job.name in told else f"{job}: {told}")
         self.failed[job.name] = told
-        self.complain(told if str(job) in told else f"{job}: {told}")
 
     def _reason(self, job: Job, told: str) -> None:
         if len(self._reasons) < LISTED:

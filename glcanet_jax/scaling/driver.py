@@ -11,8 +11,9 @@ from glcanet_jax.scaling.desk import Desk
 from glcanet_jax.scaling.schedule import Schedule, Verdict
 from glcanet_jax.scaling.worker import Facts
 
-STARTS = 3  # in a row that may fail
+STARTS = 6  # in a row that may fail, as where machines are taken away
 SICK = 3  # jobs in a row that a worker dies of while others do theirs
+PART_MPX = 24.0  # of the smallest part that scenes are cut into unasked
 PATIENCE = 60.0  # seconds without a worker until that is told
 
 
@@ -108,7 +109,8 @@ class Driver:
 
     def _staff(self) -> None:
         """Have as many workers as are wanted and have something to do."""
-        wanted = min(self._wanted or max(1, self._pool.room()), self._schedule.open)
+        likely = max(self._schedule.open, round(self._desk.megapixels / PART_MPX))  # scenes may be found to be parts
+        wanted = min(self._wanted or max(1, self._pool.room()), likely)
         while len(self._slots) < wanted:
             number = len(self._slots)
             self._slots[number] = _Slot()

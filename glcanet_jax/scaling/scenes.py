@@ -51,15 +51,16 @@ def map_scenes(
     mapping.check_request(out, options)
     order = _order(named, weights, out, options, precision, deterministic)
     fit, failed = mapping.with_room(named, out, options)
-    if not fit:
-        raise mapping.not_mapped(failed, len(named))
-    out.mkdir(parents=True, exist_ok=True)
-    pool = RayPool(cluster, order)
-    desk, summary = drive(pool, fit, out, cluster)
-    failed += desk.failed
-    if len(named) == 1 and desk.failed:
-        raise UserError(next(iter(desk.failed.values())))
-    mapping.end(out, options, named, failed, [(name, UserError(why)) for name, why in desk.outside.items()])
+    run = mapping.Run(out, options, alone=len(named) == 1, failed=failed)
+    summary: dict[str, Any] = {}
+    if fit:
+        out.mkdir(parents=True, exist_ok=True)
+        desk, summary = drive(RayPool(cluster, order), fit, out, cluster)
+        run.failed += desk.failed
+        run.outside += [(name, UserError(why)) for name, why in desk.outside.items()]
+        if run.alone and desk.failed:
+            raise UserError(next(iter(desk.failed.values())))
+    run.end(len(named))
     return summary
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from glcanet_jax.maps.jobs import Ended, Job
+from glcanet_jax.maps.jobs import Ended, Job, last_of
 
 BUSY_SECONDS = 150.0  # that a scene may be another process's; one that was killed lets it go after a minute
 BUSY_STEP = 5.0
@@ -42,6 +42,8 @@ class Schedule:
     A worker holds the job that it is at and, while there are enough of them, some ahead. Of a worker that dies nobody knows
     which of its jobs it died of: each of them is given **alone** from then on, and one whose worker dies again and again
     without its getting further is given up. A job that gets further each time is not to blame: machines may be taken away.
+
+    A scene that comes back divided is its parts, and, once all of them are made, what puts them together.
     """
 
     def __init__(self, jobs: Iterable[Job], retries: int):
@@ -51,12 +53,15 @@ class Schedule:
         self._numbers = itertools.count()
         self._held: dict[int, list[Job]] = {}  # by worker
         self._tries: dict[Job, _Tries] = {}
+        self._parts: dict[Job, set[Job]] = {}  # that are not at their end, by what puts them together
+        self._broken: set[Job] = set()  # of these, those a part of which is given up
         self._retries = retries
 
     @property
     def open(self) -> int:
         """Jobs that are not at their end."""
-        return len(self._waiting) + len(self._alone) + len(self._later) + sum(map(len, self._held.values()))
+        given = sum(map(len, self._held.values()))
+        return len(self._waiting) + len(self._alone) + len(self._later) + given + len(self._parts)
 
     def held(self, worker: int) -> list[Job]:
         """What a worker has."""
@@ -108,8 +113,11 @@ class Schedule:
         if job not in held:
             return None
         held.remove(job)
+        if ended.state == "divided":
+            self._parts[last_of(job)] = set(ended.parts)
+            self._waiting.extendleft(reversed(ended.parts))  # a scene that was begun is ended first
         if ended.state != "failed":
-            self._tries.pop(job, None)
+            self._close(job)
             return None
         tries = self._tries.setdefault(job, _Tries())
         if ended.busy:
@@ -159,5 +167,20 @@ class Schedule:
         return Verdict(job, False, told)
 
     def _failed(self, job: Job, told: str) -> Verdict:
-        self._tries.pop(job, None)
+        if job.part is not None:
+            self._broken.add(last_of(job))
+        self._close(job)
         return Verdict(job, True, told)
+
+    def _close(self, job: Job) -> None:
+        """A job is at its end; after the last part of a scene, if all are made, they are put together."""
+        self._tries.pop(job, None)
+        last = last_of(job)
+        if job.part is None or last not in self._parts:
+            return
+        self._parts[last].discard(job)
+        if not self._parts[last]:
+            del self._parts[last]
+            if last not in self._broken:
+                self._waiting.appendleft(last)
+            self._broken.discard(last)

@@ -119,7 +119,7 @@ def test_scenes_are_mapped_as_they_come(tmp_path):
     bad = jobs.Job("bad", str(tmp_path / "bad.tif"))
     first, second, third = jobs.jobs_of({f"tiff{i}": path for i, path in enumerate(paths)})
     bench = jobs.Bench(jobs.maker(model, out, options, scenes=4))
-    with task._alone(out / ".tiff2.partial", "tiff2"):
+    with task.alone(out / ".tiff2.partial", "tiff2"):
         bench.give([first, bad, third])
         ended = {e.job: e for _, e in heard_of(bench, 3).ended}
     assert ended[first].state == "made" and ended[first].report["height"] == hosted.SIDE

@@ -10,7 +10,7 @@ from glcanet_jax.scaling.worker import Facts
 REPORT = {
     "scene": "x", "height": 1000, "width": 1000, "area_method": "none", "nodata_pixels": 0, "seconds": 1.0,
     "classes": [{"name": "land", "pixels": 1000000, "hectares": None, "percent": 100.0}],
-    "megapixels_per_second": 1.0, "device_busy": 1.0, "host_peak_mb": 1.0, "notes": [],
+    "megapixels_per_second": 1.0, "window": [0, 0, 1000, 1000], "device_busy": 1.0, "host_peak_mb": 1.0, "notes": [],
 }  # fmt: skip
 
 

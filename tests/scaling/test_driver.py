@@ -4,10 +4,12 @@ import json
 
 import pytest
 
+from glcanet_jax import geometry
 from glcanet_jax.errors import UserError
+from glcanet_jax.maps.jobs import Ended, last_of
 from glcanet_jax.scaling import scenes as scaling
 from glcanet_jax.scaling.desk import SUMMARY
-from glcanet_jax.scaling.driver import Died, Ready
+from glcanet_jax.scaling.driver import STARTS, Died, Ready
 from glcanet_jax.scaling.options import Cluster
 from glcanet_jax.scaling.worker import Facts
 from tests.scaling.pools import FakePool, jobs
@@ -17,6 +19,10 @@ from tests.scaling.pools import FakePool, jobs
 def hurry(monkeypatch):
     """What is given again is given at once."""
     monkeypatch.setattr("glcanet_jax.scaling.schedule.BACK_OFF", 0.0)
+
+
+def part_of(job, i):
+    return job._replace(part=geometry.Part(0, i, range(2), range(2 * i, 2 * i + 2)), share=1 / 12)
 
 
 def drive(pool, count, out, **options):
@@ -51,6 +57,30 @@ def test_poison_ends_in_a_line_and_the_rest_is_done(tmp_path, capsys):
     assert any("given again" in row["why"] for row in summary["reasons"])
 
 
+def test_a_scene_in_parts(tmp_path, capsys):
+    """Its parts are made by all, once each, and put together after the last; one that cannot be made ends its scene alone."""
+    whole, broken = jobs(2)
+    parts = {job: [part_of(job, i) for i in range(12)] for job in (whole, broken)}
+    order = []
+
+    def ends(job, attempt):
+        order.append(job)
+        if job.part is None and not job.last:
+            return Ended(job, "divided", parts=tuple(parts[job]))
+        if job == parts[broken][5]:
+            return ValueError("bus error")
+        return "failed" if job == parts[broken][7] else "made"
+
+    pool = FakePool(ends=ends)
+    desk, summary = drive(pool, 2, tmp_path, retries=1)
+    assert all(pool.done[part] == 1 for part in parts[whole]) and pool.done[last_of(whole)] == 1
+    assert max(map(order.index, parts[whole])) < order.index(last_of(whole)) and last_of(broken) not in order
+    assert sum(pool.done[part] for part in parts[broken]) == 10, "all the others are there"
+    assert desk.failed.keys() == {"s1"} and summary["scenes"]["made"] == 1
+    assert sum(worker["parts"] for worker in summary["workers"]) == 22 == summary["megapixels"]
+    assert "s0: 12 parts" in capsys.readouterr().out
+
+
 def test_what_several_workers_say_is_told_once(tmp_path, capsys):
     drive(FakePool(), 40, tmp_path)
     told = capsys.readouterr().out
@@ -67,7 +97,7 @@ def test_a_worker_that_cannot_begin_is_left_out(tmp_path, capsys):
     pool = FakePool(begin=begin)
     drive(pool, 20, tmp_path)
     told = capsys.readouterr().err
-    assert len(pool.done) == 20 and told.count("no memory; another one is started") == 2
+    assert len(pool.done) == 20 and told.count("no memory; another one is started") == STARTS - 1
     assert (
         "worker 2 ended: no memory; it is left out" in told and "worker 1 ended: other weights; it is left out" in told
     )
