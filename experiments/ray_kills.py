@@ -168,7 +168,7 @@ class Campaign:
             out, rounds = self.fresh("workers"), rounds + 1
             process = start(self.paths, self.weights, out, *on_ray(2))
             while process.poll() is None:
-                time.sleep(self.dice.uniform(0.3, 3.0))
+                time.sleep(self.dice.uniform(2.0, 20.0))
                 begun = self.dice.random() < 0.9  # the others are killed while they load the network
                 victims = below(process.pid, "ray::Worker.turn" if begun else "ray::Worker")
                 if victims and kills < self.options.kills and out.is_dir():

@@ -12,7 +12,7 @@ from glcanet_jax.scaling.schedule import Schedule, Verdict
 from glcanet_jax.scaling.worker import Facts
 
 STARTS = 6  # in a row that may fail, as where machines are taken away
-SICK = 3  # jobs in a row that a worker dies of while others do theirs
+SICK = 5  # jobs in a row that a worker dies of while others do theirs
 PART_MPX = 24.0  # of the smallest part that scenes are cut into unasked
 PATIENCE = 60.0  # seconds without a worker until that is told
 

@@ -107,12 +107,12 @@ class Worker:
             raise UserError(
                 f"{host} has version {__version__} of glcanet-jax, the driver {order.version}; install one everywhere"
             )
-        self._stack.enter_context(backend.computing(order.precision, order.deterministic))
-        model = _load(order, host)
         if not order.out.is_dir():
             raise UserError(
                 f"{host} has no folder {order.out}, which the driver has made; --out must be on a disk that all machines share"
             )
+        self._stack.enter_context(backend.computing(order.precision, order.deterministic))
+        model = _load(order, host)
         self._bench = jobs.Bench(jobs.maker(model, order.out, order.options, order.count))
         self._heard = time.monotonic()
         threading.Thread(target=self._watch, name="lease", daemon=True).start()
