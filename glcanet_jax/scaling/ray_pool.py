@@ -24,6 +24,7 @@ ASKED_SECONDS = 1.0  # that a worker may take to tell that nothing has happened
 HEAD_STEP, HEAD_SECONDS = 4.0, 20.0  # between looks at the head, and without an answer until it is lost
 LOOK_SECONDS = 10.0  # between looks at how large the cluster is
 IDLE_SECONDS = 0.25  # of one without a job
+ATTEMPTS = 3  # to bring up a cluster
 END_SECONDS = 10.0  # until all workers have ended
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nobody is told
@@ -109,8 +110,9 @@ class RayPool:
         main = threading.current_thread() is threading.main_thread()
         before = signal.getsignal(signal.SIGTERM) if main else None
         try:
-            self._ray.init(self.address or "local", log_to_driver=False, logging_level="ERROR", **own)
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            self._begin(own)
+        except Exception as error:  # Ray raises it as such where its own processes do not come up
+            self._ray.shutdown()
             where = "on this machine" if self.address is None else f"at {self.address}"
             raise UserError(
                 f"Ray cannot be used {where} ({refused(error)}); see that the cluster runs, with the same versions of Ray and "
@@ -119,6 +121,17 @@ class RayPool:
         finally:
             if before is not None:
                 signal.signal(signal.SIGTERM, before)  # Ray has put its own in place
+
+    def _begin(self, own: dict[str, Any]) -> None:
+        """Connect; a machine with much else to do may need a second attempt to bring up a cluster of its own."""
+        for attempt in range(1 if self.address else ATTEMPTS):
+            try:
+                self._ray.init(self.address or "local", log_to_driver=False, logging_level="ERROR", **own)
+                return
+            except Exception as error:
+                if self.address or attempt + 1 == ATTEMPTS or "timed out" not in str(error):
+                    raise
+                self._ray.shutdown()
 
     def _needed(self, cluster: Cluster) -> dict[str, float]:
         """What of the cluster a worker takes."""
