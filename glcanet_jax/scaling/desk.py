@@ -4,7 +4,7 @@ import contextlib
 import sys
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,7 @@ class Desk:
         self._made, self._there, self._retries = 0, 0, 0
         self._reasons: list[dict[str, str]] = []
         self._workers: dict[int, dict[str, Any]] = {}
+        self._restarts: Counter[int] = Counter()  # by worker
         self._busy: dict[int, float] = {}  # since when a worker has had something to do
         self._said: deque[str] = deque(maxlen=SAID)
         self._meter = Meter(scenes)
@@ -144,10 +145,9 @@ class Desk:
     # ----------------------------------------------------------------------------------------------------- workers
     def join(self, number: int, facts: Facts) -> None:
         """A worker is ready."""
-        new = {"worker": number, "began": 0, "scenes": 0, "parts": 0, "megapixels": 0.0, "seconds_at_work": 0.0}
+        new = {"worker": number, "scenes": 0, "parts": 0, "megapixels": 0.0, "seconds_at_work": 0.0}
         told = self._workers.setdefault(number, new)
         told |= {"host": facts.host, "pid": facts.pid, "device": facts.device, "computes": facts.computes}
-        told["began"] += 1
 
     def hear(
         self, number: int, shares: dict[Job, float], lines: Sequence[str], peak_mb: float, handles: int, busy: bool
@@ -169,6 +169,7 @@ class Desk:
     def leave(self, number: int, why: str, again: bool) -> None:
         """A worker died."""
         self._busy.pop(number, None)
+        self._restarts[number] += again
         host = self._workers.get(number, {}).get("host")
         where = "" if host is None else f" on {host}"
         self.complain(f"worker {number}{where} ended: {why}; {'another one is started' if again else 'it is left out'}")
@@ -225,8 +226,7 @@ class Desk:
             busy = told["seconds_at_work"]
             speed = {"megapixels_per_second": round(told["megapixels"] / busy, 4) if busy else 0.0}
             rounded = {k: round(told[k], 3) for k in ("megapixels", "seconds_at_work")}
-            restarts = {"restarts": told["began"] - 1}
-            workers.append({k: v for k, v in told.items() if k != "began"} | rounded | speed | restarts)
+            workers.append(told | rounded | speed | {"restarts": self._restarts[told["worker"]]})
         megapixels = sum(worker["megapixels"] for worker in workers)
         return {
             "on": self._address,
@@ -242,7 +242,7 @@ class Desk:
                 "failed": len(self.failed),
             },
             "retries": self._retries,
-            "restarts": sum(worker["restarts"] for worker in workers),
+            "restarts": self._restarts.total(),
             "reasons": self._reasons,
             "failed": [{"scene": name, "why": why} for name, why in list(self.failed.items())[:LISTED]],
             "workers": workers,

@@ -134,5 +134,5 @@ def test_two_workers_one_of_which_is_killed_make_the_maps_of_one_process(tmp_pat
     assert [name for name in made if made[name] != wanted[name]] == []
     assert [path.name for path in out.glob(".*")] == []
     summary = json.loads((out / "workers.json").read_text())
-    assert summary["restarts"] == 1 <= summary["retries"] and summary["whole"]
+    assert summary["restarts"] == 1 and summary["whole"]
     assert summary["scenes"] == {"asked": 4, "made": 3, "done_already": 0, "outside": 0, "failed": 1}
