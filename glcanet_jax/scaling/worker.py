@@ -141,8 +141,9 @@ class Worker:
         return Turn(heard.ended, heard.shares, lines, peak_memory()["memory/host_peak_mb"], _handles())
 
     def _watch(self) -> None:
-        """End the process when nobody asks any more: then the driver is gone, or takes this worker for lost."""
-        while time.monotonic() - self._heard < self._lease:
+        """End the process when nobody asks any more, since the driver is gone or takes this worker for lost; or who started it is gone."""
+        parent = os.getppid()
+        while time.monotonic() - self._heard < self._lease and os.getppid() == parent:
             time.sleep(min(1.0, self._lease / 4))
         os._exit(1)
 

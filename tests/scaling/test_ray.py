@@ -87,6 +87,10 @@ def test_a_worker_that_hears_nothing_ends_itself(monkeypatch):
     worker = workers.Worker(lease=0.2)
     worker._watch()
     assert ended == [1] and time.monotonic() - worker._heard >= 0.2
+    monkeypatch.setattr(os, "getppid", iter((7, 7, 1)).__next__)
+    orphan = workers.Worker(lease=4.0)
+    orphan._watch()
+    assert ended == [1, 1] and time.monotonic() - orphan._heard < 4.0, "who started it is gone"
 
 
 def digests(out):
@@ -116,17 +120,17 @@ def test_two_workers_one_of_which_is_killed_make_the_maps_of_one_process(tmp_pat
         *ray,
     ]
     own = environment() | {"XLA_FLAGS": os.environ["XLA_FLAGS"]}
-    process = subprocess.Popen(
-        list(map(str, words)), cwd=ROOT, env=own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
     told, victim = [], None
-    for line in process.stdout:
-        told.append(line)
-        if victim is None and "done in" in line:  # a part
-            victim = below(process.pid, "ray::Worker")[0]
-            os.kill(victim, signal.SIGKILL)
+    with subprocess.Popen(
+        list(map(str, words)), cwd=ROOT, env=own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        for line in process.stdout:
+            told.append(line)
+            if victim is None and "done in" in line:  # a part
+                victim = below(process.pid, "ray::Worker")[0]
+                os.kill(victim, signal.SIGKILL)
     told = "".join(told)
-    assert process.wait() == 2 and "Traceback" not in told, told
+    assert process.returncode == 2 and "Traceback" not in told, told
     assert "1 of 4 scenes could not be mapped (bad)" in told and told.count("bad.tif cannot be read") == 1
     assert "its process was killed or crashed" in told
     made = digests(out)
