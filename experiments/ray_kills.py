@@ -1,4 +1,4 @@
-"""``predict --on ray`` under kills: ``python -m experiments.ray_kills workers drivers head machines poison many --out results/ray.json``.
+"""``predict --on ray`` under kills: ``python -m experiments.ray_kills workers drivers head machines poison many large --out results/ray.json``.
 
 Scenes are mirrored from the bundled one; the network is small and untrained: what is asked is whether the maps are those of one
 process, to the byte, whoever dies. Processes are ended by SIGKILL at random moments.
@@ -40,6 +40,8 @@ class Options:
     kills: int = 30  # of workers
     drivers: int = 5  # kills of the driver
     scenes: int = 200  # small ones, of "many"
+    side: int = 12000  # pixels, of the scene of "large"
+    rounds: int = 1  # of "large", in turns
     seed: int = 0
     work: Path | None = None  # where scenes and maps are kept; without: a temporary folder
     out: Path | None = None  # JSON file to write, or to add to
@@ -219,15 +221,12 @@ class Campaign:
 
     def machines(self) -> dict[str, Any]:
         """Three machines, simulated; one is lost on the way."""
-        from ray.cluster_utils import Cluster
-
-        cluster, out = Cluster(initialize_head=True, head_node_args={"num_cpus": 1}), self.fresh("machines")
+        cluster, out = three_machines(), self.fresh("machines")
         try:
-            nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
             process = start(self.paths, self.weights, out, *on_ray(3, f"ray:{cluster.address}"))
             while process.poll() is None and len(list(out.glob("*_classes.tif"))) < 2:
                 time.sleep(0.2)
-            cluster.remove_node(nodes[0], allow_graceful=False)
+            cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
             code = process.wait()
         finally:
             cluster.shutdown()
@@ -275,6 +274,59 @@ class Campaign:
             "seconds": summary["seconds"],
             "usage": {name: _flatness(values, len(paths)) for name, values in samples.items()},
         }
+
+    def large(self) -> dict[str, Any]:
+        """One scene by one process, by two and four workers, and by three machines, in turns: bytes, seconds, the driver's memory."""
+        scene = self.work / f"large{self.options.side}.tif"
+        if not scene.exists():
+            write_large(scene, self.options.side, compress="deflate", zlevel=1)
+        kinds = {"one process": (), "2 workers": on_ray(2), "4 workers": on_ray(4), "3 machines": None}
+        found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
+        for _ in range(self.options.rounds):
+            for kind, words in kinds.items():
+                out, cluster = self.fresh("large"), None
+                if words is None:
+                    cluster = three_machines()
+                    words = on_ray(3, f"ray:{cluster.address}")
+                try:
+                    found[kind].append(self._timed(scene, out, words))
+                finally:
+                    if cluster is not None:
+                        cluster.shutdown()
+        first = found["one process"][0]["digests"]
+        same = {kind: all(run["digests"] == first for run in runs_) for kind, runs_ in found.items()}
+        told = {
+            kind: [{k: v for k, v in run.items() if k != "digests"} for run in runs_] for kind, runs_ in found.items()
+        }
+        faults = [f"{kind} differs" for kind, alike in same.items() if not alike]
+        return {"side": self.options.side, "files": len(first), "same_bytes": same, "faults": faults, "runs": told}
+
+    def _timed(self, scene: Path, out: Path, words: tuple[str, ...]) -> dict[str, Any]:
+        """A run of the command: how it ended, how long it took, and the driver's memory in its second and last quarter."""
+        began, load, memory = time.monotonic(), os.getloadavg()[0], []
+        process = start([scene], self.weights, out, *words)
+        while process.poll() is None:
+            memory.append(usage(process.pid)[0])
+            time.sleep(SAMPLE_SECONDS)
+        quarter = max(1, len(memory) // 4)
+        middle = lambda values: round(sorted(values)[len(values) // 2], 1)  # noqa: E731
+        return {
+            "exit_code": process.returncode,
+            "seconds": round(time.monotonic() - began, 1),
+            "load": round(load, 1),
+            "driver_mb": [middle(memory[quarter : 2 * quarter] or memory), middle(memory[-quarter:])],
+            "digests": digests(out),
+        }
+
+
+def three_machines() -> Any:
+    """A cluster of three, simulated, with a core each."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    for _ in range(2):
+        cluster.add_node(num_cpus=1)
+    return cluster
 
 
 def _flatness(samples: list[tuple[float, int, int]], count: int) -> dict[str, Any]:
