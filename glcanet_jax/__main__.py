@@ -101,10 +101,15 @@ class View:
 
 @dataclass(frozen=True, kw_only=True)
 class Predict:
-    scenes: Positional[tuple[str, ...]]  # GeoTIFF, COG, JPEG, PNG, VRT ..., or folders of them
+    # GeoTIFF, COG, JPEG, PNG, VRT ..., or folders of them; s3://, gs://, az:// and https:// too; or see --scenes-from
+    scenes: Positional[tuple[str, ...]]
     weights: Path  # a weights file, a run's folder, demo, hf:ORGANISATION/REPOSITORY, or an export's .zip
-    out: Path  # folder to write to
+    out: str  # folder to write to, or a store: s3://BUCKET/FOLDER, gs:// or az://
     options: OmitArgPrefixes[MapOptions] = DEFAULTS
+    # a file or URL that lists scenes, a path or URL a line, or a STAC item collection; -: the standard input
+    scenes_from: str | None = None
+    asset: str | None = None  # of STAC items, the key of what is mapped; without: the only image, or that of role data
+    stac: bool = False  # a STAC collection of the maps: collection.json, an Item of each, and one of the weights
     shard: str | None = None  # I/N: only every N-th scene, from the I-th on; with --part-blocks every N-th part
     cluster: OmitArgPrefixes[Cluster] = Cluster()
     precision: Precision = "default"  # of float32 products, which GPUs round (TF32: 1e-3) unless it is highest
@@ -112,11 +117,15 @@ class Predict:
 
     def __post_init__(self):
         check_fields(self, "--")
+        if self.asset is not None and self.scenes_from is None:
+            raise UserError("--asset names an asset of the STAC items of --scenes-from, which is not given; give both")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Assemble:
-    out: Positional[tuple[Path, ...]]  # the folder that predict wrote parts of scenes to
+    out: Positional[tuple[str, ...]]  # the folder, or store, that predict wrote parts of scenes to
+    # folder in which maps for an object store are made before they go there; without: ~/.cache/glcanet_jax/maps
+    work: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,19 +238,20 @@ def evaluate(argv: Sequence[str], page: tuple[str, str]) -> None:
 
 def predict(argv: Sequence[str], page: tuple[str, str]) -> None:
     args = cli.parse(Predict, argv, *page)
-    if args.cluster.on is not None:
-        from glcanet_jax.scaling import scenes
-
-        computing = {"precision": args.precision, "deterministic": args.deterministic}
-        scenes.map_scenes(
-            args.scenes, args.weights, args.out, args.options, args.cluster, shard=args.shard, **computing
-        )
-        return
     from glcanet_jax import backend
-    from glcanet_jax.maps import mapping
+    from glcanet_jax.maps import catalogue, listing, mapping
 
-    with backend.computing(args.precision, args.deterministic):
-        mapping.map_scenes(args.scenes, args.weights, args.out, args.options, args.shard)
+    listed = [] if args.scenes_from is None else listing.read(args.scenes_from, args.asset)
+    scenes, work = [*args.scenes, *listed], args.options.work
+    with catalogue.written(args.stac, args.out, work, args.weights, scenes, args.shard):
+        if args.cluster.on is not None:
+            from glcanet_jax.scaling import scenes as scaled
+
+            computing = {"precision": args.precision, "deterministic": args.deterministic}
+            scaled.map_scenes(scenes, args.weights, args.out, args.options, args.cluster, shard=args.shard, **computing)
+            return
+        with backend.computing(args.precision, args.deterministic):
+            mapping.map_scenes(scenes, args.weights, args.out, args.options, args.shard)
 
 
 def assemble(argv: Sequence[str], page: tuple[str, str]) -> None:
@@ -250,7 +260,7 @@ def assemble(argv: Sequence[str], page: tuple[str, str]) -> None:
         raise UserError(f"{len(args.out)} folders were given; name the --out of predict, as in `assemble maps`")
     from glcanet_jax.maps import mapping
 
-    mapping.assemble(args.out[0])
+    mapping.assemble(args.out[0], args.work)
 
 
 def vectorise(argv: Sequence[str], page: tuple[str, str]) -> None:

@@ -310,7 +310,7 @@ def _placeholder(hint: Any, name: str) -> str:
         if "X" in parts:
             parts.pop("N", None)  # a number is a number
         return "|".join(parts)
-    by_name = {"dir": "DIR", "tfds-dir": "DIR", "dataset": "NAME", "network": "NAME"}
+    by_name = {"dir": "DIR", "out": "DIR", "tfds-dir": "DIR", "dataset": "NAME", "network": "NAME"}
     by_type = {int: "N", float: "X", str: "TEXT", bool: "True|False"}
     if hint is str and name in by_name:
         return by_name[name]

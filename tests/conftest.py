@@ -60,3 +60,27 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no shared data at {folder} (GLCANET_SHARED names another place)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def one_store():
+    """An object store on this machine, for all tests of a process."""
+    from tests.data import store_server
+
+    with store_server.serving() as server:
+        yield server
+
+
+@pytest.fixture
+def store(one_store, monkeypatch, tmp_path):
+    """The store, empty, with the environment of a client that reaches it and nothing else."""
+    from tests.data import store_server
+
+    pytest.importorskip("obstore", reason="obstore is not installed (pip install 'glcanet-jax[store]')")
+    for name in ("AWS_PROFILE", "AWS_ENDPOINT_URL", "AWS_SESSION_TOKEN", "HTTP_PROXY", "http_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in store_server.settings(one_store.endpoint).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    one_store.clear()
+    return one_store

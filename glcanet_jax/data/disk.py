@@ -3,6 +3,7 @@
 import contextlib
 import os
 import stat
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,26 @@ def make_place(path: str | Path, reads: Iterable[Path] = ()) -> None:
     except (OSError, ValueError) as error:  # a name with a zero byte is a ValueError
         told = "there is a file in its way" if isinstance(error, FileExistsError) else getattr(error, "strerror", None)
         raise UserError(f"{str(path)[:300]} cannot be made ({told or error}); give another name") from error
+
+
+def check_folder(out: Path) -> None:
+    """Raises UserError if files cannot be written to a folder, which need not be there; leaves everything as it was."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; --out must be a folder")
+    missing = [folder for folder in (out, *out.parents) if not os.path.lexists(folder)]
+    made: list[Path] = []
+    try:
+        for folder in reversed(missing):
+            folder.mkdir(exist_ok=True)
+            made.append(folder)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise UserError(f"{out} cannot be written to ({error.strerror or error}); give another --out") from error
+    finally:
+        with contextlib.suppress(OSError):  # another process may be writing there by now
+            for folder in reversed(made):
+                folder.rmdir()
 
 
 def is_at(path: Path, file: Any) -> bool:

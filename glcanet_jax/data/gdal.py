@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from glcanet_jax.data import guard
+from glcanet_jax.data import guard, remote
 from glcanet_jax.errors import UserError
 from glcanet_jax.options import perhaps
 
@@ -146,7 +146,9 @@ def environment(cache_bytes: int = CACHE_BYTES, network: bool = False) -> Iterat
         "GDAL_PNG_WHOLE_IMAGE_OPTIM": False,  # the faster way is silent about files that are cut short
         "GDAL_VRT_ENABLE_PYTHON": "NO",
     }
-    if not network and not is_online():
+    if network:
+        options |= remote.settings()
+    elif not is_online():
         options["CPL_VSIL_CURL_ALLOWED_FILENAME"] = "-"  # of /vsicurl/ and all its kind
     with rasterio.Env(**options):
         with _cap_lock:
@@ -193,19 +195,33 @@ def open_raster(path: str | Path, mode: str = "r", **options: Any) -> Any:
     return open_seen(path, **options)
 
 
-def open_seen(path: str | Path, **options: Any) -> Any:
-    """:func:`open_raster` of a file that was looked at (:func:`look_at`)."""
+def open_seen(path: str | Path, *, beside: bool = False, **options: Any) -> Any:
+    """:func:`open_raster` of a file that was looked at (:func:`look_at`).
+
+    Args:
+        beside: of a URL of a server: files beside it are looked for, too.
+    """
     import rasterio
 
     name = os.fspath(path)
     network = guard.is_virtual(name) and guard.is_network(name)
-    with environment(network=network), side_files():
-        with _open_lock, warnings.catch_warnings():
+    url = remote.url_of(name) if network else None
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(environment(network=network))
+        if beside:
+            stack.enter_context(rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN=True))
+        stack.enter_context(side_files())
+        if url is None:  # else others would wait for the server
+            stack.enter_context(_open_lock)
+            stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-            if network:  # rasterio.open finds the credentials
-                return rasterio.open(name, **options)
-            # rasterio.open takes no list of drivers in 1.4
-            file = rasterio.io.DatasetReader(name, driver=[*FORMATS, *_widened], sharing=False, **options)
+        if network and url is None:  # as zip+https://, of which rasterio knows the parts
+            return rasterio.open(name, **options)
+        # rasterio.open takes no list of drivers in 1.4
+        told = remote.gdal_name(name)
+        file = rasterio.io.DatasetReader(told, driver=[*FORMATS, *_widened], sharing=False, **options)
+        if beside:
+            len(file.files)  # GDAL looks for them when it is asked
     try:
         with environment(network=network):
             _check_overviews(name, file)

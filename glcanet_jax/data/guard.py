@@ -50,10 +50,13 @@ class Drawn(NamedTuple):
 
     files: tuple[Path, ...]  # itself first; sources of a VRT, overviews and masks after it
     outside: tuple[Path, ...]  # those among them that a VRT names outside its own folder
+    alone: bool = False  # what lies beside it could not be looked for
 
     @property
     def note(self) -> str | None:
-        """What lies outside, in a phrase."""
+        """What lies outside, in a phrase; or that nothing was heeded that lies beside."""
+        if self.alone:
+            return "no file beside it is heeded: its store may not be listed with these credentials"
         if not self.outside:
             return None
         more = f" and {len(self.outside) - 3} more" if len(self.outside) > 3 else ""

@@ -3,30 +3,19 @@
 import contextlib
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit, urlunsplit
 
+from glcanet_jax.data import remote, stores
 from glcanet_jax.data.gdal import failures, open_raster
 from glcanet_jax.data.guard import is_virtual
+from glcanet_jax.data.remote import without_secrets
 
 ORIENTATION = 0x0112  # the EXIF and TIFF tag
+ASKED_AT_ONCE = 8
 ARCHIVES = re.compile(r"^/vsi(zip|tar|gzip|7z|rar|sparse|subfile|crypt|cached)/(?:[\d_]+,)?")
-
-
-def without_secrets(path: str | Path) -> str:
-    """A path as it may be written down: of a URL neither the query, which often signs it, nor a password."""
-    text = str(path)
-    if text.startswith("/vsi") and "?" in text:  # /vsicurl?use_head=no&url=https%3A...
-        head, query = text.split("?", 1)
-        text = f"{head}/{parse_qs(query).get('url', [''])[0]}"
-    start = text.find("://")
-    if start < 0:
-        return text.split("?")[0] if text.startswith("/vsi") else text
-    start = re.search(r"\w*$", text[:start]).start()
-    url = urlsplit(text[start:])
-    return text[:start] + urlunsplit((url.scheme, url.netloc.rpartition("@")[2], url.path, "", ""))
 
 
 def local_file(name: str) -> Path | None:
@@ -50,7 +39,7 @@ def local_file(name: str) -> Path | None:
 
 def files_of(path: str | Path, file: Any) -> list[str]:
     """Everything that an open raster draws from, itself first: side files, a VRT's sources, and theirs."""
-    found, waiting = [], [str(path), *file.files]
+    found, waiting = [], [str(path), *(name for name in file.files if name != remote.gdal_name(path))]
     while waiting:
         name = waiting.pop(0)
         if name in found:
@@ -68,8 +57,20 @@ def _is_vrt(name: str) -> bool:
     return False
 
 
+def stamps(names: Sequence[str]) -> list[list[Any]]:
+    """:func:`stamp` of files; servers are asked for several at once."""
+    with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
+        return list(pool.map(stamp, names))
+
+
 def stamp(name: str) -> list[Any]:
-    """A file's name, size and time, which change when it does; of an archive's member those of the archive."""
+    """A file's name, size and time, or what version a server has of it, which change when it does.
+
+    Of an archive's member those of the archive.
+    """
+    url = remote.url_of(name)
+    if url is not None:
+        return [without_secrets(url), *stores.look(url)]
     place = local_file(name)
     if place is None:
         return [without_secrets(name), None, None]

@@ -1,6 +1,7 @@
 """The one reader: rasters as scenes, by window, in memory that does not grow with them."""
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from glcanet_jax.data import remote, stores
 from glcanet_jax.data.bands import NO_MASKS, TYPES, choose_bands, find_masks
 from glcanet_jax.data.gdal import (
     cause,
@@ -25,7 +27,8 @@ from glcanet_jax.data.gdal import (
 )
 from glcanet_jax.data.georeference import Georeference
 from glcanet_jax.data.guard import Drawn, is_network, is_virtual
-from glcanet_jax.data.provenance import files_of, notes, orientation, stamp, without_secrets
+from glcanet_jax.data.provenance import files_of, notes, orientation, stamps
+from glcanet_jax.data.remote import without_secrets
 from glcanet_jax.data.scenes import fitting, window
 from glcanet_jax.data.tiles import TILE, Tiles, check_disk
 from glcanet_jax.errors import UserError
@@ -35,6 +38,8 @@ STAGING_SIDE = 2500  # a scene that is no larger is read whole so quickly that s
 STAGING_BYTES = 32 * 2**20  # of one band of rows on its way to the copy
 
 RAW = "GTIFF_RAW:"  # before a path: GDAL makes no colours of CMYK
+
+NEEDED_BESIDE = (".msk", ".aux.xml")  # behind a file's whole name: GDAL always reads them
 
 # formats whose windows cannot be read without what comes before them
 SEQUENTIAL = ("JPEG", "PNG", "WEBP", "GIF", "BIGGIF", "JPEGXL", "HEIF", "AVIF")
@@ -88,7 +93,11 @@ class RasterSource:
         self.name = Path(without_secrets(path)).stem
         self._lock = threading.Lock()
         self._network = is_virtual(path) and is_network(str(path))
-        drawn, self._dataset = _open_source(self.path, level, bands is not None or wanted == 4)
+        self._names = [str(self.path)]  # of what it is read from, itself first
+        # what they are known by; what a server has must still be there once all is read
+        self._drawn = None if remote.url_of(path) is None else stamps(self._names)
+        self._again = functools.partial(_open_source, self.path, level, bands is not None or wanted == 4)
+        drawn, self._dataset = self._again()
         file = self._dataset
         try:
             with environment(network=self._network):  # sources of a VRT are opened when something is asked
@@ -116,14 +125,34 @@ class RasterSource:
         self._identity: dict[str, Any] | None = None
 
     def _read(self, read: str, indexes: Any, rows: slice, columns: slice, **options: Any) -> np.ndarray:
-        try:
+        def attempt() -> np.ndarray:
             with self._lock, environment(network=self._network):
                 return getattr(self._dataset, read)(indexes, window=rectangle(rows, columns), **options)
+
+        try:
+            if remote.url_of(self.path) is None:
+                return attempt()
+            return remote.persist(attempt, lambda error: isinstance(error, failures()), self._reopen)
         except failures() as error:
+            cure = (
+                "restore or replace the file" if remote.url_of(self.path) is None else "try again later, or restore it"
+            )
             raise UserError(
                 f"{without_secrets(self.path)} cannot be read at rows {rows.start}:{rows.stop}, columns "
-                f"{columns.start}:{columns.stop} ({cause(error)}); restore or replace the file"
+                f"{columns.start}:{columns.stop} ({cause(error)}); {cure}"
             ) from error
+
+    def _reopen(self) -> None:
+        """Begin with a server anew after a failure: GDAL remembers some.
+
+        Raises:
+            UserError: it cannot be opened, or is another file now.
+        """
+        self.check_unchanged()
+        _, file = self._again()
+        with self._lock:
+            self._dataset.close()
+            self._dataset = file
 
     def read(
         self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
@@ -195,18 +224,28 @@ class RasterSource:
         """What a resumed run compares: another file, or one that it draws from, or another choice of bands, is another scene."""
         if self._identity is None:
             with self._lock, environment(network=self._network), side_files():
-                drawn = [stamp(name) for name in files_of(self.path, self._dataset)]
+                self._names = files_of(self.path, self._dataset)
+            first = self._drawn or stamps(self._names[:1])
+            self._drawn = first[:1] + stamps(self._names[1:])
+            (path, size, version), *others = self._drawn
             self._identity = {
-                "path": drawn[0][0],
-                "bytes": drawn[0][1],
-                "mtime_ns": drawn[0][2],
-                "draws_from": drawn[1:],
+                "path": path,
+                "bytes": size,
+                "mtime_ns": version,
+                "draws_from": others,
                 "height": self.height,
                 "width": self.width,
                 "bands": list(self._taken.indexes),
                 "dtype": self.dtype.__name__,
             }
+            if remote.url_of(self.path) is not None:
+                self._identity |= {"mtime_ns": None, "version": version}
         return dict(self._identity)
+
+    def check_unchanged(self) -> None:
+        """Raises UserError if it is not the file any more that :meth:`identity` tells of, or that a server had at first."""
+        if self._drawn is not None and stamps(self._names[: len(self._drawn)]) != self._drawn:
+            raise UserError(f"{without_secrets(self.path)} has changed while it was read; run again")
 
     @property
     def plain(self) -> bool:
@@ -288,14 +327,19 @@ def _open_source(path: str | Path, level: int | None, raw: bool) -> tuple[Drawn,
     """What a raster draws from, as far as its text says, and the raster, open; ``raw``: nothing is made of its CMYK."""
     options = {} if level is None else {"OVERVIEW_LEVEL": level}
     drawn = Drawn((), ()) if is_virtual(path) else look_at(path)
+    url = remote.url_of(path) if is_virtual(path) else None
+    there = stores.beside(url) if url is not None and remote.is_store(url) else []
+    drawn = drawn._replace(alone=there is None)
     if not is_virtual(path) and _is_tiff(path):
         options["NUM_THREADS"] = "2"  # whole tiles then go past GDAL's cache: a seventh less time, and less memory
     try:
-        file = open_seen(path, **options)
+        file = open_seen(path, **options) if url is None else _open_remote(url, there or [], **options)
         if raw and _has_inks(file):
             file.close()
-            file = open_seen(f"{RAW}{path}", **options)
+            file = open_seen(f"{RAW}{remote.gdal_name(path)}", **options)
     except failures() as error:
+        if url is not None and (why := remote.explain(cause(error))) is not None:
+            raise UserError(f"{without_secrets(path)} {why}") from error
         formats = ", or name GDAL's driver for it with --drivers" if "not recognized" in str(error) else ""
         raise UserError(
             f"{without_secrets(path)} cannot be read as a raster ({cause(error)}); replace the file{formats}"
@@ -305,6 +349,31 @@ def _open_source(path: str | Path, level: int | None, raw: bool) -> tuple[Drawn,
         file.close()
         raise UserError(f"{path} has no raster of its own{inside}; extract one with `gdal_translate`")
     return drawn, file
+
+
+def _open_remote(url: str, there: list[str], **options: Any) -> Any:
+    """A file of a server, open, with what lies ``there`` beside it.
+
+    Raises:
+        OSError: it cannot be read, also when tried again.
+    """
+    needed = [f"{remote.gdal_name(url)}{end}" for end in NEEDED_BESIDE if any(n.endswith(end) for n in there)]
+    unknown = []  # of no format, which an answer that is cut short is, too
+
+    def attempt() -> Any:
+        file = open_seen(url, beside=bool(there), **options)
+        lost = set(needed) - set(file.files)
+        if lost:  # GDAL is silent about what it could not read
+            file.close()
+            raise OSError(f"{', '.join(sorted(lost))} beside it could not be read")
+        return file
+
+    def again(error: Exception) -> bool:
+        unknown.extend(["not recognized"] * ("not recognized" in str(error)))
+        final = isinstance(error, failures()) and remote.explain(cause(error)) in map(remote.in_words, (403, 404))
+        return isinstance(error, failures()) and not final and len(unknown) < 3
+
+    return remote.persist(attempt, again)
 
 
 def _has_inks(file: Any) -> bool:

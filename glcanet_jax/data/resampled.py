@@ -52,6 +52,13 @@ class ResampledSource(RasterSource):
         """That of the scene, and the size that it was brought to."""
         return self._base.identity() | {"resampled": [self.height, self.width]}
 
+    def check_unchanged(self) -> None:
+        """As :meth:`RasterSource.check_unchanged`."""
+        self._base.check_unchanged()
+
+    def close(self) -> None:
+        self._base.close()
+
     def read(
         self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
     ) -> tuple[np.ndarray, np.ndarray | None]:

@@ -30,7 +30,9 @@ class AssembleTask(MapTask):
 
     def _planned(self, plan: Plan) -> Plan:
         """The plan with the fingerprint of the parts, if they differ in the machine alone."""
-        for told in sorted(folder_of(self._out, self.name).glob(f"*/{PART}")):
+        folder = folder_of(self._out, self.name)
+        self._where.fetch(folder, PART)
+        for told in sorted(folder.glob(f"*/{PART}")):
             if (piece := Piece.at(told.parent)) is not None:
                 theirs = {key: value for key, value in piece.told["head"].items() if key != "layers"}
                 if all(theirs.get(key) == plan.fingerprint.get(key) for key in {*theirs, *plan.fingerprint} - HERE):
@@ -74,6 +76,7 @@ class AssembleTask(MapTask):
     def _tidy(self) -> None:
         super()._tidy()
         if self._whole:
+            self._where.unshare(folder_of(self._out, self.name))
             shutil.rmtree(folder_of(self._out, self.name), ignore_errors=True)
 
 

@@ -2,15 +2,37 @@
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from glcanet_jax.data.guard import is_virtual
 from glcanet_jax.data.own_maps import is_map
-from glcanet_jax.data.provenance import is_virtual
+from glcanet_jax.data.remote import without_secrets
 from glcanet_jax.errors import UserError
 
 # what a folder's scenes are known by; a file that is named itself may be anything that is read
 SUFFIXES = (".tif", ".tiff", ".jp2", ".j2k", ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".vrt", ".img")
+
+
+class Listed(str):
+    """The path of a scene that a list names, with what it says of it.
+
+    Attributes:
+        name: that its maps get; None: after its file.
+        said: its time (``datetime``, or ``start_datetime`` and ``end_datetime``), and the URL of its own ``item``.
+    """
+
+    name: str | None
+    said: Mapping[str, str]
+
+    def __new__(cls, path: str, name: str | None = None, said: Mapping[str, str] | None = None) -> "Listed":
+        made = super().__new__(cls, path)
+        made.name, made.said = name, said or {}
+        return made
+
+    def __getnewargs__(self) -> tuple[Any, ...]:  # for other processes
+        return str(self), self.name, self.said
 
 
 def parse_shard(text: str | None) -> tuple[int, int]:
@@ -34,7 +56,8 @@ def scenes_of(paths: Sequence[str | Path]) -> list[str]:
         UserError: nothing is left.
     """
     found: dict[str, str] = {}
-    for path in map(str, paths):
+    for path in paths:
+        path = path if isinstance(path, Listed) else str(path)
         for scene in _rasters(Path(path)) if not is_virtual(path) and os.path.isdir(path) else [path]:
             if not Path(scene).name.startswith("._"):  # what macOS leaves beside files on other disks
                 found.setdefault(scene if is_virtual(scene) else os.path.realpath(scene), scene)
@@ -71,7 +94,7 @@ def names_of(scenes: Sequence[str]) -> dict[str, str]:
     """
     named: dict[str, str] = {}
     for scene in scenes:
-        name = Path(scene).stem
+        name = getattr(scene, "name", None) or Path(without_secrets(scene)).stem
         if name in named:
             raise UserError(
                 f"{named[name]} and {scene} would both be written as {name}_classes.tif; predict them into different --out"

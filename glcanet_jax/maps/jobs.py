@@ -12,7 +12,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from glcanet_jax import geometry
@@ -22,6 +21,7 @@ from glcanet_jax.inference import walk
 from glcanet_jax.maps import mapping
 from glcanet_jax.maps.aoi import OutsideError
 from glcanet_jax.maps.assembling import AssembleTask
+from glcanet_jax.maps.destination import Out
 from glcanet_jax.maps.model import Model
 from glcanet_jax.maps.options import MapOptions
 from glcanet_jax.maps.parts import PartTask, default_blocks, name_of, plan_parts
@@ -89,7 +89,7 @@ class _Doing:
     job: Job
     share: Share
     model: Model
-    out: Path
+    out: Out
     options: MapOptions
     task: Any = None
     stopped: bool = False
@@ -141,7 +141,7 @@ class _Divided:
         pass
 
 
-def parts_of(job: Job, out: Path, model: Model, options: MapOptions) -> tuple[Job, ...]:
+def parts_of(job: Job, out: Out, model: Model, options: MapOptions) -> tuple[Job, ...]:
     """The parts that a scene is made in, each a job; none of a scene that is one, or whose pixels are classified already.
 
     Raises:
@@ -168,7 +168,7 @@ def last_of(job: Job) -> Job:
 Do = Callable[[Iterable[tuple[Job, Share] | None]], Iterator[Ended]]
 
 
-def maker(model: Model, out: Path, options: MapOptions, scenes: int = 1) -> Do:
+def maker(model: Model, out: Out, options: MapOptions, scenes: int = 1) -> Do:
     """How jobs are done with a network, into a folder: read, computed and finished beside each other, as scenes of one list.
 
     ``scenes`` is how many there are about, for whom the batch is chosen.

@@ -2,23 +2,26 @@
 
 import csv
 import io
+import json
 import math
-import os
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 
-from glcanet_jax import border, report
+from glcanet_jax import border
+from glcanet_jax.data import stores
 from glcanet_jax.data.classes import IGNORE
 from glcanet_jax.data.georeference import Georeference
 from glcanet_jax.data.own_maps import SUFFIX
 from glcanet_jax.errors import UserError
 from glcanet_jax.limits import Range
+from glcanet_jax.maps import destination
 
+AT_ONCE = 16  # reports that are read, of a store
 TABLE = "areas.csv"  # of all scenes of a folder
 COLUMNS = ("scene", "class_id", "class", "pixels", "hectares", "percent")
 
@@ -112,26 +115,43 @@ def strict(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_report(path: Path, told: dict[str, Any]) -> None:
-    """Written whole or not at all, without NaN or infinity."""
-    report.write_json(path, strict(told))
+def as_text(told: dict[str, Any]) -> str:
+    """A report as its file holds it: without NaN or infinity."""
+    return json.dumps(strict(told), indent=1, allow_nan=False) + "\n"
 
 
-def read_report(out: Path, name: str) -> dict[str, Any]:
-    """What a scene's map in a folder says of itself.
+def read_report(out: destination.Out, name: str) -> dict[str, Any]:
+    """What a scene's map says of itself, where maps go.
+
+    Raises:
+        UserError: there is none, or as :func:`find_report`.
+    """
+    told = find_report(out, name)
+    if told is None:
+        raise UserError(f"{destination.of(out).at(f'{name}{SUFFIX}')} is not there; map the scene")
+    return told
+
+
+def find_report(out: destination.Out, name: str) -> dict[str, Any] | None:
+    """What a scene's map says of itself, where maps go; None where there is none.
 
     Raises:
         UserError: it is damaged, or no report.
     """
-    path = out / f"{name}{SUFFIX}"
+    where, file = destination.of(out), f"{name}{SUFFIX}"
     try:
-        value = border.read_json(path)
+        text = where.text(file)
+        if text is None:
+            return None
+        value = border.parse_json(text, where.at(file))
+    except stores.StoreError:
+        raise
     except UserError as error:
         raise UserError(f"{error}; or remove it, or give --overwrite to map the scene anew") from error
     found = border.faults({key: value.get(key) for key in KEPT} if isinstance(value, dict) else value, Reported)
     if found:
         raise UserError(
-            f"{path} is no report of a map: {'; '.join(found[:3])}; remove it, or give --overwrite to map the scene anew"
+            f"{where.at(file)} is no report of a map: {'; '.join(found[:3])}; remove it, or give --overwrite to map the scene anew"
         )
     return value
 
@@ -186,34 +206,45 @@ def totals(scenes: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def gather_reports(out: Path, table: bool = False) -> None:
-    """``report.json`` from the reports of all scenes in a folder, whichever process wrote them; ``areas.csv`` if asked for."""
-    seen: list[Path] | None = None
-    while (found := sorted(out.glob(f"*{SUFFIX}"))) != seen:  # another process may have added one meanwhile
-        scenes, unread = [], []
-        for path in found:
-            try:
-                scenes.append(read_report(out, path.name.removesuffix(SUFFIX)))
-            except UserError as error:  # of a stranger: told, and no reason to lose the rest
-                print(f"left out of report.json: {error}", file=sys.stderr)
-                unread.append(path.name)
-        write_report(out / "report.json", {"totals": totals(scenes), "unread": unread, "scenes": scenes})
-        if table:
-            report.write_text(out / TABLE, _table(scenes))
-        seen = found
+def gather_reports(out: destination.Out, table: bool = False) -> list[dict[str, Any]]:
+    """``report.json`` from the reports of all scenes of a place, whichever process wrote them; ``areas.csv`` if asked for.
 
+    Returns:
+        The reports, by the scenes' names in order.
+    """
+    where, read, unread = destination.of(out), {}, {}
 
-def check_table(out: Path) -> None:
-    """Raises UserError if a file that is no table of ours would be written over."""
-    path = out / TABLE
-    if os.path.lexists(path):
+    def add(file: str) -> None:
         try:
-            with path.open(encoding="utf-8", newline="") as file:
-                ours = next(csv.reader(file), None) == list(COLUMNS)
-        except (OSError, ValueError, csv.Error):
-            ours = False
-        if not ours:
-            raise UserError(f"{path} exists and is no table of areas made here; move it, or give another --out")
+            told = find_report(where, file.removesuffix(SUFFIX))
+        except UserError as error:  # of a stranger: told, and no reason to lose the rest
+            print(f"left out of report.json: {error}", file=sys.stderr)
+            unread[file] = None
+            return
+        if told is not None:  # removed meanwhile
+            read[file] = told
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        # another process may have added one meanwhile
+        while new := [f for f in where.names() if f.endswith(SUFFIX) and f not in read and f not in unread]:
+            list(pool.map(add, new))
+            scenes = [read[file] for file in sorted(read)]
+            where.write("report.json", as_text({"totals": totals(scenes), "unread": sorted(unread), "scenes": scenes}))
+            if table:
+                where.write(TABLE, _table(scenes))
+    return [read[file] for file in sorted(read)]
+
+
+def check_table(out: destination.Out) -> None:
+    """Raises UserError if a file that is no table of ours would be written over."""
+    where = destination.of(out)
+    try:
+        text = where.text(TABLE)
+        ours = text is None or next(csv.reader(io.StringIO(text)), None) == list(COLUMNS)
+    except (UserError, csv.Error):
+        ours = False
+    if not ours:
+        raise UserError(f"{where.at(TABLE)} exists and is no table of areas made here; move it, or give another --out")
 
 
 def _table(scenes: Sequence[dict[str, Any]]) -> str:

@@ -15,21 +15,22 @@ from glcanet_jax.data.bands import parse_bands
 from glcanet_jax.data.own_maps import SUFFIX
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference import walk
-from glcanet_jax.maps import map_report
+from glcanet_jax.maps import destination, map_report
 from glcanet_jax.maps.aoi import OutsideError, read_area
 from glcanet_jax.maps.assembling import AssembleTask
 from glcanet_jax.maps.calibration import calibrate
+from glcanet_jax.maps.destination import Folder, Out
 from glcanet_jax.maps.inputs import names_of, parse_shard, scenes_of
 from glcanet_jax.maps.memory import memory_told, pools, prepare
 from glcanet_jax.maps.model import Model, load_model
 from glcanet_jax.maps.options import DEFAULTS, MapOptions
-from glcanet_jax.maps.outputs import check_apart, check_folder, check_names
-from glcanet_jax.maps.parts import PartTask, plan_parts, read_asked
+from glcanet_jax.maps.outputs import check_apart, check_names
+from glcanet_jax.maps.parts import SCENE, PartTask, plan_parts, read_asked
 from glcanet_jax.maps.task import MapTask
 from glcanet_jax.progress import Progress
 
 
-def map_file(name: str, path: str, out: Path, model: Model, options: MapOptions) -> dict[str, Any] | None:
+def map_file(name: str, path: str, out: Out, model: Model, options: MapOptions) -> dict[str, Any] | None:
     """Map one scene's file into a folder; returns its report, or None where its maps are there already.
 
     Raises:
@@ -64,10 +65,11 @@ def map_tasks(
         yield from walk.predict_scenes(model.predictor, tasks, prepare=ready, readers=readers, writers=writers)
 
 
-def check_request(out: Path, options: MapOptions) -> None:
+def check_request(out: Out, options: MapOptions) -> None:
     """Raises UserError for what is wrong whatever the scenes and weights: the folder, a library that is missing, the area."""
     parse_bands(options.bands)
-    check_folder(out)
+    where = destination.of(out, options.work)
+    where.check()
     if options.polygons is not None:
         from glcanet_jax.maps import polygons
 
@@ -77,19 +79,19 @@ def check_request(out: Path, options: MapOptions) -> None:
     if options.aoi is not None:
         read_area(options.aoi, options.aoi_layer)
     if options.csv:
-        map_report.check_table(out)
+        map_report.check_table(where)
 
 
-def with_room(named: dict[str, str], out: Path, options: MapOptions) -> tuple[dict[str, str], list[str]]:
+def with_room(named: dict[str, str], out: Out, options: MapOptions) -> tuple[dict[str, str], list[str]]:
     """The scenes whose names leave room for those of their maps, and the names of the others, which are told.
 
     Raises:
         UserError: there is one scene, and it is none of the first.
     """
-    fit, failed = {}, []
+    fit, failed, work = {}, [], destination.of(out, options.work).work
     for name, path in named.items():
         try:
-            check_names(name, path, out, options)
+            check_names(name, path, work, options)
             fit[name] = path
         except UserError as error:
             if len(named) == 1:
@@ -100,7 +102,7 @@ def with_room(named: dict[str, str], out: Path, options: MapOptions) -> tuple[di
 
 
 def map_scenes(
-    scenes: Sequence[str | Path], weights: Path, out: Path, options: MapOptions = DEFAULTS, shard: str | None = None
+    scenes: Sequence[str | Path], weights: Path, out: Out, options: MapOptions = DEFAULTS, shard: str | None = None
 ) -> list[dict[str, Any]]:
     """Map scene files, and those of folders, one after the other; returns the reports of those that this call made.
 
@@ -111,7 +113,7 @@ def map_scenes(
     Raises:
         UserError: an option is wrong, or some scenes could not be mapped, or none lies in the area of interest.
     """
-    out, weights = Path(out), runs.find_weights(weights)
+    out, weights = destination.of(out, options.work), runs.find_weights(weights)
     index, count = parse_shard(shard)
     named = names_of(scenes_of(scenes))
     check_apart(named, out, options)
@@ -133,22 +135,25 @@ def map_scenes(
     return run.reports
 
 
-def assemble(out: Path) -> list[dict[str, Any]]:
+def assemble(out: Out, work: Path | None = None) -> list[dict[str, Any]]:
     """Put the parts of scenes in a folder together, as the commands that made them asked for; returns the reports of the maps.
 
     Raises:
         UserError: parts are missing, or a map could not be made of them; the others are.
     """
-    out = Path(out)
-    asked = {folder.name[1:-6]: read_asked(folder) for folder in sorted(out.glob(".*.parts")) if folder.is_dir()}
+    where = destination.of(out, work)
+    folders = [where.work / name for name in where.under_way(".parts")]
+    for folder in folders:
+        where.fetch(folder, SCENE)
+    asked = {folder.name[1:-6]: read_asked(folder) for folder in folders}
     if not asked:
-        done = f"; the {len(list(out.glob(f'*{SUFFIX}')))} maps there are whole" if out.is_dir() else ""
-        print(f"{out} holds no parts of scenes{done}")
+        whole = sum(file.endswith(SUFFIX) for file in where.names()) if where.made else 0
+        print(f"{where} holds no parts of scenes{f'; the {whole} maps there are whole' * where.made}")
         return []
     reports, failed = [], []
     for name, told in asked.items():
         with backend.computing(told.precision or "default", False):
-            run = Run(out, told.options, alone=len(asked) == 1, failed=failed)
+            run = Run(where, told.options, alone=len(asked) == 1, failed=failed)
             run.model = load_model(runs.find_weights(Path(told.weights)), told.options)
             run.model = calibrate(run.model, [told.scene], told.options)
             run.follow([_Unit(name, told.scene)], AssembleTask)
@@ -169,7 +174,7 @@ class _Unit(NamedTuple):
 class Run:
     """Scenes that are mapped by one call, and what came of them."""
 
-    out: Path
+    out: Folder
     options: MapOptions
     alone: bool  # it is one scene, and what ends that ends the call
     failed: list[str]  # names of scenes
@@ -198,7 +203,11 @@ class Run:
 
     def _task(self, unit: _Unit, whole: type[MapTask], bar: Progress | None) -> MapTask | PartTask:
         given = self.out, self.model, self.options, bar
-        return whole(*unit[:2], *given) if unit.part is None else PartTask(*unit, *given)
+        if unit.part is None:
+            return whole(*unit[:2], *given)
+        task = PartTask(*unit, *given)
+        task.shared = self.shards > 1  # else the maps are made of them here
+        return task
 
     def follow(self, units: Sequence[_Unit], whole: type[MapTask] = MapTask) -> None:
         """Map scenes and parts; ``whole`` makes the maps of a scene.
@@ -244,7 +253,7 @@ class Run:
 
     def end(self, scenes: int) -> None:
         """Gather the reports; raises UserError if scenes failed, or all lie outside the area of interest."""
-        if self.out.is_dir():
+        if self.out.made:
             map_report.gather_reports(self.out, self.options.csv)
             print(f"written to {self.out}")
         if self.shards > 1 and self.options.part_blocks:

@@ -51,6 +51,8 @@ class MapOptions:
     most_changed: Annotated[float, SHARE] = 0.015
     resume: bool = True  # go on where a killed run stopped
     drivers: str | None = None  # of GDAL beyond the common formats, as netCDF,MRF; those of servers open the network
+    # folder in which maps for an object store are made before they go there; without: ~/.cache/glcanet_jax/maps
+    work: Path | None = None
     overwrite: bool = False  # replace maps made with other weights or options
 
     def __post_init__(self):

@@ -1,12 +1,12 @@
 """The files of a scene's map: their names, which of them are made of which, and whether they can be written."""
 
-import contextlib
 import os
-import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from glcanet_jax.data.own_maps import LAYERS, RASTERS, SUFFIX
 from glcanet_jax.errors import UserError
+from glcanet_jax.maps import destination
 from glcanet_jax.maps.beside import SUFFIX as BESIDE
 from glcanet_jax.maps.options import MapOptions
 
@@ -66,35 +66,16 @@ def _name_max(out: Path) -> int:
         return NAME_MAX
 
 
-def check_folder(out: Path) -> None:
-    """Raises UserError if files cannot be written to a folder, which need not be there; leaves everything as it was."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file; --out must be a folder")
-    missing = [folder for folder in (out, *out.parents) if not os.path.lexists(folder)]
-    made: list[Path] = []
-    try:
-        for folder in reversed(missing):
-            folder.mkdir(exist_ok=True)
-            made.append(folder)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        raise UserError(f"{out} cannot be written to ({error.strerror or error}); give another --out") from error
-    finally:
-        with contextlib.suppress(OSError):  # another process may be writing there by now
-            for folder in reversed(made):
-                folder.rmdir()
-
-
-def check_apart(named: dict[str, str], out: Path, options: MapOptions) -> None:
+def check_apart(named: Mapping[str, str], out: destination.Out, options: MapOptions) -> None:
     """Raises UserError if a scene is what another one's map would be written over."""
+    where = destination.of(out, options.work)
     made = {
-        os.path.realpath(out / file): name
+        destination.canonical(where.at(file)): name
         for name in named
         for file in (*outputs_of(name, options).values(), f"{name}{SUFFIX}")
     }
     for name, path in named.items():
-        owner = made.get(os.path.realpath(path), name)
+        owner = made.get(destination.canonical(path), name)
         if owner != name:
             raise UserError(
                 f"{path} would be overwritten by the map of {owner} ({named[owner]}); give another --out, or leave it out"

@@ -25,6 +25,7 @@ from glcanet_jax.data.tiles import check_disk
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference import walk
 from glcanet_jax.inference.scratch import Scratch, is_of
+from glcanet_jax.maps import destination
 from glcanet_jax.maps.model import Model, open_scene
 from glcanet_jax.maps.options import MapOptions
 from glcanet_jax.maps.outputs import check_names
@@ -134,17 +135,23 @@ class PartTask:
     """A part of a scene on its way to its folder (:class:`glcanet_jax.inference.walk.Task`); its result is what :data:`PART` says.
 
     The result is None where the part is done already, or the maps are there.
+
+    Attributes:
+        shared: parts that go to a store are put there, for whoever puts all of them together.
     """
 
+    shared = True
+
     def __init__(
-        self, name: str, path: str, part: geometry.Part, out: Path, model: Model, options: MapOptions, progress: Progress | None
+        self, name: str, path: str, part: geometry.Part, out: destination.Out, model: Model, options: MapOptions, progress: Progress | None
     ):  # fmt: skip
         """``progress`` counts scenes; None: the part has a bar of its own."""
         self.scene, self.path, self.part = name, path, part
         self.name = f"{name}, part {name_of(part)}"
-        self._out, self._model, self._options, self._progress = out, model, options, progress
+        self._where = destination.of(out, options.work)
+        self._out, self._model, self._options, self._progress = self._where.work, model, options, progress
         self._stack = contextlib.ExitStack()
-        self._folder = folder_of(out, name) / name_of(part)
+        self._folder = folder_of(self._out, name) / name_of(part)
         self._plan: Plan | None = None
         self._writer: MapWriter | None = None
         self._scratch: Scratch | None = None
@@ -155,7 +162,7 @@ class PartTask:
         with told(self._out):
             self._began = time.perf_counter()
             check_names(self.scene, self.path, self._out, self._options)
-            plan, self._model = plan_scene(self.scene, self.path, self._out, self._model, self._options)
+            plan, self._model = plan_scene(self.scene, self.path, self._where, self._model, self._options)
             self._plan = plan
             self._stack.callback(plan.source.close)
             layers = plan.todo(self._options.overwrite).layers
@@ -163,12 +170,27 @@ class PartTask:
                 return None
             self._folder.parent.mkdir(parents=True, exist_ok=True)
             write_asked(self._folder.parent, self.path, self._model, self._options)
+            if self.shared:
+                self._where.share(self._folder.parent, SCENE)
             partial = self._folder.with_name(f"{self._folder.name}.partial")
             self._stack.enter_context(alone(partial, self.name))
             return None if self._is_done(layers) else self._request(plan, layers, partial)
 
     def _is_done(self, layers: list[str]) -> bool:
-        return self._options.resume and Piece.read(self._folder, self._plan.head(layers)) is not None
+        if not self._options.resume:
+            return False
+        head = self._plan.head(layers)
+        if (told := self._where.has_shared(self._folder, PART)) is not None:
+            return border.parse_json(told, self._folder).get("head") == head
+        if Piece.read(self._folder, head) is None:
+            return False
+        self._share()  # a run that was killed did not come to this
+        return True
+
+    def _share(self) -> None:
+        """Let other machines have the part, if there may be some."""
+        if self.shared:
+            self._where.share(self._folder, PART)
 
     def _request(self, plan: Plan, layers: list[str], partial: Path) -> walk.Request:
         source, views = plan.source, self._model.predictor.views
@@ -234,6 +256,7 @@ class PartTask:
                 "seconds": round(time.perf_counter() - self._began, 3),
                 "head": self._plan.head(list(layers)),
             }
+            self._plan.source.check_unchanged()
             partial = self._scratch.folder
             report.write_json(partial / PART, result)
             shutil.rmtree(self._folder, ignore_errors=True)  # of another map
@@ -243,6 +266,7 @@ class PartTask:
             for rest in self._folder.iterdir():  # what the part was made of
                 if rest.name not in kept:
                     rest.unlink()
+            self._share()
         return result
 
     def stop(self) -> None:

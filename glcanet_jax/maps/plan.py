@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,12 +10,13 @@ from typing import Any, NamedTuple
 import jax
 
 from glcanet_jax import config as configs
+from glcanet_jax.data import stores
 from glcanet_jax.data.georeference import Georeference
 from glcanet_jax.data.own_maps import LAYERS, SUFFIX
 from glcanet_jax.data.vectors import parts_of
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference.scratch import is_of
-from glcanet_jax.maps import map_report, outputs
+from glcanet_jax.maps import destination, map_report, outputs
 from glcanet_jax.maps.beside import crs_beside
 from glcanet_jax.maps.degrees import check_degrees
 from glcanet_jax.maps.model import Model, digest, note_of_resolution, open_scene, region_of
@@ -49,14 +49,21 @@ class Plan:
     settings: dict[str, Any] = field(default_factory=dict)  # what files drawn from the maps depend on beside, by kind
     crs_text: str | None = None  # of the files that hold the CRS beside the maps
     note: str | None = None  # of the scene's pixels, to be told before it is mapped
+    place: destination.Folder | None = None  # where its maps go; None: ``out``
+
+    @property
+    def where(self) -> destination.Folder:
+        """Where its maps go."""
+        return destination.Folder(self.out) if self.place is None else self.place
 
     @property
     def folder(self) -> Path:
         return outputs.partial(self.out, self.name)
 
     @property
-    def report(self) -> Path:
-        return self.out / f"{self.name}{SUFFIX}"
+    def report(self) -> str:
+        """The file's name."""
+        return f"{self.name}{SUFFIX}"
 
     def head(self, layers: list[str]) -> dict[str, Any]:
         """What a walk that was stopped must have been after, to go on."""
@@ -76,11 +83,11 @@ class Plan:
             if told is not None and not overwrite:
                 changed = configs.differences(self.fingerprint, told["fingerprint"])
                 raise UserError(
-                    f"{self.out} holds maps of {self.name} made otherwise ({'; '.join(changed[:3])}); "
+                    f"{self.where} holds maps of {self.name} made otherwise ({'; '.join(changed[:3])}); "
                     "give another --out, or --overwrite"
                 )
             return self._anew(told, overwrite)
-        listed = {kind: file for kind, file in told["outputs"].items() if (self.out / file).exists()}
+        listed = {kind: file for kind, file in told["outputs"].items() if self.where.has(file)}
         if "classes" not in listed:  # what was drawn from it goes with it
             return self._anew(told, overwrite)
         missing = {kind: file for kind, file in self.files.items() if listed.get(kind) != file}
@@ -88,7 +95,7 @@ class Plan:
         if other and not overwrite:
             changed = configs.differences(self.settings[other[0]], told["made"].get(other[0]) or {})
             raise UserError(
-                f"{self.out / self.files[other[0]]} was made otherwise ({'; '.join(changed)}); "
+                f"{self.where.at(self.files[other[0]])} was made otherwise ({'; '.join(changed)}); "
                 "give another --out, or --overwrite"
             )
         if overwrite and not missing and not other:
@@ -109,12 +116,12 @@ class Plan:
 
     def _told(self, overwrite: bool) -> dict[str, Any] | None:
         """The report that is there."""
-        if not os.path.lexists(self.report) or self.report.is_symlink():  # a link is none of ours
+        if self.where.is_link(self.report):  # it is none of ours
             return None
         try:
-            return map_report.read_report(self.out, self.name)
-        except UserError:
-            if overwrite:
+            return map_report.find_report(self.where, self.name)
+        except UserError as error:
+            if overwrite and not isinstance(error, stores.StoreError):
                 return None
             raise
 
@@ -130,14 +137,14 @@ class Plan:
 
     def _check_free(self, files: dict[str, str], layers: list[str], overwrite: bool) -> None:
         """Raises UserError if a file is in the way that no run of this scene has left."""
-        there = [file for file in files.values() if os.path.lexists(self.out / file)]
-        for file in there:
-            if (self.out / file).is_dir():
-                raise UserError(f"{self.out / file} is a folder where a file of ours belongs; move it away")
-        # a run killed while it renamed its maps left some of them, and its journal
-        if there and not overwrite and not is_of(self.folder, self.head(layers)):
+        there = [file for file in files.values() if self.where.has(file)]
+        # a run killed while it gave its maps their names left some of them, and its journal, or its mark on them
+        if not there or overwrite or is_of(self.folder, self.head(layers)):
+            return
+        others = [file for file in there if not self.where.left_by(file, self.fingerprint)]
+        if others:
             raise UserError(
-                f"{self.out / there[0]} exists and is not known to be of this scene; give another --out, or --overwrite"
+                f"{self.where.at(others[0])} exists and is not known to be of this scene; give another --out, or --overwrite"
             )
 
 
@@ -167,7 +174,7 @@ def _aoi_identity(options: MapOptions) -> Any:
     return files[0] if len(files) == 1 and options.aoi_layer is None else [*files, options.aoi_layer]
 
 
-def plan_scene(name: str, path: str, out: Path, model: Model, options: MapOptions) -> tuple[Plan, Model]:
+def plan_scene(name: str, path: str, out: destination.Out, model: Model, options: MapOptions) -> tuple[Plan, Model]:
     """Open a scene and say what its maps depend on, and with what it is mapped; raises UserError if it cannot be mapped, or its maps not be written."""
     source = open_scene(path, model, options)
     try:
@@ -180,8 +187,9 @@ def plan_scene(name: str, path: str, out: Path, model: Model, options: MapOption
         files = outputs.outputs_of(name, options)
         if crs_text is not None:
             files |= outputs.beside(files)
-        taken = {os.path.realpath(out / f) for f in (*files.values(), f"{name}{SUFFIX}")}
-        if os.path.realpath(path) in taken:
+        where = destination.of(out, options.work)
+        taken = {destination.canonical(where.at(f)) for f in (*files.values(), f"{name}{SUFFIX}")}
+        if destination.canonical(path) in taken:
             raise UserError(f"{path} would be overwritten by its own map; give another --out")
         region = region_of(source, options)
     except BaseException:
@@ -208,4 +216,5 @@ def plan_scene(name: str, path: str, out: Path, model: Model, options: MapOption
     settings = {"polygons": {"min_area": options.min_area}} if options.polygons else {}
     fingerprint, settings = (json.loads(json.dumps(value)) for value in (fingerprint, settings))
     note = note_of_resolution(source, model.ground_resolution)
-    return Plan(name, source, region, out, files, fingerprint, settings, crs_text, note), model
+    made = Plan(name, source, region, where.work, files, fingerprint, settings, crs_text, note, where)
+    return made, model

@@ -8,7 +8,6 @@ with.
 import contextlib
 import dataclasses
 import itertools
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -26,8 +25,9 @@ from glcanet_jax.data.tiles import check_disk
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference import walk
 from glcanet_jax.inference.scratch import Scratch, is_of
-from glcanet_jax.maps import map_report, styles
+from glcanet_jax.maps import destination, map_report, styles
 from glcanet_jax.maps.calibration import calibrated_on
+from glcanet_jax.maps.footprint import footprint
 from glcanet_jax.maps.memory import HELD_BYTES
 from glcanet_jax.maps.model import Model
 from glcanet_jax.maps.options import MapOptions
@@ -83,10 +83,19 @@ class MapTask:
     its maps are there already. Nothing new stands under a final name before all of it is whole.
     """
 
-    def __init__(self, name: str, path: str, out: Path, model: Model, options: MapOptions, progress: Progress | None):
+    def __init__(
+        self,
+        name: str,
+        path: str,
+        out: destination.Out,
+        model: Model,
+        options: MapOptions,
+        progress: Progress | None,
+    ):
         """``progress`` counts scenes; None: the scene has a bar of its own."""
         self.name, self.path = name, path
-        self._out, self._model, self._options, self._progress = out, model, options, progress
+        self._where = destination.of(out, options.work)
+        self._out, self._model, self._options, self._progress = self._where.work, model, options, progress
         self._stack = contextlib.ExitStack()
         self._plan: Plan | None = None
         self._todo: Todo | None = None
@@ -100,7 +109,7 @@ class MapTask:
         with told(self._out):
             self._began = time.perf_counter()
             check_names(self.name, self.path, self._out, self._options)
-            plan, self._model = plan_scene(self.name, self.path, self._out, self._model, self._options)
+            plan, self._model = plan_scene(self.name, self.path, self._where, self._model, self._options)
             self._plan = plan = self._planned(plan)
             self._stack.callback(plan.source.close)
             self._todo = plan.todo(self._options.overwrite)
@@ -160,7 +169,8 @@ class MapTask:
 
     def _stage(self, plan: Plan) -> Plan:
         """The plan with the scene's copy."""
-        self._plan = plan = dataclasses.replace(plan, source=self._staged(plan))
+        scene, self._plan = plan.source, (plan := dataclasses.replace(plan, source=self._staged(plan)))
+        scene.check_unchanged()
         self._stack.callback(plan.source.close)
         return plan
 
@@ -190,21 +200,20 @@ class MapTask:
                 areas = map_report.Areas(plan.source.georeference, len(self._model.names))
                 tell = areas.add
             made = self._writer.finish(tell) if todo.layers else {}
-            class_map = made.get("classes", plan.out / plan.files["classes"])
+            class_map = made.get("classes") or plan.where.local(plan.files["classes"], plan.folder)
             made |= _drawn(todo.files, class_map, plan, self._model, self._options)
             result = _added(plan, todo) if todo.told else _report(plan, areas, self._model, self._computed(summary))
+            plan.source.check_unchanged()
             if not todo.told:
-                plan.report.unlink(missing_ok=True)  # one that stands says that all maps beside it are of its making
-            for file in todo.stale:
-                (plan.out / file).unlink(missing_ok=True)
-            for kind, path in made.items():
-                os.replace(path, plan.out / plan.files[kind])
+                plan.where.remove(plan.report)  # one that stands says that all maps beside it are of its making
+            plan.where.remove(*todo.stale)
+            plan.where.put({plan.files[kind]: path for kind, path in made.items()}, plan.fingerprint)
             if not todo.told:
                 result["seconds"] = round(time.perf_counter() - self._began, 3)
                 result["megapixels_per_second"] = round(summary.pixels / 1e6 / result["seconds"], 4)
                 result["scenes_per_second"] = round(1 / result["seconds"], 5)
                 result |= {k.partition("/")[2]: v for k, v in peak_memory().items()}
-            map_report.write_report(plan.report, result)
+            plan.where.write(plan.report, map_report.as_text(result))
         self._whole = True
         self._stack.close()
         return map_report.strict(result)
@@ -307,6 +316,7 @@ def _report(plan: Plan, counted: map_report.Areas, model: Model, made: dict[str,
         "height": plan.source.height,
         "width": plan.source.width,
         "crs": None if georeference.crs is None else georeference.crs.to_string(),
+        "footprint": footprint(georeference, plan.source.height, plan.source.width),
         "area_method": georeference.method,
         "classes": map_report.class_rows(pixels, areas, model.names),
         "nodata_pixels": int(pixels[-1]),

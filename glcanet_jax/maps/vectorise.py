@@ -14,6 +14,7 @@ import numpy as np
 
 from glcanet_jax.data import disk
 from glcanet_jax.data.classes import IGNORE
+from glcanet_jax.data.disk import check_folder
 from glcanet_jax.data.gdal import cause, environment, failures, open_raster, rectangle, steps
 from glcanet_jax.data.georeference import Georeference
 from glcanet_jax.data.raster import RasterSource
@@ -21,7 +22,6 @@ from glcanet_jax.data.tiles import TILE, not_whole
 from glcanet_jax.errors import UserError
 from glcanet_jax.maps import polygons, styles
 from glcanet_jax.maps.degrees import check_degrees
-from glcanet_jax.maps.outputs import check_folder
 from glcanet_jax.maps.plan import check_place
 
 ENDINGS = {".geojson": "geojson", ".json": "geojson", ".gpkg": "gpkg"}

@@ -6,13 +6,12 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from glcanet_jax import report
 from glcanet_jax.data import raster
 from glcanet_jax.errors import UserError
-from glcanet_jax.maps import map_report
+from glcanet_jax.maps import destination, map_report
+from glcanet_jax.maps.destination import Out
 from glcanet_jax.maps.jobs import Ended, Job
 from glcanet_jax.progress import ETA_SECONDS, Progress
 from glcanet_jax.scaling.worker import Facts
@@ -104,10 +103,10 @@ class Meter:
 class Desk:
     """Prints, shows and sums up."""
 
-    def __init__(self, scenes: dict[str, str], out: Path, address: str):
+    def __init__(self, scenes: dict[str, str], out: Out, address: str):
         self.failed: dict[str, str] = {}  # why, by scene
         self.outside: dict[str, str] = {}
-        self._out, self._address, self._of = out, address, len(scenes)
+        self._out, self._address, self._of = destination.of(out), address, len(scenes)
         self._began, self._told_at = time.monotonic(), time.monotonic()
         self._made, self._there, self._retries = 0, 0, 0
         self._reasons: list[dict[str, str]] = []
@@ -252,13 +251,13 @@ class Desk:
         """Write the summary and say it in a line."""
         self._meter.close()
         told = self.summary(whole)
-        if self._out.is_dir() and self._workers:
-            report.write_json(self._out / SUMMARY, told)
+        if self._out.made and self._workers:
+            self._out.write(SUMMARY, map_report.as_text(told))
             speed = (
                 f"{told['megapixels']:.1f} Mpx in {told['seconds']:.1f} s, {told['megapixels_per_second']:.3f} Mpx/s"
             )
             again = f", {told['retries']} given again" if told["retries"] else ""
-            self.say(f"{speed} by {len(self._workers)} workers{again}; see {self._out / SUMMARY}")
+            self.say(f"{speed} by {len(self._workers)} workers{again}; see {self._out.at(SUMMARY)}")
         return told
 
     def __enter__(self) -> "Desk":

@@ -9,8 +9,9 @@ from typing import Any
 from glcanet_jax import __version__, hub, runs
 from glcanet_jax.data.guard import is_virtual
 from glcanet_jax.errors import UserError
-from glcanet_jax.maps import mapping
-from glcanet_jax.maps.inputs import names_of, scenes_of
+from glcanet_jax.maps import destination, mapping
+from glcanet_jax.maps.destination import Out
+from glcanet_jax.maps.inputs import Listed, names_of, scenes_of
 from glcanet_jax.maps.jobs import jobs_of
 from glcanet_jax.maps.model import digest
 from glcanet_jax.maps.options import DEFAULTS, MapOptions
@@ -26,7 +27,7 @@ from glcanet_jax.scaling.worker import Order
 def map_scenes(
     scenes: Sequence[str | Path],
     weights: str | Path,
-    out: Path,
+    out: Out,
     options: MapOptions = DEFAULTS,
     cluster: Cluster = Cluster(on="ray"),  # noqa: B008
     *,
@@ -45,16 +46,18 @@ def map_scenes(
         raise UserError(
             f"--shard {shard} and --on {cluster.on} both divide the scenes; leave out --shard, for the workers share all of them"
         )
-    out = Path(out).absolute()
+    out = destination.of(out, options.work)
+    if not isinstance(out, destination.Store):
+        out = destination.Folder(out.work.absolute())
     named = names_of([_everywhere(path) for path in scenes_of(scenes)])
     check_apart(named, out, options)
     mapping.check_request(out, options)
-    order = _order(named, weights, out, options, precision, deterministic)
+    order = _order(named, weights, str(out), options, precision, deterministic)
     fit, failed = mapping.with_room(named, out, options)
     run = mapping.Run(out, options, alone=len(named) == 1, failed=failed)
     summary: dict[str, Any] = {}
     if fit:
-        out.mkdir(parents=True, exist_ok=True)
+        out.work.mkdir(parents=True, exist_ok=True)
         desk, summary = drive(RayPool(cluster, order), fit, out, cluster)
         run.failed += desk.failed
         run.outside += [(name, UserError(why)) for name, why in desk.outside.items()]
@@ -64,7 +67,7 @@ def map_scenes(
     return summary
 
 
-def drive(pool: Pool, scenes: dict[str, str], out: Path, cluster: Cluster) -> tuple[Desk, dict[str, Any]]:
+def drive(pool: Pool, scenes: dict[str, str], out: Out, cluster: Cluster) -> tuple[Desk, dict[str, Any]]:
     """Have scenes, whose paths are given by name, mapped by a pool's workers, and end it; gives what was told, and the summary.
 
     Raises:
@@ -85,12 +88,13 @@ def drive(pool: Pool, scenes: dict[str, str], out: Path, cluster: Cluster) -> tu
 
 
 def _everywhere(path: str | Path) -> str:
-    """A path that does not depend on where a process was started."""
-    return str(path) if is_virtual(path) else str(Path(path).absolute())
+    """A path that does not depend on where a process was started, with what a list says of it."""
+    whole = str(path) if is_virtual(path) else str(Path(path).absolute())
+    return Listed(whole, path.name, path.said) if isinstance(path, Listed) else whole
 
 
 def _order(
-    named: dict[str, str], weights: str | Path, out: Path, options: MapOptions, precision: str, deterministic: bool
+    named: dict[str, str], weights: str | Path, out: str, options: MapOptions, precision: str, deterministic: bool
 ) -> Order:
     """What workers are told; raises UserError if there are no such weights."""
     found = digest(runs.find_weights(weights))

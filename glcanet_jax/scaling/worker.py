@@ -38,7 +38,7 @@ class Order:
     weights: str  # as :func:`glcanet_jax.weights.resolve` takes it
     digest: str  # SHA-256 that the file must have
     version: str  # of this package
-    out: Path
+    out: str | Path  # a folder that all machines share, or a store
     options: "MapOptions"
     count: int = 1  # of scenes
     scenes: tuple[str, ...] = ()  # on which int8 may be calibrated; else none
@@ -99,7 +99,7 @@ class Worker:
         import jax
 
         from glcanet_jax import __version__, backend
-        from glcanet_jax.maps import jobs
+        from glcanet_jax.maps import destination, jobs
         from glcanet_jax.maps.memory import pools
 
         host = socket.gethostname()
@@ -107,7 +107,7 @@ class Worker:
             raise UserError(
                 f"{host} has version {__version__} of glcanet-jax, the driver {order.version}; install one everywhere"
             )
-        if not order.out.is_dir():
+        if not destination.of(order.out, order.options.work).made:
             raise UserError(
                 f"{host} has no folder {order.out}, which the driver has made; --out must be on a disk that all machines share"
             )

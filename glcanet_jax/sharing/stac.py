@@ -1,14 +1,16 @@
-"""Weights as a STAC Item with the Machine Learning Model extension, so that catalogues find and describe them.
+"""Weights as a STAC Item with the Machine Learning Model extension, and maps as Items that say which weights made them.
 
 https://github.com/stac-extensions/mlm, version 1.5.2; names of bands are STAC 1.1's own.
 """
 
 import math
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 
+import glcanet_jax
 from glcanet_jax.sharing.facts import Facts
 
 VERSION = "1.1.0"  # of STAC
@@ -17,6 +19,15 @@ EXTENSIONS = (
     "https://stac-extensions.github.io/classification/v1.1.0/schema.json",
     "https://stac-extensions.github.io/file/v2.1.0/schema.json",
 )
+MAP_EXTENSIONS = (  # not that of models: it wants all of a model in every Item that names it
+    EXTENSIONS[1],
+    "https://stac-extensions.github.io/projection/v2.0.0/schema.json",
+    "https://stac-extensions.github.io/processing/v1.2.0/schema.json",
+)
+MAPS = "maps"  # the collection's name
+# of what is of no known time: a range that holds all is what the extension advises
+ALWAYS = {"datetime": None, "start_datetime": "1900-01-01T00:00:00Z", "end_datetime": "9999-12-31T23:59:59Z"}
+WORLD = [-180.0, -90.0, 180.0, 90.0]
 TASK = "semantic-segmentation"
 LICENCE = r"[\w\-.+]+"  # an SPDX identifier, as STAC wants it; other words are told by the description
 NUMBER = r"(0|[1-9]\d*)(\.(0|[1-9]\d*)){2}"  # of a release, as the extension wants it
@@ -52,13 +63,11 @@ def item(facts: Facts, assets: dict[str, dict[str, Any]] | None = None) -> dict[
 
 def _properties(facts: Facts) -> dict[str, Any]:
     told: dict[str, Any] = {
-        "datetime": None,  # weights are of no time; a range that holds all is what the extension advises
-        "start_datetime": "1900-01-01T00:00:00Z",
-        "end_datetime": "9999-12-31T23:59:59Z",
+        **ALWAYS,
         "title": facts.title,
         "description": f"{facts.called} with {len(facts.classes)} classes for {len(facts.bands)} bands.",
         "bands": _bands(facts),
-        "mlm:name": _named(facts.title),
+        "mlm:name": mlm_name(facts),
         "mlm:architecture": facts.called,
         "mlm:tasks": [TASK],
         "mlm:framework": "JAX",
@@ -127,16 +136,19 @@ def _output(facts: Facts) -> dict[str, Any]:
             "dim_order": ["batch", "height", "width", "class"],
             "data_type": "float32",
         },
-        "classification:classes": [
-            {
-                "value": i,
-                "name": re.sub(r"[^0-9A-Za-z_-]+", "_", name).strip("_") or f"class_{i}",
-                "description": name,
-                "color_hint": "{:02X}{:02X}{:02X}".format(*colour),
-            }
-            for i, (name, colour) in enumerate(zip(facts.classes, facts.palette, strict=True))
-        ],
+        "classification:classes": _classes(facts.classes, facts.palette),
     }
+
+
+def _classes(names: Sequence[str], palette: Sequence[Sequence[int]] | None) -> list[dict[str, Any]]:
+    """The classes of ids from 0, with their colours if these are known."""
+    out = []
+    for i, name in enumerate(names):
+        plain = re.sub(r"[^0-9A-Za-z_-]+", "_", name).strip("_") or f"class_{i}"
+        out.append({"value": i, "name": plain, "description": name})
+        if palette is not None:
+            out[-1]["color_hint"] = "{:02X}{:02X}{:02X}".format(*palette[i])
+    return out
 
 
 def _hyperparameters(facts: Facts) -> dict[str, Any]:
@@ -145,6 +157,91 @@ def _hyperparameters(facts: Facts) -> dict[str, Any]:
     known = views | {f"model.{name}": value for name, value in facts.options.items()}
     finite = lambda v: not isinstance(v, float) or math.isfinite(v)  # noqa: E731
     return {name: value for name, value in known.items() if value is not None and finite(value)}
+
+
+# ----------------------------------------------------------------------------------------------------------------- maps
+def mlm_name(facts: Facts) -> str:
+    """What the weights are called in their Item, and in links to it."""
+    return _named(facts.title)
+
+
+def map_asset(
+    kind: str, file: str, media_type: str, classes: Sequence[Mapping[str, Any]], palette: Sequence[Sequence[int]] | None
+) -> dict[str, Any]:
+    """A file of a map, by its kind: ``classes``, ``confidence``, ``polygons``, ``overlay``, ``report`` ..."""
+    roles = {"overlay": ["overview"], "report": ["metadata"]}.get(kind, ["data"])
+    out: dict[str, Any] = {"href": f"./{file}", "type": media_type, "roles": roles}
+    if kind in ("classes", "confidence", "probabilities"):
+        bands = [row["name"] for row in classes] if kind == "probabilities" else [kind]
+        out |= {"data_type": "uint8", "nodata": 255, "bands": [{"name": name} for name in bands]}
+    if kind == "classes":
+        out["classification:classes"] = _classes([row["name"] for row in classes], palette)
+    return out
+
+
+def map_item(
+    name: str,
+    outline: Mapping[str, Any] | None,
+    place: Mapping[str, Any],
+    times: Mapping[str, str],
+    report: Mapping[str, Any],
+    assets: Mapping[str, Any],
+    links: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """The Item of a scene's map.
+
+    Args:
+        outline: of the scene, as GeoJSON; None: unknown.
+        place: ``bbox`` where there is an outline.
+        times: of the scene, as STAC names them; none: unknown.
+    """
+    code = report.get("crs")
+    projection: dict[str, Any] = {"proj:shape": [report["height"], report["width"]]}
+    projection["proj:code"] = code if re.fullmatch(r"[A-Z]+:\d+", code or "") else None
+    return {
+        "stac_version": VERSION,
+        "stac_extensions": list(MAP_EXTENSIONS),
+        "type": "Feature",
+        "id": name,
+        "collection": MAPS,
+        "geometry": outline,
+        **place,
+        "properties": {
+            **({"datetime": None} | times if times else ALWAYS),
+            **projection,
+            "processing:level": "L4",  # of what a network makes of images
+            "processing:software": {"GLCANet-JAX": glcanet_jax.__version__},
+        },
+        "assets": dict(assets),
+        "links": list(links),
+    }
+
+
+def times_of(properties: Mapping[str, Any]) -> list[str]:
+    """The times of an Item, those that are known; all of them are in one form, so that their order is that of time."""
+    found = [properties.get(key) for key in ALWAYS]
+    return [t for t in found if isinstance(t, str) and t not in ALWAYS.values()]
+
+
+def maps_collection(
+    facts: Facts, boxes: Sequence[Sequence[float]], times: Sequence[str], links: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The Collection of maps, with their extents together; those that cross the antimeridian go around the world."""
+    plain = [box if box[0] <= box[2] else [-180.0, box[1], 180.0, box[3]] for box in boxes]
+    west, south, east, north = zip(*plain, strict=True) if plain else ((v,) for v in WORLD)
+    return {
+        "stac_version": VERSION,
+        "type": "Collection",
+        "id": MAPS,
+        "title": f"Maps by {facts.title}",
+        "description": f"Maps of {len(facts.classes)} classes: {', '.join(facts.classes)}.",
+        "license": "other",
+        "extent": {
+            "spatial": {"bbox": [[min(west), min(south), max(east), max(north)]]},
+            "temporal": {"interval": [[min(times), max(times)] if times else [None, None]]},
+        },
+        "links": list(links),
+    }
 
 
 def _identifier(title: str) -> str:

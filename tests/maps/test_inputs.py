@@ -4,11 +4,12 @@ import os
 
 import pytest
 
+from glcanet_jax.data.disk import check_folder
 from glcanet_jax.errors import UserError
 from glcanet_jax.maps import outputs
 from glcanet_jax.maps.inputs import names_of, parse_shard, scenes_of
 from glcanet_jax.maps.options import MapOptions
-from glcanet_jax.maps.outputs import check_folder, check_names, outputs_of
+from glcanet_jax.maps.outputs import check_names, outputs_of
 
 
 def touch(folder, *names):

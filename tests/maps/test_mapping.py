@@ -393,7 +393,7 @@ def test_a_run_that_stopped_goes_on_to_the_same_bytes(tmp_path, weights, image, 
         lambda m: m.setattr(writer.MapWriter, "write", write_some),
         lambda m: m.setattr(writer.MapWriter, "finish", stop),
         lambda m: m.setattr(task, "_report", stop),
-        lambda m: m.setattr(task.map_report, "write_report", stop),
+        lambda m: m.setattr(task.map_report, "as_text", stop),
     ):
         with monkeypatch.context() as m, pytest.raises(Stop):
             patch(m)
@@ -437,7 +437,7 @@ def test_two_processes_do_not_share_a_scene(tmp_path, weights, image):
     scene = write(tmp_path / "scene.tif", image[:90, :90])
     folder = tmp_path / "out" / ".scene.partial"
     folder.mkdir(parents=True)
-    with task._alone(folder, "scene"), pytest.raises(UserError, match="another process is predicting scene"):
+    with task.alone(folder, "scene"), pytest.raises(UserError, match="another process is predicting scene"):
         mapping.map_scenes([scene], weights, tmp_path / "out")
 
 

@@ -70,6 +70,28 @@ def test_shards_take_parts_and_a_last_command_assembles(tmp_path, scene, weights
     assert files(out) == files(whole[0])
 
 
+def test_machines_that_share_a_store_alone(store, tmp_path, scene, weights, whole, monkeypatch, capsys):  # noqa: F811
+    """Each has a folder of its own; one more puts together what they have put into the store, to the same bytes."""
+
+    def on(machine):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / machine))
+
+    for machine, shard in (("one", "1/2"), ("two", "2/2")):
+        on(machine)
+        assert mapping.map_scenes([scene], weights, "s3://maps/out", apart(), shard) == []
+        assert "glcanet assemble s3://maps/out" in capsys.readouterr().out
+    on("one")
+    store.fail()
+    mapping.map_scenes([scene], weights, "s3://maps/out", apart(), "1/2")
+    assert store.asked("parts/0_0/classes") == []  # done already
+    on("three")
+    (report,) = mapping.assemble("s3://maps/out")
+    assert report["parts"] == 4
+    found = {key.removeprefix("out/"): store.read(key) for key in store.keys() if not key.endswith("report.json")}
+    assert found == files(whole[0])  # and nothing is left of the parts
+    assert [p for p in (tmp_path / "three").rglob("*") if p.is_file() and "maps" in p.parts] == []
+
+
 def test_any_part_is_made_again_alone(tmp_path, scene, weights, whole, capsys):  # noqa: F811
     """One that was removed, damaged or is of another map; what is damaged at a seam is told, and nothing wrong comes of it."""
     out = tmp_path / "out"

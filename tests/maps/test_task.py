@@ -47,15 +47,15 @@ def test_a_folder_that_another_process_removes_is_made_again(tmp_path, monkeypat
         lock(file, how)
 
     monkeypatch.setattr(fcntl, "flock", removed_once)
-    with task._alone(folder, "a"):
+    with task.alone(folder, "a"):
         assert len(calls) == 2 and (folder / "lock").exists()
-        with pytest.raises(UserError, match="another process is predicting a"), task._alone(folder, "a"):
+        with pytest.raises(UserError, match="another process is predicting a"), task.alone(folder, "a"):
             pass
 
 
 def test_a_file_that_is_missing_within_is_told_as_such(tmp_path):
     """It is no reason to ask for the folder again."""
-    with pytest.raises(FileNotFoundError, match="gone"), task._alone(tmp_path / "a", "a"):
+    with pytest.raises(FileNotFoundError, match="gone"), task.alone(tmp_path / "a", "a"):
         raise FileNotFoundError("gone")
 
 
@@ -64,7 +64,7 @@ def test_a_file_system_without_locks_is_written_to(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    with task._alone(tmp_path / "a", "a"):
+    with task.alone(tmp_path / "a", "a"):
         assert (tmp_path / "a").is_dir()
 
 
