@@ -308,6 +308,7 @@ def make(viewer: Viewer, request: Any) -> dict[str, Any]:
     opened = viewer.opened(request)
     made = viewer.map_of(request, opened)
     if made.classes is None:
+        viewer.opener.chores.forget(("map", id(made)))
         _ask(viewer, opened, made, viewer.gallery.items[at].name)
     return {}
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from glcanet_jax.errors import UserError
 
+PATIENCE = 5  # seconds that the end waits for what is under way
 Tell = Callable[[float], None]  # takes the share that is done; raises Ended if nobody waits any more
 
 
@@ -64,6 +65,12 @@ class Chores:
             self._change.notify()
             return self._all[key]
 
+    def forget(self, key: Any) -> None:
+        """Let one that failed be asked for again."""
+        with self._change:
+            if key in self._all and self._all[key].state == "failed":
+                del self._all[key]
+
     def known(self, key: Any) -> Chore | None:
         with self._change:
             return self._all.get(key)
@@ -111,4 +118,4 @@ class Chores:
             self._ends = True
             self._change.notify()
         if self._thread is not None:
-            self._thread.join(timeout=30)
+            self._thread.join(timeout=PATIENCE)

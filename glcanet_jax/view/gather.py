@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -128,11 +129,10 @@ class Gathering:
     # -------------------------------------------------------------------------------------------------------- what it is
     def scenes(self) -> list[SceneFiles]:
         """All scenes with their maps."""
-        labels: dict[str, int] = {}
-        for files in self._maps:
-            self._scene_of(files).maps.append(files)
-            labels[files.label] = labels.get(files.label, 0) + 1
-        for run in self._runs:
+        for files, label in zip(self._maps, _apart([files.classes.parent for files in self._maps]), strict=True):
+            self._scene_of(files).maps.append(replace(files, label=label))
+        labels = _apart([run.weights.parent for run in self._runs])
+        for run in (replace(run, label=label) for run, label in zip(self._runs, labels, strict=True)):
             for found in self._scenes.values():
                 found.maps.append(run)
         return list(self._scenes.values())
@@ -147,6 +147,19 @@ class Gathering:
                 return found
         key = files.name if source is None else os.path.realpath(source)
         return self._scenes.setdefault(key, SceneFiles(files.name, size=size))
+
+
+def _apart(folders: Sequence[Path]) -> list[str]:
+    """The names of folders, with as much of what they lie in as tells them apart."""
+    parts = [folder.resolve().parts for folder in folders]
+
+    def last(whole: tuple[str, ...]) -> str:
+        count = 1
+        while count < len(whole) and any(other[-count:] == whole[-count:] for other in parts if other != whole):
+            count += 1
+        return "/".join(whole[-count:])
+
+    return [last(whole) for whole in parts]
 
 
 def _is_class_map(path: Path) -> bool:

@@ -9,11 +9,12 @@ import numpy as np
 from glcanet_jax.data.classes import IGNORE
 from glcanet_jax.data.overview import mean_of, mode_of
 from glcanet_jax.data.scenes import fitting
+from glcanet_jax.errors import UserError
 from glcanet_jax.view import rasters
 from glcanet_jax.view.rasters import Box, factor_of
 
 NEAR = 8  # a plane is read without help up to this factor; beyond it an overview is needed
-TOUCHED = 2**23  # pixels that a file may have to decode for one answer
+FORM = 0.02  # of difference in form that rounding may make, as of a map of a scene that was resampled
 
 
 @runtime_checkable
@@ -43,15 +44,23 @@ class RasterPlane:
     ):
         """
         Args:
-            size: rows and columns of the scene.
+            size: rows and columns of the scene; the file may have as many, or more or fewer in proportion.
             indexes: bands, from 1.
             palette: ``[n, 4]``, colours that the ids of the only band stand for.
+
+        Raises:
+            UserError: the file has another form than the scene.
         """
         self.path, self.indexes, self.resampling, self.palette = path, tuple(indexes), resampling, palette
         self.height, self.width = size
         with rasters.POOL.lent(path) as file:
-            self._size = file.height, file.width
+            self.own_size = file.height, file.width
             self._overviews = (1, *file.overviews(self.indexes[0]))
+        (height, width), (own_height, own_width) = size, self.own_size
+        if abs(own_height * width - own_width * height) > FORM * max(own_height * width, own_width * height):
+            raise UserError(
+                f"{path} has {own_height} x {own_width} pixels, its scene {height} x {width}: it is of another scene; name that"
+            )
 
     def read(self, box: Box, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         values, valid = rasters.read(self.path, self._own(box), shape, self.indexes, self.resampling)
@@ -62,10 +71,10 @@ class RasterPlane:
 
     def _own(self, box: Box) -> Box:
         """A window of the scene in this file's pixels."""
-        if self._size == (self.height, self.width):
+        if self.own_size == (self.height, self.width):
             return box
         sides = []
-        for start, length, own, whole in zip(box[:2], box[2:], self._size, (self.height, self.width), strict=True):
+        for start, length, own, whole in zip(box[:2], box[2:], self.own_size, (self.height, self.width), strict=True):
             first = min(round(start * own / whole), own - 1)
             sides.append((first, max(1, min(round((start + length) * own / whole), own) - first)))
         return Box(sides[0][0], sides[1][0], sides[0][1], sides[1][1])

@@ -3,11 +3,13 @@
 import contextlib
 import re
 import secrets
+import signal
 import socket
 import tempfile
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from glcanet_jax.errors import UserError
 from glcanet_jax.view.answers import Viewer
@@ -90,6 +92,21 @@ def listening(port: int) -> socket.socket:
     return sock
 
 
+@contextlib.contextmanager
+def _until_ended() -> Iterator[None]:
+    """Ctrl-C and SIGTERM, which uvicorn gives again once it has ended, end what is inside, and what is of use to nobody then goes."""
+
+    def end(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def serve(
     paths: Sequence[Path],
     dataset: str | None = None,
@@ -123,5 +140,5 @@ def serve(
         print(f"{scenes} scene{'s' * (scenes != 1)} at {url}\nCtrl-C ends it")
         if browse:
             webbrowser.open(url)
-        with contextlib.suppress(KeyboardInterrupt):  # that is how it ends
+        with _until_ended():
             uvicorn.Server(options).run(sockets=[sock])

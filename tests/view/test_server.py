@@ -455,3 +455,47 @@ def test_a_mosaic_in_a_folder_draws_from_what_was_given_alone(tmp_path):
         assert [scene["name"] for scene in told["scenes"]] == ["own"] and "outside.tif" in told["notes"][0]
     with asking(inside, tmp_path / "outside.tif") as ask:
         assert {scene["name"] for scene in ask.json("api/gallery")["scenes"]} == {"own", "mosaic", "outside"}
+
+
+def test_maps_of_folders_of_one_name_are_told_apart(tmp_path):
+    scene = made.write(tmp_path / "scene.tif", made.noise(3, 20, 20))
+    folders = [tmp_path / name for name in ("a/maps", "b/maps", "other")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        made.map_of(folder, "scene", made.blocks(20, 20), scene)
+    with asking(*folders) as ask:
+        assert [told["label"] for told in ask.json("api/scene/0")["maps"]] == ["a/maps", "b/maps", "other"]
+
+
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+def test_the_command_ends_with_nothing_left(tmp_path, number):
+    import re
+    import signal
+    import subprocess
+    import sys
+    import urllib.request
+
+    scene = made.write(tmp_path / "scene.tif", made.noise(3, 20, 20))
+    own = tmp_path / "tmp"
+    own.mkdir()
+    command = [sys.executable, "-m", "glcanet_jax", "view", str(scene), "--no-open"]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, env=os.environ | {"TMPDIR": str(own)}, **options) as process:
+        url = re.search(r"http://\S+", process.stdout.readline())[0]
+        with urllib.request.urlopen(f"{url}api/gallery") as answer:
+            assert json.load(answer)["scenes"][0]["name"] == "scene"
+        assert list(own.iterdir())
+        process.send_signal(getattr(signal, number))
+        assert process.wait(60) == 0 and "Traceback" not in process.stdout.read()
+    assert list(own.iterdir()) == []
+
+
+def test_a_map_of_another_form_is_none_of_a_scene(tmp_path):
+    scene = made.write(tmp_path / "scene.tif", made.noise(3, 40, 60))
+    made.map_of(tmp_path / "half", "scene", made.blocks(20, 30))
+    made.map_of(tmp_path / "other", "scene", made.blocks(40, 40))
+    with asking(scene, tmp_path / "half", tmp_path / "other") as ask:
+        told = ask.json("api/scene/0")
+        assert [of["label"] for of in told["maps"]] == ["half"] and "another scene" in told["notes"][-1]
+        got = ask.tile("0/classes-0/0/0/0")[:40, :60, :3]
+    np.testing.assert_array_equal(got, np.array(COLOURS, np.uint8)[made.blocks(20, 30)].repeat(2, 0).repeat(2, 1))
