@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from glcanet_jax.data import remote, stores
-from glcanet_jax.data.bands import NO_MASKS, TYPES, choose_bands, find_masks
+from glcanet_jax.data.bands import NO_MASKS, TYPES, Bands, choose_bands, find_masks
 from glcanet_jax.data.gdal import (
     cause,
     environment,
@@ -246,6 +246,11 @@ class RasterSource:
         """Raises UserError if it is not the file any more that :meth:`identity` tells of, or that a server had at first."""
         if self._drawn is not None and stamps(self._names[: len(self._drawn)]) != self._drawn:
             raise UserError(f"{without_secrets(self.path)} has changed while it was read; run again")
+
+    @property
+    def chosen(self) -> Bands:
+        """The bands of the file that it is made of."""
+        return self._taken
 
     @property
     def plain(self) -> bool:

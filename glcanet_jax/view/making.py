@@ -33,7 +33,7 @@ def make(opened: Opened, made: Map, name: str, opener: Opener, tell: Tell) -> No
     mapping.map_scenes([path], made.weights, folder, MapOptions(confidence=True, probabilities=True))
     told = map_report.read_report(folder, Path(path).stem)
     files = {kind: folder / told["outputs"][kind] for kind in ("classes", "confidence", "probabilities")}
-    whole = opener._map(MapFiles(made.label, name, report=told, **files), (opened.height, opened.width))
+    whole = opener.map_of(MapFiles(made.label, name, report=told, **files), (opened.height, opened.width))
     made.confidence, made.probabilities, made.report = whole.confidence, whole.probabilities, told
     made.classes = whole.classes  # last: from here on it is there
 

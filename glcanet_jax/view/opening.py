@@ -11,8 +11,10 @@ import numpy as np
 
 from glcanet_jax.data.bands import palette_of
 from glcanet_jax.data.classes import ClassTable
+from glcanet_jax.data.files import FileScene
 from glcanet_jax.data.georeference import Georeference
 from glcanet_jax.data.raster import RasterSource
+from glcanet_jax.data.scenes import GridScene, WindowScene
 from glcanet_jax.errors import UserError
 from glcanet_jax.view import rasters
 from glcanet_jax.view.chores import Chores
@@ -22,7 +24,6 @@ from glcanet_jax.view.planes import Plane, RasterPlane, ScenePlane
 from glcanet_jax.view.shrunk import ShrunkPlane
 
 LARGE = 2048  # pixels a side: a scene of no more is read whole at once
-GREYS = 12  # classes that get colours of their own, where nothing says which
 COLOURS = (
     (31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189), (140, 86, 75),
     (227, 119, 194), (188, 189, 34), (23, 190, 207), (127, 127, 127), (174, 199, 232), (255, 187, 120),
@@ -49,7 +50,7 @@ class Opener:
             if size is None:
                 size, place = _size_of(each)
             try:
-                maps.append(self._map(each, size))
+                maps.append(self.map_of(each, size))
             except UserError as error:
                 notes.append(str(error))
         if size is None or (image is None and not maps):
@@ -68,9 +69,8 @@ class Opener:
             scene = found.scene
             for file, _ in files_of(scene):
                 self.allowed.check(file)
-            path = getattr(scene, "image", None)
-            place = _place_of(path) if isinstance(path, Path) else Georeference()
-            return self._of_scene(scene), (scene.height, scene.width), place, path if isinstance(path, Path) else None
+            path = scene.image if isinstance(scene, FileScene) else None
+            return self._of_scene(scene), (scene.height, scene.width), place_of(scene), path
         path = found.image
         if path is None:
             sources = {named_source(each.report) for each in found.maps if isinstance(each, MapFiles) and each.report}
@@ -84,7 +84,7 @@ class Opener:
             with contextlib.closing(RasterSource(path)) as source:
                 if source.note:
                     notes.append(source.note)
-                image = self._of_file(path, source, notes)
+                image = self._of_file(path, source)
                 return image, (source.height, source.width), source.georeference, path
         except UserError as error:
             if not found.maps:
@@ -94,13 +94,16 @@ class Opener:
 
     def _of_scene(self, scene: Any) -> Image:
         looking = (1, 2, 3) if scene.bands >= 3 else (1,)
-        whole = self._with_overviews(ScenePlane(scene, labels=False), False, f"overview of {scene.name}", rows=False)
+        if isinstance(scene, FileScene):
+            with contextlib.closing(RasterSource(scene.image, scene.choice)) as source:
+                looking = tuple(i + 1 for i in source.looking)
+        whole = self.with_overviews(ScenePlane(scene, labels=False), False, f"overview of {scene.name}", rows=False)
         chosen = lambda bands: _Chosen(whole, [band - 1 for band in bands])  # noqa: E731
         names = tuple(f"band {i + 1}" for i in range(scene.bands))
         return Image(chosen, scene.bands, names, looking, np.dtype(scene.dtype))
 
-    def _of_file(self, path: Path, source: RasterSource, notes: list[str]) -> Image:
-        size, taken = (source.height, source.width), source._taken
+    def _of_file(self, path: Path, source: RasterSource) -> Image:
+        size, taken = (source.height, source.width), source.chosen
         with rasters.POOL.lent(path) as file:
             names = tuple(file.descriptions[band - 1] or f"band {band}" for band in taken.indexes)
         if source.needs_staging:
@@ -108,7 +111,7 @@ class Opener:
         else:
             way = "nearest" if taken.palette is not None else "average"
             plane = RasterPlane(path, size, taken.indexes, way, taken.palette)
-            whole = self._with_overviews(plane, False, f"overview of {path.name}", source.strips)
+            whole = self.with_overviews(plane, False, f"overview of {path.name}", source.strips)
         chosen = lambda bands: _Chosen(whole, [band - 1 for band in bands])  # noqa: E731
         looking = tuple(i + 1 for i in source.looking)
         return Image(chosen, source.bands, names, looking, np.dtype(source.dtype), taken.palette is not None)
@@ -117,7 +120,7 @@ class Opener:
         """A file whose windows are dear to read: it is copied into tiles first, and is not there until then."""
         return StagedPlane(path, size, self)
 
-    def _with_overviews(self, plane: Plane, ids: bool, words: str, rows: bool) -> Plane:
+    def with_overviews(self, plane: Plane, ids: bool, words: str, rows: bool) -> Plane:
         """A plane with overviews of its own where it needs some."""
         coarsest = 1
         while max(plane.height, plane.width) / coarsest > 256:
@@ -131,19 +134,19 @@ class Opener:
         scene = found.scene
         if scene is None or not scene.labelled:
             return None, None
-        plane = self._with_overviews(
+        plane = self.with_overviews(
             ScenePlane(scene, labels=True), True, f"overview of {scene.name}'s labels", rows=False
         )
         return plane, found.legend
 
-    def _map(self, files: MapFiles, size: tuple[int, int]) -> Map:
+    def map_of(self, files: MapFiles, size: tuple[int, int]) -> Map:
         legend = legend_of(files.classes)
         classes = RasterPlane(files.classes, size, [1], "nearest")
-        whole = self._with_overviews(classes, True, f"overview of {files.classes.name}", rows=False)
+        whole = self.with_overviews(classes, True, f"overview of {files.classes.name}", rows=False)
         made = Map(files.label, legend, whole, report=files.report)
         if files.confidence is not None:
             plane = RasterPlane(files.confidence, size, [1], "average")
-            made.confidence = self._with_overviews(plane, False, f"overview of {files.confidence.name}", rows=False)
+            made.confidence = self.with_overviews(plane, False, f"overview of {files.confidence.name}", rows=False)
         if files.probabilities is not None:
             bands = range(1, len(legend.names) + 1)
             made.probabilities = RasterPlane(files.probabilities, size, bands, "average")
@@ -199,12 +202,30 @@ class StagedPlane:
             staged = source.stage(self._opener.folder, lambda done, rows: tell(done / rows))
             staged.close()
             plane = RasterPlane(staged.path, (self.height, self.width), range(1, source.bands + 1), "average")
-        self._plane = self._opener._with_overviews(plane, False, f"overview of {self._path.name}", rows=False)
+        self._plane = self._opener.with_overviews(plane, False, f"overview of {self._path.name}", rows=False)
 
 
-def _place_of(path: Path) -> Georeference:
-    with contextlib.closing(RasterSource(path)) as source:
-        return source.georeference
+def place_of(scene: Any) -> Georeference:
+    """Where a dataset's scene lies: where the first file that it is put together from says."""
+    if isinstance(scene, FileScene):
+        with contextlib.closing(RasterSource(scene.image)) as source:
+            return source.georeference
+    if isinstance(scene, WindowScene):
+        return _moved(place_of(scene.scene), scene.left, scene.top)
+    if isinstance(scene, GridScene):
+        part, top, left = scene.parts[0]
+        return _moved(place_of(part), -left, -top)
+    return Georeference()
+
+
+def _moved(place: Georeference, right: int, down: int) -> Georeference:
+    """The place of pixels that are counted from another one on."""
+    if place.transform is None or place.gcps:
+        return Georeference()
+    a, b, c, d, e, f = place.transform[:6]
+    return Georeference(
+        place.crs, type(place.transform)(a, b, c + a * right + b * down, d, e, f + d * right + e * down)
+    )
 
 
 def _size_of(files: MapFiles) -> tuple[tuple[int, int], Georeference]:

@@ -499,3 +499,24 @@ def test_a_map_of_another_form_is_none_of_a_scene(tmp_path):
         assert [of["label"] for of in told["maps"]] == ["half"] and "another scene" in told["notes"][-1]
         got = ask.tile("0/classes-0/0/0/0")[:40, :60, :3]
     np.testing.assert_array_equal(got, np.array(COLOURS, np.uint8)[made.blocks(20, 30)].repeat(2, 0).repeat(2, 1))
+
+
+def test_tiles_of_a_dataset_are_one_scene_with_a_place(tmp_path):
+    from rasterio.transform import from_origin
+
+    image, labels = made.noise(3, 40, 80), made.blocks(40, 80)
+    for kind, values in (("images", image), ("masks", labels[None])):
+        (tmp_path / "tiles" / kind).mkdir(parents=True)
+        for name, left in (("a", 40), ("b", 0)):  # the first by name lies on the right
+            place = {"crs": "EPSG:32640", "transform": from_origin(330000 + 2 * left, 2780000, 2, 2)}
+            made.write(tmp_path / "tiles" / kind / f"{name}.tif", values[:, :, left : left + 40], **place)
+    classes = [
+        {"id": i, "name": n, "rgb": f"#{bytes(c).hex()}"} for i, (n, c) in enumerate(zip(NAMES, COLOURS, strict=True))
+    ]
+    (tmp_path / "tiles/classes.json").write_text(json.dumps({"classes": classes}))
+    with asking(dataset="tiles", folder=tmp_path / "tiles") as ask:
+        scene, told = ask.json("api/scene/0"), ask.json("api/scene/0/pixel?row=0&column=0")
+        areas = ask.json("api/scene/0/areas?map=truth")
+    assert (scene["height"], scene["width"]) == (40, 80) and told["values"] == image[:, 0, 0].tolist()
+    assert (told["place"]["x"], told["place"]["y"]) == (330001, 2779999)
+    assert [row["hectares"] for row in areas["rows"]] == [pytest.approx((labels == i).sum() * 4e-4) for i in range(3)]
