@@ -95,6 +95,14 @@ def test_a_thin_array_has_a_picture_too():
         assert made.shape[2] == 4 and 1 <= max(made.shape[:2]) <= SIDE
 
 
+def test_of_an_array_no_more_is_kept_than_is_shown():
+    """However many bands and pixels it has; the array itself may go."""
+    for count, kept in ((1, 1), (2, 1), (40, 3)):
+        array = np.zeros((2000, 3000, count), np.uint16)
+        sample = thinned(ArraySource(array, count), 2 * SIDE)
+        assert sample.image.shape[2] == kept and max(sample.image.shape) <= 2 * SIDE and sample.image.base is None
+
+
 def test_predictions_travel_between_processes():
     made = predicted(30, 40, scene=Scene(sample=thinned(ArraySource(image(30, 40), 3), SIDE)))
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(made)).classes, made.classes)

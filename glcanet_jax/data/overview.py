@@ -59,11 +59,12 @@ def pixels_read(source: RasterSource, max_side: int) -> int:
 
 
 def thinned(source: ArraySource, max_side: int) -> ArraySource:
-    """A scene in memory with every n-th of its rows and columns, no side above ``max_side``: at once, and a copy."""
+    """What is looked at of a scene in memory, every n-th of its rows and columns, no side above ``max_side``: at once, a copy."""
     step = -(-max(source.height, source.width) // max_side)
     pick = tuple(slice(min(step // 2, side - 1), None, step) for side in (source.height, source.width))
     valid = None if source.all_valid else source.read_valid()[pick].copy()
-    return ArraySource(source.image[pick].copy(), source.bands, valid=valid)
+    image = source.image[(*pick, slice(3 if source.bands > 2 else 1))].copy()
+    return ArraySource(image, image.shape[2], valid=valid)
 
 
 def small_image(source: ArraySource, max_side: int) -> np.ndarray:
