@@ -9,7 +9,7 @@ from rasterio import Affine
 from rasterio.crs import CRS
 
 from glcanet_jax.data.arrays import ArraySource
-from glcanet_jax.data.overview import overview, small_ids, thinned
+from glcanet_jax.data.overview import mode_of, overview, small_ids, thinned
 from glcanet_jax.prediction import SIDE, Prediction, Scene
 from tests.maps.test_mapping import METRES, write
 
@@ -87,6 +87,19 @@ def test_maps_in_files_are_shown_without_reading_them_whole(tmp_path):
     (tmp_path / "m.tif").unlink()
     assert made._repr_html_() is None
     np.testing.assert_array_equal(small_ids(ids, 100), overview(write(tmp_path / "m.tif", ids[..., None]), 100))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 5000), (333, 250), (1201, 640)])
+def test_small_maps_have_the_commonest_class(shape):
+    """As the slower way has it, of few classes and many; without data only where there is none at all."""
+    rng = np.random.default_rng(0)
+    for k in (3, 255):
+        ids = rng.integers(0, k, shape, np.uint8)
+        ids[rng.random(shape) < 0.6] = 255
+        ids[: shape[0] // 2] = 255
+        small = small_ids(ids, 50)
+        factor = -(-max(shape) // max(small.shape))
+        np.testing.assert_array_equal(small, mode_of(ids, next(f for f in (1, 6, 8, 24, 32, 128) if f >= factor)))
 
 
 def test_a_thin_array_has_a_picture_too():
