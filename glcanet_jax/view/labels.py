@@ -21,6 +21,7 @@ from glcanet_jax.data.tables import SCENE, Name, class_table, same
 from glcanet_jax.data.vectors import read_crs
 from glcanet_jax.errors import UserError
 from glcanet_jax.limits import Length, Range
+from glcanet_jax.maps.outputs import check_folder
 from glcanet_jax.options import perhaps
 
 CLASS = "class"  # the column that says a polygon's class
@@ -69,10 +70,11 @@ class Labels:
     """The file of ``--labels``; ``{scene}`` in its name stands for the scene's: then each has its own."""
 
     def __init__(self, path: str | Path):
-        """Raises UserError if it has another ending, or the classes beside it cannot be read."""
+        """Raises UserError if it has another ending or cannot be written, or the classes beside it cannot be read."""
         self.path = Path(path)
         if self.path.suffix.lower() not in ENDINGS:
             raise UserError(f"--labels is {path}; its name must end in .geojson, the format of labels that are drawn")
+        _check_writable(self.path)
         # of the folder that train is given
         near = (folder / "classes.json" for folder in [*self.path.absolute().parents][:2])
         beside = next((file for file in near if file.is_file()), None)
@@ -122,6 +124,17 @@ class Labels:
         with disk.whole(path) as place:
             place.write_text(f"{data}\n", encoding="utf-8")
         return _stamp(path)
+
+
+def _check_writable(path: Path) -> None:
+    """Raises UserError if nothing can be saved at a path: better before hours of drawing than after."""
+    if path.is_dir():
+        raise UserError(f"--labels is {path}, a folder; name a file in it, as {path / 'labels.geojson'}")
+    if SCENE not in str(path.parent):
+        try:
+            check_folder(path.parent)
+        except UserError as error:
+            raise UserError(str(error).replace("--out", "--labels")) from error
 
 
 def read_sent(data: bytes) -> Sent:

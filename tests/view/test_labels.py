@@ -213,6 +213,12 @@ def test_what_is_no_label_is_told(tmp_path):
     assert not path.exists()
     with pytest.raises(UserError, match="must end in .geojson"):
         Labels(tmp_path / "l.shp")
+    (tmp_path / "d.geojson").mkdir()
+    with pytest.raises(UserError, match="a folder; name a file in it"):
+        Labels(tmp_path / "d.geojson")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="is a file; --labels must be a folder"):
+        Labels(tmp_path / "file" / "l.geojson")
     path.write_text('{"type": "FeatureCollection"}')
     with pytest.raises(UserError, match="it has no 'features'"):
         Labels(path).read(ground())
