@@ -24,7 +24,7 @@ from glcanet_jax.maps.assembling import AssembleTask
 from glcanet_jax.maps.destination import Out
 from glcanet_jax.maps.model import Model
 from glcanet_jax.maps.options import MapOptions
-from glcanet_jax.maps.parts import PartTask, default_blocks, name_of, plan_parts
+from glcanet_jax.maps.parts import PartTask, default_blocks, folder_of, name_of, plan_parts
 from glcanet_jax.maps.plan import plan_scene
 from glcanet_jax.maps.task import BusyError, MapTask
 from glcanet_jax.progress import Progress
@@ -100,7 +100,10 @@ class _Doing:
         if job.part is not None:
             self.task = PartTask(job.name, job.path, job.part, *given)
         elif job.last:
-            self.task = AssembleTask(job.name, job.path, *given)
+            # they are gone if a worker died when it had put them together: what is there stays then
+            anew = self.options.overwrite and folder_of(self.out, job.name).is_dir()
+            options = dataclasses.replace(self.options, overwrite=anew)
+            self.task = AssembleTask(job.name, job.path, self.out, self.model, options, self.share)
         elif parts := parts_of(job, self.out, self.model, self.options):
             self.task = _Divided(parts)
         else:

@@ -30,7 +30,8 @@ class Meter:
 
     def __init__(self, scenes: dict[str, str]):
         self._sizes: dict[str, float] = {}
-        self._unknown = set(scenes)
+        self.known = 0.0  # of the scenes whose size was read
+        self._count = len(scenes)
         self._done, self._there = 0.0, 0.0  # of jobs that ended: done now, and before or not at all
         self._shares: dict[Job, float] = {}
         self._samples: deque[tuple[float, float]] = deque([(time.monotonic(), 0.0)])
@@ -41,21 +42,15 @@ class Meter:
         for name, path in scenes:
             if self._stopped.is_set():
                 return
-            size = 0.0  # of what cannot be read, which its worker tells
-            with contextlib.suppress(UserError, OSError):
+            with contextlib.suppress(UserError, OSError):  # its worker tells
                 source = raster.RasterSource(path)
                 size = source.height * source.width / 1e6
                 source.close()
-            self._sizes[name] = size
-            self._unknown.discard(name)
+                self._sizes[name] = size
+                self.known += size
 
     def size(self, name: str) -> float:
         return self._sizes.get(name, self._mean)
-
-    @property
-    def known(self) -> float:
-        """Megapixels of the scenes whose size was read."""
-        return sum(list(self._sizes.values()), 0.0)
 
     @property
     def _mean(self) -> float:
@@ -64,7 +59,7 @@ class Meter:
     @property
     def total(self) -> float:
         """Megapixels that are to be done now."""
-        return self.known + len(self._unknown) * self._mean - self._there
+        return self.known + (self._count - len(self._sizes)) * self._mean - self._there
 
     @property
     def done(self) -> float:
@@ -129,6 +124,9 @@ class Desk:
     def complain(self, text: str) -> None:
         print(f"error: {text}", file=sys.stderr, flush=True)
 
+    def note(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
     def show(self, ready: int, of: int) -> None:
         """How far all is: a bar, or a line now and then."""
         done, total, workers = self._meter.done, self._meter.total, f"{ready} of {of} workers"
@@ -171,7 +169,7 @@ class Desk:
         self._restarts[number] += again
         host = self._workers.get(number, {}).get("host")
         where = "" if host is None else f" on {host}"
-        self.complain(f"worker {number}{where} ended: {why}; {'another one is started' if again else 'it is left out'}")
+        self.note(f"worker {number}{where} ended: {why}; {'another one is started' if again else 'it is left out'}")
 
     # -------------------------------------------------------------------------------------------------------- jobs
     def end(self, number: int, ended: Ended) -> None:
@@ -204,7 +202,7 @@ class Desk:
     def again(self, job: Job, told: str) -> None:
         self._retries += 1
         self._reason(job, told)
-        self.complain(f"{job}: {told}")
+        self.note(f"{job}: {told}")
 
     def fail(self, job: Job, told: str) -> None:
         """A job is given up."""

@@ -62,6 +62,9 @@ class Pool(Protocol):
     def give(self, worker: int, jobs: Sequence[Job]) -> None:
         """Jobs for a worker that is ready."""
 
+    def drop(self, worker: int) -> None:
+        """End a worker, which is not heard of any more."""
+
     def wait(self, seconds: float) -> Iterable[Event]:
         """What happened, after so many seconds at the latest.
 
@@ -146,6 +149,7 @@ class Driver:
                     "maps would differ, so it gets nothing; have the same everywhere, or say it with --engine and --dtype"
                 ),
             )
+            self._pool.drop(event.worker)
             self._desk.complain(self._last)
             return
         slot.facts, slot.node, slot.shares, slot.failed_starts = event.facts, event.node, {}, 0

@@ -191,7 +191,9 @@ class RayPool:
         self._asked[actor.handle.turn.remote(actor.known, given, seconds)] = _Asked(worker, "turn")
 
     def _event(self, asked: _Asked, answer: Any) -> Event | None:
-        worker, actor = asked.worker, self._actors[asked.worker]
+        worker, actor = asked.worker, self._actors.get(asked.worker)
+        if actor is None:  # it was dropped
+            return None
         try:
             told = self._ray.get(answer)
         except self._ray.exceptions.RayError as error:
@@ -204,7 +206,7 @@ class RayPool:
         actor.idle = True
         if asked.what == "begin":
             if isinstance(told, str):
-                self._end(worker)
+                self.drop(worker)
                 return Died(worker, told, hopeless=True)
             actor.pid = told.pid if told.host == socket.gethostname() else None
             return Ready(worker, told, actor.node)
@@ -215,7 +217,7 @@ class RayPool:
     def _dead(self, worker: int, error: BaseException) -> Died:
         """What has become of a worker whose call ended in an error."""
         errors = self._ray.exceptions
-        self._end(worker)
+        self.drop(worker)
         if isinstance(error, errors.RayTaskError):  # its own: the process is there, and of no more use
             return Died(worker, refused(error.cause if error.cause is not None else error))
         if isinstance(error, errors.ActorDiedError):
@@ -227,12 +229,10 @@ class RayPool:
             return Died(worker, told, lost=lost, grace=self._grace if lost else 0.0)
         return Died(worker, f"it cannot be reached ({refused(error)})", lost=True, grace=self._grace)
 
-    def _end(self, worker: int) -> Any:
-        """Kill a worker, wherever it is."""
+    def drop(self, worker: int) -> None:
         actor = self._actors.pop(worker)
         with contextlib.suppress(self._ray.exceptions.RayError):
             self._ray.kill(actor.handle)
-        return actor
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
@@ -246,7 +246,7 @@ class RayPool:
         """Scenes that were under way are free then; on other machines a moment later."""
         pids = [actor.pid for actor in self._actors.values() if actor.pid is not None]
         for worker in list(self._actors):
-            self._end(worker)
+            self.drop(worker)
         self._ray.shutdown()
         until = time.monotonic() + END_SECONDS
         while here := [pid for pid in pids if _is_worker(pid)]:

@@ -57,7 +57,7 @@ class Facts(NamedTuple):
     host: str
     pid: int
     device: str
-    computes: str  # engine and type, which must be the same everywhere
+    computes: str  # engine, type, and kind of accelerator, which must be the same everywhere
     room: int  # jobs that it holds at most
 
 
@@ -116,14 +116,10 @@ class Worker:
         self._bench = jobs.Bench(jobs.maker(model, order.out, order.options, order.count))
         self._heard = time.monotonic()
         threading.Thread(target=self._watch, name="lease", daemon=True).start()
-        engine = model.predictor.engine
-        return Facts(
-            host,
-            os.getpid(),
-            jax.local_devices()[0].device_kind,
-            f"{engine.name} in {engine.dtype}",
-            1 + pools(order.options)[0],
-        )
+        engine, device = model.predictor.engine, jax.local_devices()[0].device_kind
+        where = "" if jax.default_backend() == "cpu" else f" on {device}"
+        computes = f"{engine.name} in {engine.dtype}{where}"
+        return Facts(host, os.getpid(), device, computes, 1 + pools(order.options)[0])
 
     def turn(self, known: int, jobs: "Sequence[Job]", seconds: float) -> Turn:
         """Take further jobs, and tell what ended behind the ``known`` first, at once or within so many seconds.

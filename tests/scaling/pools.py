@@ -26,7 +26,7 @@ class FakePool:
         self.dice, self.facts_room = random.Random(seed), room
         self.holds, self.progress, self.events = {}, {}, []
         self.attempts, self.done, self.most = Counter(), Counter(), 0
-        self.kills = self.closed = 0
+        self.kills, self.closed, self.dropped = 0, 0, []
 
     def room(self):
         return self.rooms
@@ -40,6 +40,10 @@ class FakePool:
                 worker, Facts(f"host{worker % 2}", worker, "cpu", "jax in float32", self.facts_room), str(worker % 2)
             )
         self.events.append(event)
+
+    def drop(self, worker):
+        self.dropped.append(worker)
+        self.holds.pop(worker, None)
 
     def give(self, worker, given):
         assert all(job not in held for held in self.holds.values() for job in given), "nobody has what another has"
