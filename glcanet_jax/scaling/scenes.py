@@ -57,8 +57,9 @@ def map_scenes(
     run = mapping.Run(out, options, alone=len(named) == 1, failed=failed)
     summary: dict[str, Any] = {}
     if fit:
-        out.work.mkdir(parents=True, exist_ok=True)
-        desk, summary = drive(RayPool(cluster, order), fit, out, cluster)
+        pool = RayPool(cluster, order)
+        out.work.mkdir(parents=True, exist_ok=True)  # workers look for it
+        desk, summary = drive(pool, fit, out, cluster)
         run.failed += desk.failed
         run.outside += [(name, UserError(why)) for name, why in desk.outside.items()]
         if run.alone and desk.failed:

@@ -19,7 +19,6 @@ from glcanet_jax.maps.model import digest
 from glcanet_jax.maps.options import MapOptions
 from glcanet_jax.scaling import worker as workers
 from glcanet_jax.scaling.options import Cluster
-from glcanet_jax.scaling.ray_pool import need_ray
 from tests.maps.test_mapping import image, weights, write  # noqa: F401
 from tests.test_cli import ROOT, call, environment
 
@@ -44,8 +43,10 @@ def test_shards_and_a_library_that_is_missing_are_told(tmp_path, monkeypatch):
     told = call("glcanet_jax", *words, "--shard", "1/2")
     assert told.returncode == 2 and "--shard 1/2 and --on ray both divide the scenes" in told.stderr
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UserError, match=r"pip install 'glcanet-jax\[ray\]'"):
-        need_ray()
+    (tmp_path / "a.tif").write_bytes(b"looked at later")
+    told = call("glcanet_jax", "predict", tmp_path / "a.tif", *words[2:])
+    assert told.returncode == 2 and "pip install 'glcanet-jax[ray]'" in told.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_worker_begins_without_jax():
