@@ -17,7 +17,7 @@ EXACT = 2**22  # pixels: windows of no more are counted one by one
 
 
 def of_window(plane: Plane, legend: Legend, place: Georeference, box: Box) -> dict[str, Any]:
-    """Rows as a report has them, a class each, and whether every pixel was counted.
+    """Rows as a report has them, a class each, whether every pixel was counted, and whether some are not there yet.
 
     Larger windows are counted in pixels that stand for squares of them: those of an overview, or every n-th.
     """
@@ -31,7 +31,8 @@ def of_window(plane: Plane, legend: Legend, place: Georeference, box: Box) -> di
     pixels = np.bincount(ids.ravel(), minlength=256)[[*range(len(legend.names)), IGNORE]]
     areas = _areas(ids, place, box, len(legend.names))
     rows = class_rows(np.rint(pixels * weight).astype(np.int64), areas, legend.names)
-    return {"rows": rows, "exact": factor == 1, "nodata_pixels": round(int(pixels[-1]) * weight)}
+    told = {"rows": rows, "exact": factor == 1, "nodata_pixels": round(int(pixels[-1]) * weight)}
+    return told | {"unfinished": factor > 1 and getattr(plane, "unfinished", False)}
 
 
 def _areas(ids: np.ndarray, place: Georeference, box: Box, count: int) -> np.ndarray | None:
@@ -58,5 +59,5 @@ def of_whole(plane: Plane, legend: Legend, place: Georeference, report: Mapping[
     keys = ("id", "name", "pixels", "percent", "hectares")
     if rows and all(isinstance(row, dict) and set(keys) <= row.keys() for row in rows):
         kept = [{key: row[key] for key in keys} for row in rows]
-        return {"rows": kept, "exact": True, "nodata_pixels": report["nodata_pixels"]}
+        return {"rows": kept, "exact": True, "nodata_pixels": report["nodata_pixels"], "unfinished": False}
     return of_window(plane, legend, place, Box(0, 0, plane.height, plane.width))

@@ -13,7 +13,7 @@ from glcanet_jax.errors import UserError
 from glcanet_jax.view import rasters
 from glcanet_jax.view.rasters import Box, factor_of
 
-NEAR = 8  # a plane is read without help up to this factor; beyond it an overview is needed
+NEAR = 4  # a plane is read without help up to half of this; from here on an overview is needed
 FORM = 0.02  # of difference in form that rounding may make, as of a map of a scene that was resampled
 
 
@@ -81,7 +81,7 @@ class RasterPlane:
 
     def is_dear(self, factor: int) -> bool:
         finest = max(level for level in self._overviews if level <= max(1, factor))
-        return factor // finest > NEAR
+        return factor // finest >= NEAR
 
 
 class ScenePlane:
@@ -103,7 +103,7 @@ class ScenePlane:
         return _as_large(values, shape), _as_large(valid, shape)
 
     def is_dear(self, factor: int) -> bool:
-        return factor > NEAR
+        return factor >= NEAR
 
 
 def _as_large(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

@@ -27,7 +27,7 @@ class Level:
 
 
 class ShrunkPlane:
-    """A plane with overviews of its own, each an eighth of the one before; until they are there, what is dear is not there."""
+    """A plane with overviews of its own, each a quarter of the one before; until they are there, what is dear is not there."""
 
     def __init__(self, plane: Plane, ids: bool, chores: Chores, folder: Path, words: str, by_rows: bool = False):
         """
@@ -47,6 +47,11 @@ class ShrunkPlane:
     def making(self) -> Chore | None:
         """What makes its overviews, once they were asked for."""
         return self._chores.known(self)
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether its overviews are under way."""
+        return self.making is not None and self.making.state in ("waiting", "working")
 
     def read(self, box: Box, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         factor = factor_of(box, shape)

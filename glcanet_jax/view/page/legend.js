@@ -48,11 +48,12 @@ function drawLegend() {
   const legend = legendOf();
   if (!legend) return;
   const whole = countedNow() === "truth" ? wholeTruth : scene.maps[Number(countedNow())].whole;
-  const cell = (row, exact) => {
-    if (!row) return [""];
-    const about = exact ? "" : "≈ ";
+  const cell = (told, i) => {
+    if (!told) return [""];
+    if (told.unfinished) return ["…"];
+    const row = told.rows[i];
     const amount = row.hectares === null ? `${grouped(row.pixels)} px` : `${hectares(row.hectares)} ha`;
-    return [`${row.percent.toFixed(1)} %`, element("small", {}, `${about}${amount}`)];
+    return [`${row.percent.toFixed(1)} %`, element("small", {}, `${told.exact ? "" : "≈ "}${amount}`)];
   };
   const head = element("tr", {}, element("th", { scope: "col" }, "class"), element("th", { scope: "col" }, "in view"), element("th", { scope: "col" }, "whole"));
   byId("legend").tHead.replaceChildren(head);
@@ -60,8 +61,8 @@ function drawLegend() {
     ...legend.names.map((name, i) =>
       element("tr", {},
         element("td", {}, classSwitch(name, legend.colours[i])),
-        element("td", {}, ...cell(inView?.rows[i], inView?.exact)),
-        element("td", {}, ...cell(whole?.rows[i], whole?.exact)))));
+        element("td", {}, ...cell(inView, i)),
+        element("td", {}, ...cell(whole, i)))));
   byId("ramp").hidden = ![...tiles.values()].some(({ told }) => told.key.startsWith("confidence") && (isShown(told) || state.swipe?.includes(told.key)));
 }
 
@@ -89,7 +90,7 @@ export async function countView(extent) {
     const counted = countedNow();
     const seen = box[2] > 0 && box[3] > 0 && box[0] < scene.height && box[1] < scene.width;
     const told = seen ? await askAreas(`scene/${at}/areas`, { box: box.join(","), map: counted }) : null;
-    if (counted === "truth" && !wholeTruth) wholeTruth = await askAreas(`scene/${at}/areas`, { map: "truth" });
+    if (counted === "truth" && (!wholeTruth || wholeTruth.unfinished)) wholeTruth = await askAreas(`scene/${at}/areas`, { map: "truth" });
     if (at !== number || counted !== countedNow()) return;
     inView = told;
     drawLegend();
