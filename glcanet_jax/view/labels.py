@@ -13,6 +13,7 @@ import numpy as np
 
 from glcanet_jax import border
 from glcanet_jax.data import disk
+from glcanet_jax.data.disk import check_folder
 from glcanet_jax.data.gdal import cause, environment, failures
 from glcanet_jax.data.geojson import read_geojson
 from glcanet_jax.data.georeference import Georeference
@@ -21,7 +22,6 @@ from glcanet_jax.data.tables import SCENE, Name, class_table, same
 from glcanet_jax.data.vectors import read_crs
 from glcanet_jax.errors import UserError
 from glcanet_jax.limits import Length, Range
-from glcanet_jax.maps.outputs import check_folder
 from glcanet_jax.options import perhaps
 
 CLASS = "class"  # the column that says a polygon's class
