@@ -76,7 +76,7 @@ def figures() -> list[str]:
     for number in pyplot.get_fignums():
         figure, file = pyplot.figure(number), io.BytesIO()
         dpi = min(100, WIDTH / figure.get_figwidth())
-        figure.savefig(file, format="jpeg", dpi=dpi, pil_kwargs={"quality": 80})
+        figure.savefig(file, format="jpeg", dpi=dpi, pil_kwargs={"quality": 65, "optimize": True})
         found.append(base64.b64encode(file.getvalue()).decode())
     pyplot.close("all")
     return found
