@@ -132,7 +132,7 @@ def _check_writable(path: Path) -> None:
         raise UserError(f"--labels is {path}, a folder; name a file in it, as {path / 'labels.geojson'}")
     if SCENE not in str(path.parent):
         try:
-            check_folder(path.parent)
+            disk.check_folder(path.parent)
         except UserError as error:
             raise UserError(str(error).replace("--out", "--labels")) from error
 
