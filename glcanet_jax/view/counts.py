@@ -48,7 +48,7 @@ def _areas(ids: np.ndarray, place: Georeference, box: Box, count: int) -> np.nda
         return np.bincount(ids.ravel(), minlength=256)[:count] * (cell * down * across)
     rows = (box.top + (np.arange(height) + 0.5) * down).astype(int)
     middle = box.left + box.width // 2  # of rotated degrees the middle column stands for its row
-    ground = np.array([place.pixel_areas(row, middle, 1, 1)[0, 0] for row in rows])
+    ground = np.array([place.pixel_areas(row, middle, 1, 1)[0, 0] for row in rows.tolist()])
     weights = np.broadcast_to((ground * down * across)[:, None], (height, width))
     return np.bincount(ids.ravel(), weights.ravel(), minlength=256)[:count]
 
