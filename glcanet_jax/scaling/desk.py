@@ -255,7 +255,8 @@ class Desk:
                 f"{told['megapixels']:.1f} Mpx in {told['seconds']:.1f} s, {told['megapixels_per_second']:.3f} Mpx/s"
             )
             again = f", {told['retries']} given again" if told["retries"] else ""
-            self.say(f"{speed} by {len(self._workers)} workers{again}; see {self._out.at(SUMMARY)}")
+            count = f"{len(self._workers)} worker{'s' * (len(self._workers) > 1)}"
+            self.say(f"{speed} by {count}{again}; see {self._out.at(SUMMARY)}")
         return told
 
     def __enter__(self) -> "Desk":

@@ -146,8 +146,15 @@ class RayPool:
         return {"num_cpus": cpus, "num_gpus": gpus}
 
     def _nodes(self) -> list[dict[str, float]]:
-        """What each machine of the cluster has."""
-        return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        """What each machine of the cluster has.
+
+        Raises:
+            UserError: it is a cluster of our own, and its only machine is not in it any more.
+        """
+        found = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        if self.address is None and not found:
+            raise lost("its only machine has left it")
+        return found
 
     def room(self) -> int:
         if time.monotonic() - self._looked > LOOK_SECONDS:
