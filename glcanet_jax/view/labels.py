@@ -13,7 +13,6 @@ import numpy as np
 
 from glcanet_jax import border
 from glcanet_jax.data import disk
-from glcanet_jax.data.disk import check_folder
 from glcanet_jax.data.gdal import cause, environment, failures
 from glcanet_jax.data.geojson import read_geojson
 from glcanet_jax.data.georeference import Georeference
