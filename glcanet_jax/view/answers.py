@@ -108,7 +108,7 @@ def gallery(viewer: Viewer, request: Any) -> dict[str, Any]:
 
 def status(viewer: Viewer, request: Any) -> dict[str, Any]:
     """What is still being made, and what went wrong."""
-    return {"chores": viewer.opener.chores.told(), "problems": viewer.problems}
+    return {"chores": viewer.opener.chores.told(), "done": viewer.opener.chores.done, "problems": viewer.problems}
 
 
 def scene(viewer: Viewer, request: Any) -> dict[str, Any]:

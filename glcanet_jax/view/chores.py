@@ -85,6 +85,12 @@ class Chores:
             ]
 
     @property
+    def done(self) -> int:
+        """How many are done."""
+        with self._change:
+            return sum(c.state == "done" for c in self._all.values())
+
+    @property
     def count(self) -> int:
         """How many there have been."""
         with self._change:

@@ -93,7 +93,8 @@ class TileServer:
         place = tiles.place_of(opened.height, opened.width, *(number(request.path_params[key]) for key in "zxy"))
         if place is None:
             raise Refused
-        asked, key = self._viewer.look(request, opened), f"{request.url.path}?{request.url.query}"
+        asked = self._viewer.look(request, opened)
+        key = f"{request.url.path} {asked}"
         data = self._kept.get(key)
         if data is None:
             data = self._drawn(opened, layer, place, asked)

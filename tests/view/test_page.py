@@ -209,3 +209,17 @@ def test_a_base_map_lies_under_a_rotated_scene(tmp_path, page):
                 step = [(far if at else -far) / 0.6 for at in (column, row)]
                 at = round(box["x"] + box["width"] / 2 + step[0]), round(box["y"] + box["height"] / 2 + step[1])
                 np.testing.assert_allclose(picture.getpixel(at), quarters[row, column], atol=12)
+
+
+def test_overviews_come_into_sight_once_they_are_made(tmp_path, page):
+    image = np.full((3, 4000, 160), 90, np.uint8)
+    image[1] = 200
+    path = made.write(tmp_path / "long.tif", image, tiled=True, blockxsize=64, blockysize=64)
+    with served(path) as url:
+        opened = page(url)
+        for _ in range(40):
+            found = colour(opened, 0.5, 0.5)
+            if found[1] > 190:
+                break
+            opened.wait_for_timeout(250)
+    np.testing.assert_allclose(found, [90, 200, 90], atol=3)

@@ -7,11 +7,14 @@ import { keepAddress, state } from "./state.js";
 
 export const tiles = new Map(); // by key
 
+let drawing = 0; // how often tiles were asked for anew: browsers keep a picture by its address
+
 const queryOf = (layer) => {
-  if (layer.key === "image") return { bands: state.bands.join(","), stretch: state.stretch };
-  if (!layer.legend) return {};
+  const anew = drawing ? { v: drawing } : {};
+  if (layer.key === "image") return { bands: state.bands.join(","), stretch: state.stretch, ...anew };
+  if (!layer.legend) return anew;
   const off = layer.legend.names.map((name, i) => (state.off.includes(name) ? i : -1)).filter((i) => i >= 0);
-  return { off: off.join(",") };
+  return { off: off.join(","), ...anew };
 };
 
 export function makeLayers(map, projection, zIndex = 1) {
@@ -53,7 +56,9 @@ export function showLayers() {
   byId("layers").classList.toggle("aside", Boolean(state.swipe)); // their switches wait until nothing is compared
 }
 
-export function redraw(wanted = () => true) {
+// Draw layers as they are now to be drawn; or as they now can be, where what was not there has been made.
+export function redraw(wanted = () => true, anew = false) {
+  drawing += Number(anew);
   for (const made of tiles.values()) if (wanted(made.told)) made.source.setTileUrlFunction(urlsOf(made.told), `${Math.random()}`);
 }
 

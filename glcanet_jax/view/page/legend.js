@@ -52,7 +52,7 @@ function drawLegend() {
     if (!told) return [""];
     if (told.unfinished) return ["…"];
     const row = told.rows[i];
-    const amount = row.hectares === null ? `${grouped(row.pixels)} px` : `${hectares(row.hectares)} ha`;
+    const amount = row.hectares === null ? pixels(row.pixels, told.exact) : `${hectares(row.hectares)} ha`;
     return [`${row.percent.toFixed(1)} %`, element("small", {}, `${told.exact ? "" : "≈ "}${amount}`)];
   };
   const head = element("tr", {}, element("th", { scope: "col" }, "class"), element("th", { scope: "col" }, "in view"), element("th", { scope: "col" }, "whole"));
@@ -67,6 +67,8 @@ function drawLegend() {
 }
 
 export const refreshLegend = () => drawLegend();
+
+const pixels = (value, exact) => (value >= (exact ? 1e7 : 1e6) ? `${(value / 1e6).toPrecision(4)} Mpx` : `${grouped(value)} px`);
 
 const hectares = (value) => (value >= 1000 ? grouped(value) : value.toPrecision(3).includes("e") ? value.toFixed(4) : value >= 100 ? value.toFixed(0) : value.toPrecision(3));
 

@@ -47,6 +47,7 @@ function say(words) {
 let polling = 0;
 const told = new Set(); // problems of the server that were said
 let busyBefore = false;
+let doneBefore = 0; // pieces of work that the server had done when it was last asked
 
 // What is being made in the background: shown as it goes on, and drawn again once it is there.
 async function watch() {
@@ -64,7 +65,9 @@ async function watch() {
   byId("told").querySelectorAll(".working").forEach((line) => line.remove());
   byId("told").prepend(...working.slice(0, 3).map(({ words, share }) =>
     element("p", { className: "working" }, `${words}: ${percent(share)}`, element("progress", { max: 1, value: share, "aria-label": words }))));
-  if (busyBefore) await renew(working.length > 0);
+  const before = doneBefore;
+  doneBefore = status.done;
+  if (busyBefore || before !== status.done) await renew(working.length > 0);
   busyBefore = working.length > 0;
   if (busyBefore) polling = setTimeout(() => watch().catch(fail), 1500);
 }
@@ -76,7 +79,7 @@ async function renew(goesOn) {
   await reloadScene();
   if (at !== number) return;
   if (before !== known()) furnish();
-  else if (!goesOn || drawing()) redraw();
+  else if (!goesOn || drawing()) redraw(() => true, true);
   else return;
   recount();
 }
@@ -197,6 +200,7 @@ async function begin() {
     watch().catch(fail);
   });
   gallery = await ask("gallery");
+  doneBefore = (await ask("status")).done;
   listScenes();
   takeAddress();
   if (state.scene >= gallery.scenes.length) state.scene = 0;
