@@ -136,7 +136,7 @@ class Desk:
         if self._bar.shown or now - self._told_at < EVERY:
             return
         self._told_at, speed = now, self._meter.speed()
-        left = f", {_duration((total - done) / speed)} left" if speed > 0 else ""
+        left = f", {_duration(max(total - done, 0.0) / speed)} left" if speed > 0 else ""
         self.say(f"{done:.1f} of {total:.1f} Mpx, {speed:.3f} Mpx/s{left}, {workers}")
 
     # ----------------------------------------------------------------------------------------------------- workers

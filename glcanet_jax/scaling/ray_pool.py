@@ -29,7 +29,7 @@ END_SECONDS = 10.0  # until all workers have ended
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nobody is told
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else it says that this will be so one day
-    "RAY_DEDUP_LOGS_SKIP_REGEX": "worker died or was killed",  # told here, in a line
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # that a worker or a machine died is told here, in a line, without the logs
 }
 LOST = "its node has died"
 CAUSES = {  # what Ray says, and what that is
@@ -234,7 +234,7 @@ class RayPool:
             )
             lost = error.preempted or LOST in text
             return Died(worker, told, lost=lost, grace=self._grace if lost else 0.0)
-        return Died(worker, f"it cannot be reached ({refused(error)})", lost=True, grace=self._grace)
+        return Died(worker, f"Ray cannot reach it ({type(error).__name__})", lost=True, grace=self._grace)
 
     def drop(self, worker: int) -> None:
         actor = self._actors.pop(worker)
