@@ -177,6 +177,7 @@ class RayPool:
 
     def wait(self, seconds: float) -> list[Event]:
         self._head.look()
+        self.room()  # that there is a machine at all
         with self._told():
             for worker, actor in self._actors.items():
                 if actor.idle:
