@@ -6,6 +6,7 @@ the whole process before GDAL registers any, since sources of a VRT and overview
 
 import contextlib
 import os
+import re
 import threading
 import warnings
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from glcanet_jax.errors import UserError
 from glcanet_jax.options import perhaps
 
 CACHE_BYTES = 64 * 2**20  # GDAL's cache of blocks, for all threads together
+SIGNED = re.compile(r"(\bhttps?://[^\s'\"?]+)\?[^\s'\"]*")  # a URL with its query
 STRIP_ROWS, STRIP_PIXELS = 512, 2**25  # at a time, where a whole file is gone through
 
 # Raster formats that people keep scenes in. Left out: formats of tables of other files (GTI, MRF, STAC), of vectors and
@@ -268,11 +270,11 @@ def failures() -> tuple[type[Exception], ...]:
 
 
 def cause(error: BaseException) -> str:
-    """The first cause of an error, on one line."""
+    """The first cause of an error, on one line; of URLs in it no query, which often signs them."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = getattr(error, "errmsg", None) or getattr(error, "strerror", None) or str(error)
-    return " ".join(str(text).split()).rstrip(".")
+    return SIGNED.sub(r"\1", " ".join(str(text).split()).rstrip("."))
 
 
 def rectangle(rows: slice, columns: slice) -> Any:

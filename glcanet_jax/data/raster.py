@@ -94,11 +94,13 @@ class RasterSource:
         self._lock = threading.Lock()
         self._network = is_virtual(path) and is_network(str(path))
         self._names = [str(self.path)]  # of what it is read from, itself first
-        # what they are known by; what a server has must still be there once all is read
-        self._drawn = None if remote.url_of(path) is None else stamps(self._names)
+        self._drawn, self._held, self._identity = None, None, None  # the first: what these are known by
+        if (url := remote.url_of(path)) is not None:
+            self._drawn = stamps(self._names)
+            self._held = remote.Held(url, self._drawn)
         self._again = functools.partial(_open_source, self.path, level, bands is not None or wanted == 4)
-        drawn, self._dataset = self._again()
-        file = self._dataset
+        drawn, file = self._again()
+        self._dataset = file
         try:
             with environment(network=self._network):  # sources of a VRT are opened when something is asked
                 self.height, self.width, self.driver = file.height, file.width, file.driver
@@ -122,7 +124,6 @@ class RasterSource:
         if fill is not None and len(fill) != self.bands:
             raise UserError(f"fill has {len(fill)} values, {self.bands} bands need one each")
         self._fill, self.fill = None if fill is None else fitting(fill, self.dtype), fill
-        self._identity: dict[str, Any] | None = None
 
     def _read(self, read: str, indexes: Any, rows: slice, columns: slice, **options: Any) -> np.ndarray:
         def attempt() -> np.ndarray:
@@ -149,10 +150,9 @@ class RasterSource:
             UserError: it cannot be opened, or is another file now.
         """
         self.check_unchanged()
-        _, file = self._again()
         with self._lock:
-            self._dataset.close()
-            self._dataset = file
+            self._held.close(self._dataset)  # first: what GDAL has of an open file it would take for the new one
+            _, self._dataset = self._again()
 
     def read(
         self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None
@@ -307,7 +307,11 @@ class RasterSource:
 
     def close(self) -> None:
         with self._lock, environment():
-            self._dataset.close()
+            if self._held is None:
+                self._dataset.close()
+                return
+            self._held.close(self._dataset)
+            self._held.release()
 
 
 def in_memory(data: bytes) -> np.ndarray:

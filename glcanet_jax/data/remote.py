@@ -10,12 +10,13 @@ import os
 import random
 import re
 import socket
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 from glcanet_jax.errors import UserError
@@ -307,3 +308,49 @@ def look_at_web(url: str) -> Stamp:
 
 def _stamp(headers: Any, size: str | None) -> Stamp:
     return Stamp(int(size) if size and size.isdigit() else None, headers.get("ETag") or headers.get("Last-Modified"))
+
+
+# ---------------------------------------------------------------------------------------------------------- open files
+class Held:
+    """A file of a server that GDAL has open.
+
+    When one of several open files of a URL is closed, GDAL forgets what it knows of the URL, and if the server then fails it gives
+    zeros through the others, without an error. So they are closed together, by the last one; and all must be of one version, since
+    they share what was read.
+    """
+
+    _lock = threading.RLock()
+    _open: ClassVar[dict[str, list["Held"]]] = {}
+    _waiting: ClassVar[dict[str, list[Any]]] = {}
+
+    def __init__(self, url: str, version: Any):
+        """Raises UserError if another version of it is open."""
+        self._url, self._version = url, version
+        with self._lock:
+            others = self._open.setdefault(url, [])
+            if any(other._version != version for other in others):
+                raise UserError(f"{without_secrets(url)} has changed while it was read; run again")
+            others.append(self)
+
+    def close(self, file: Any) -> None:
+        """Close a file of GDAL's, at once if no other one of the URL is open."""
+        with self._lock:
+            files = [*self._waiting.pop(self._url, ()), file]
+            if any(other is not self for other in self._open.get(self._url, ())):
+                self._waiting[self._url] = files
+                return
+        for one in files:
+            one.close()
+
+    def release(self) -> None:
+        """Nothing of it is open any more; once is enough."""
+        with self._lock:
+            others = self._open.get(self._url, [])
+            if self in others:
+                others.remove(self)
+            if not others:
+                self._open.pop(self._url, None)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_version"):
+            self.release()

@@ -144,8 +144,8 @@ READ = {
     "slow": ([Fault("slow", "GET", "a.tif", 1, after=1)], None),
     "short": ([Fault("short", "GET", "a.tif", 4, after=1)], None),
     "refused while it is read": (
-        [Fault("403", "GET", "a.tif", 99, after=1)],
-        "cannot be read at rows|is not given out",
+        [Fault("403", "GET", "a.tif", 10**6, after=1)],
+        "cannot be read at rows|cannot be read as a raster|is not given out",
     ),
     "refused": ([Fault("403", "HEAD", "a.tif", 99)], "is not given out: there is no access with these credentials"),
     "never answers": ([Fault("slow", "HEAD", "a.tif", 99)], "does not answer in time"),
@@ -174,7 +174,6 @@ def test_what_is_read_is_the_file_or_nothing(store, monkeypatch, scene, image, k
         pixels, identity = read()
         np.testing.assert_array_equal(pixels, image[100:600, 50:650])
         assert identity["bytes"] == len(scene) and identity["version"] and identity["path"] == url.partition("?")[0]
-        assert RasterSource(url).name == "a"
     else:
         with pytest.raises(UserError, match=words) as raised:
             read()
@@ -213,12 +212,14 @@ def test_a_file_that_is_replaced_is_another(store, scene):
     before = source.identity()
     source.check_unchanged()
     store.put("in/a.tif", scene + b"\0")
+    store.put("new/a.tif", scene + b"\0")
     with pytest.raises(UserError, match="s3://maps/in/a.tif has changed while it was read; run again"):
         source.check_unchanged()
-    assert RasterSource("s3://maps/in/a.tif").identity() != before
     store.fail(Fault("short", "GET", "a.tif", 1))
     with pytest.raises(UserError, match="has changed while it was read"):
         source.read_image()
+    source.close()
+    assert RasterSource("s3://maps/new/a.tif").identity() != before
 
 
 def test_a_local_file_that_is_replaced_is_another(tmp_path, scene):
@@ -279,3 +280,25 @@ def test_a_list_of_a_web_server_is_read_whole(store, monkeypatch):
         remote.read(store.web("list.txt"), 10**6)
     with pytest.raises(UserError, match="cannot be reached"):
         remote.read("http://127.0.0.1:9/list.txt", 100)
+
+
+@pytest.mark.parametrize("fault", ["403", "503", "short"])
+def test_a_file_that_is_open_twice_is_never_read_as_zeros(store, monkeypatch, scene, fault):
+    """GDAL forgets a URL when one of its files is closed, and gives zeros through the other if the server fails then."""
+    monkeypatch.setenv("GDAL_HTTP_MAX_RETRY", "0")
+    store.put("twice/a.tif", scene)
+    first, second = RasterSource("s3://maps/twice/a.tif"), RasterSource("s3://maps/twice/a.tif")
+    second.read_image(0, 0, 100, 100)
+    second.close()
+    store.fail(Fault(fault, "GET", "a.tif", 10**6))
+    with pytest.raises(UserError, match="cannot be read at rows|is not given out|cannot be read"):
+        first.read_image(300, 300, 300, 300)
+    store.fail()
+    first.close()
+    store.put("twice/a.tif", scene + b"\0")
+    third = RasterSource("s3://maps/twice/a.tif")
+    store.put("twice/a.tif", scene)
+    with pytest.raises(UserError, match="has changed while it was read"):  # they would share what was read
+        RasterSource("s3://maps/twice/a.tif")
+    third.close()
+    RasterSource("s3://maps/twice/a.tif").close()
