@@ -834,7 +834,7 @@ def test_overview_of_classes(tmp_path, monkeypatch, resampling):
 
 def test_the_mode_passes_over_nodata():
     ids = np.array([[255, 255, 1, 1], [255, 2, 0, 0], [255, 255, 3, 3]], np.uint8)
-    np.testing.assert_array_equal(overviews._mode(ids, 2), [[2, 0], [255, 3]])
+    np.testing.assert_array_equal(overviews.mode_of(ids, 2), [[2, 0], [255, 3]])
 
 
 @settings(max_examples=50)
