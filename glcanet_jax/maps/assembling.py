@@ -2,7 +2,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,8 @@ class AssembleTask(MapTask):
 
     It computes no patch: it needs the weights only to know what the maps are of. The options say how large parts are.
     """
+
+    _made: Mapping[str, Any] = {}  # what the parts' walks did
 
     def _planned(self, plan: Plan) -> Plan:
         """The plan with the fingerprint of the parts, if they differ in the machine alone."""
@@ -70,8 +72,14 @@ class AssembleTask(MapTask):
         if self._stopped:
             raise UserError(f"{self.name}: stopped while its parts were put together; the same command begins it anew")
 
+    def finish(self, summary: walk.Summary) -> dict[str, Any] | None:
+        if self._made:
+            summary.pixels = self._plan.source.height * self._plan.source.width
+            self._began -= self._made["walk_seconds"]  # of all parts, whoever walked over them
+        return super().finish(summary)
+
     def _computed(self, summary: walk.Summary) -> dict[str, Any]:
-        return self._made
+        return dict(self._made)
 
     def _tidy(self) -> None:
         super()._tidy()

@@ -51,6 +51,7 @@ def test_parts_make_the_maps_of_one_run(tmp_path, scene, weights, whole, blocks)
     assert sum(report["blocks"].values()) == sum(said["blocks"].values())
     for key in ("classes", "nodata_pixels", "crs", "outputs", "fingerprint"):
         assert report[key] == said[key]
+    assert report["seconds"] > report["walk_seconds"] > 0 and report["megapixels_per_second"] > 0
     assert not list(out.glob(".*"))  # nothing is left of the parts
 
 
