@@ -1,5 +1,6 @@
 """Parts of scenes put together: the maps that one walk over each scene would have made, to the byte on CPUs."""
 
+import contextlib
 import dataclasses
 import shutil
 from collections.abc import Iterator, Mapping
@@ -57,15 +58,17 @@ class AssembleTask(MapTask):
         self._open_writer(layers, anew=lambda: None)
         for part, piece in pieces.items():
             window = window_of(grid, part, plan.source.height, plan.source.width)
-            for top, left, arrays in _copied(piece, window):
-                self._writer.write(top, left, arrays)
-                self._go_on()
+            with _opened(piece) as files:
+                for top, left, arrays in _copied(files, window):
+                    self._writer.write(top, left, arrays)
+                    self._go_on()
         joined = Joined(grid, parts, len(self._model.names), _loader(grid, pieces))
         for part, piece in pieces.items():
             window = window_of(grid, part, plan.source.height, plan.source.width)
-            for at, answers in joined.finished(part, self._model.predictor, tuple(layers)):
-                self._writer.write(at[0], at[1], _wanted(piece, window, at, answers))
-                self._go_on()
+            with _opened(piece) as files:
+                for at, answers in joined.finished(part, self._model.predictor, tuple(layers)):
+                    self._writer.write(at[0], at[1], _wanted(files, window, at, answers))
+                    self._go_on()
 
     def _go_on(self, *_: int) -> None:
         """Raises UserError if all ends early."""
@@ -109,34 +112,40 @@ def _loader(grid: geometry.Walk, pieces: dict[geometry.Part, Piece]) -> Any:
     return lambda place: owner[place].sums(place)
 
 
-def _read(piece: Piece, layer: str, rows: slice, columns: slice) -> np.ndarray:
-    """A window of a part's layer, ``[bands, h, w]``."""
-    with open_raster(piece.folder / piece.told["layers"][layer]) as file:
-        return file.read(window=rectangle(rows, columns))
+@contextlib.contextmanager
+def _opened(piece: Piece) -> Iterator[dict[str, Any]]:
+    """The layers of a part, as rasters that are open."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(environment())
+        yield {layer: stack.enter_context(open_raster(piece.folder / f)) for layer, f in piece.told["layers"].items()}
 
 
-def _copied(piece: Piece, window: tuple[int, int, int, int]) -> Iterator[tuple[int, int, dict[str, np.ndarray]]]:
+def _copied(
+    files: dict[str, Any], window: tuple[int, int, int, int]
+) -> Iterator[tuple[int, int, dict[str, np.ndarray]]]:
     """What a part has of its layers, by windows of bounded size: their places in the scene, and ``[h, w]`` or ``[h, w, k]``."""
     top, left, height, width = window
-    with environment():
-        for rows in steps(height, TILE):
-            for columns in steps(width, WIDE):
-                found = {layer: _read(piece, layer, rows, columns) for layer in piece.told["layers"]}
-                yield top + rows.start, left + columns.start, {layer: _last(v, layer) for layer, v in found.items()}
+    for rows in steps(height, TILE):
+        for columns in steps(width, WIDE):
+            at = rectangle(rows, columns)
+            found = {layer: _last(file.read(window=at), layer) for layer, file in files.items()}
+            yield top + rows.start, left + columns.start, found
 
 
 def _wanted(
-    piece: Piece, window: tuple[int, int, int, int], at: tuple[int, int, int, int], answers: dict[str, np.ndarray]
+    files: dict[str, Any],
+    window: tuple[int, int, int, int],
+    at: tuple[int, int, int, int],
+    answers: dict[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
     """Answers at the seams of a part, but for the pixels in which nothing was wanted: there the part has none."""
     y, x = at[0] - window[0], at[1] - window[1]
     rows, columns = slice(y, min(y + at[2], window[2])), slice(x, min(x + at[3], window[3]))
     out = {}
-    with environment():
-        for layer, values in answers.items():
-            values = (values if values.ndim == 3 else values[None])[:, : rows.stop - y, : columns.stop - x]
-            nothing = _read(piece, layer, rows, columns) == IGNORE
-            out[layer] = _last(np.where(nothing, np.uint8(IGNORE), values), layer)
+    for layer, values in answers.items():
+        values = (values if values.ndim == 3 else values[None])[:, : rows.stop - y, : columns.stop - x]
+        nothing = files[layer].read(window=rectangle(rows, columns)) == IGNORE
+        out[layer] = _last(np.where(nothing, np.uint8(IGNORE), values), layer)
     return out
 
 
