@@ -129,16 +129,18 @@ class Joined:
                 continue
             inside = block.rows.start, block.columns.start, 2**31, block.columns.done - block.columns.start
             for top, rows in self._walk.steps(block):
-                windows = [_common(window, inside) for window in seam.windows(block, top, rows)]
+                found = (_common(window, inside) for window in seam.windows(block, top, rows))
+                windows = [w for w in found if w is not None and (w[0] < seam.top or w[1] < seam.left)]
+                if not windows:
+                    continue
                 strip, at = np.zeros(shape, np.float32), (top, block.columns.start, *shape[1:])
-                windows = [w for w in windows if w is not None and (w[0] < seam.top or w[1] < seam.left)]
                 for window in windows:
                     _view(strip, at, window)[...] = self.sums((block.row, block.column), window)
-                if windows:  # where they lie in the strip of a walk: the same program, the same bits
-                    (answers, _), _ = predictor.finish(jnp.asarray(strip), rows, outputs)
-                    answers = {name: np.asarray(values) for name, values in answers.items()}
-                    for window in windows:
-                        yield window, {name: _view(values, at, window) for name, values in answers.items()}
+                # they lie where they do in the strip of a walk: the same program, the same bits
+                (answers, _), _ = predictor.finish(jnp.asarray(strip), rows, outputs)
+                answers = {name: np.asarray(values) for name, values in answers.items()}
+                for window in windows:
+                    yield window, {name: _view(values, at, window) for name, values in answers.items()}
 
 
 def _common(a: Window, b: Window) -> Window | None:
