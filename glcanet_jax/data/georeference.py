@@ -108,22 +108,35 @@ class Georeference:
         In square metres, or in pixels where there is no CRS. Edges are straight in the raster. Sums of :meth:`pixel_areas`
         over the pixels of a polygon come to the same.
         """
-        outer, *holes = (abs(self._ring_area(np.asarray(ring, np.float64))) for ring in rings)
-        return float(outer - sum(holes))
+        rings = [np.asarray(ring) for ring in rings]
+        starts = np.cumsum([0, *(len(ring) for ring in rings)])
+        outer, *holes = np.abs(self.ring_areas(np.concatenate(rings), starts)).tolist()
+        return outer - sum(holes)
 
-    def _ring_area(self, ring: np.ndarray) -> float:
-        x, y = (ring - ring[0]).T  # small numbers, so that no digits cancel
-        dx, dy = (np.roll(ring, -1, axis=0) - ring).T
+    def ring_areas(self, points: np.ndarray, starts: np.ndarray) -> np.ndarray:
+        """Areas of rings, as :meth:`polygon_area` has them; signed: of opposite directions, opposite signs.
+
+        Args:
+            points: (column, row) of all, ``[n, 2]``.
+            starts: the first of each ring, and the end of the last, ``[r + 1]``.
+        """
+        first, lengths = points[starts[:-1]].astype(np.float64), np.diff(starts)
+        after = np.arange(1, len(points) + 1)
+        after[starts[1:] - 1] = starts[:-1]
+        x, y = (points - np.repeat(first, lengths, axis=0)).T  # small numbers, so that no digits cancel
+        dx, dy = (points[after] - points.astype(np.float64)).T
         if not self.on_ground or self._ellipsoid is None:
-            return np.sum(x * dy - y * dx) / 2 * (self._cell if self.on_ground else 1.0)
+            return np.add.reduceat(x * dy - y * dx, starts[:-1]) / 2 * (self._cell if self.on_ground else 1.0)
         t, unit = self.transform, self._unit
         east = (t.a * dx + t.b * dy) * unit
-        x, y, dx, dy, east = (v[east != 0] for v in (x, y, dx, dy, east))
         north, rise = (t.d * x + t.e * y) * unit, (t.d * dx + t.e * dy) * unit
-        first = (t.d * ring[0, 0] + t.e * ring[0, 1] + t.f) * unit
-        if not rise.any():  # along parallels
-            return np.sum(east * self._ellipsoid.zone(first, north))
-        return np.sum(east * (self._ellipsoid.zone(first, north[:, None] + rise[:, None] * NODES) @ WEIGHTS))
+        latitude = np.repeat((t.d * first[:, 0] + t.e * first[:, 1] + t.f) * unit, lengths)
+        zones, flat = np.zeros(len(east)), (east != 0) & (rise == 0)  # along a parallel: one term
+        zones[flat] = self._ellipsoid.zone(latitude[flat], north[flat])
+        rest = (east != 0) & (rise != 0)
+        steps = north[rest, None] + rise[rest, None] * NODES
+        zones[rest] = self._ellipsoid.zone(latitude[rest, None], steps) @ WEIGHTS
+        return np.add.reduceat(east * zones, starts[:-1])
 
     def to_crs(self, columns: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """CRS coordinates of pixel coordinates (a pixel's corner, not its centre, is whole); unchanged without a transform."""

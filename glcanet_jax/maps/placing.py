@@ -1,13 +1,14 @@
 """Polygons in pixels brought to a file's coordinates: bent where the projection bends, cut where longitudes break."""
 
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from glcanet_jax.data.georeference import Georeference
 from glcanet_jax.errors import UserError
 from glcanet_jax.maps.degrees import from_lonlat, grid, is_plain, to_lonlat
-from glcanet_jax.maps.seams import DIGITS, Polygon, cut, find_seams
+from glcanet_jax.maps.regions import Ragged, Regions
+from glcanet_jax.maps.seams import DIGITS, cut, find_seams
 
 STEP = 256  # pixels between the points of an edge that bends on its way to the file's coordinates
 SAG = 0.05  # pixels that an edge between them may lie off
@@ -25,44 +26,73 @@ class Placer:
         self._seams = find_seams(place, height, width) if self._lonlat else None
         self._finest = finest_step(place, height, width) if not plain else STEP
 
-    def __call__(self, polygons: Sequence[Polygon]) -> list[list[Polygon]]:
-        """The polygons that each is in the file: outer rings counter-clockwise, holes clockwise.
-
-        Args:
-            polygons: closed rings, int ``[n, 2]`` of (column, row), each polygon's outer one first.
+    def __call__(self, regions: Regions) -> np.ndarray:
+        """The geometries ``[m]`` in the file (shapely): outer rings counter-clockwise, holes clockwise.
 
         Raises:
             UserError: a part has no longitude and latitude.
         """
-        rings = [ring for polygon in polygons for ring in polygon]
+        import shapely
+
+        rings = closed(regions.rings)
         if self._bent:
             rings = subdivide(rings, self._finest, self._place)
-        pixels = np.concatenate(rings)
         if self._lonlat:
-            points = to_lonlat(self._place, pixels).round(DIGITS)
+            points = to_lonlat(self._place, rings.points).round(DIGITS)
             if np.isnan(points).any():
                 raise UserError(
                     f"{self._place.name} cannot be brought to longitude and latitude throughout the scene; "
                     "ask for gpkg, which keeps it"
                 )
         else:
-            points = np.stack(self._place.to_crs(*pixels.T), axis=1)
-        placed, at = iter(np.split(points, np.cumsum([len(ring) for ring in rings])[:-1])), iter(rings)
-        out = []
-        for polygon in polygons:
-            here, there = [next(at) for _ in polygon], [next(placed) for _ in polygon]
-            pieces = None if self._seams is None else cut(self._place, self._seams, here)
-            out.append([_wound(piece) for piece in ([there] if pieces is None else pieces)])
-        return out
+            points = np.stack(self._place.to_crs(*rings.points.T), axis=1)
+        outer = np.zeros(len(rings.starts) - 1, bool)
+        outer[regions.polygons[:-1]] = True
+        placed = wound(Ragged(points, rings.starts), outer)
+        polygon = shapely.GeometryType.POLYGON
+        found = shapely.from_ragged_array(polygon, placed.points, (placed.starts, regions.polygons))
+        if self._seams is not None:
+            for i, (a, b) in enumerate(zip(regions.polygons[:-1].tolist(), regions.polygons[1:].tolist(), strict=True)):
+                here = np.split(rings.points[slice(*rings.starts[[a, b]])], rings.starts[a + 1 : b] - rings.starts[a])
+                pieces = cut(self._place, self._seams, here)
+                if pieces is not None:
+                    found[i] = _of_pieces(pieces)
+        return found
 
 
-def _wound(rings: Polygon) -> Polygon:
-    return [_turned(ring, i == 0) for i, ring in enumerate(rings)]
+def closed(rings: Ragged) -> Ragged:
+    """Rings whose first point is said again at the end."""
+    lengths = rings.lengths
+    starts = np.concatenate([[0], np.cumsum(lengths + 1)])
+    step = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths + 1)
+    at = np.repeat(rings.starts[:-1], lengths + 1) + step % np.repeat(lengths, lengths + 1)
+    return Ragged(rings.points[at], starts)
 
 
-def _turned(ring: np.ndarray, anticlockwise: bool) -> np.ndarray:
-    x, y = (ring - ring[0]).T
-    return ring if (np.sum(x[:-1] * y[1:] - x[1:] * y[:-1]) > 0) == anticlockwise else ring[::-1]
+def wound(rings: Ragged, anticlockwise: np.ndarray) -> Ragged:
+    """Closed rings in the directions ``[r]`` that are wanted."""
+    x, y = (rings.points - np.repeat(rings.points[rings.starts[:-1]], rings.lengths, axis=0)).T
+    cross = np.zeros(len(x))
+    cross[:-1] = x[:-1] * y[1:] - x[1:] * y[:-1]
+    cross[rings.starts[1:] - 1] = 0.0  # no edge: the next ring begins
+    turned = (np.add.reduceat(cross, rings.starts[:-1]) > 0) != anticlockwise
+    at = np.arange(len(x))
+    ends = np.repeat(rings.starts[:-1] + rings.starts[1:] - 1, rings.lengths)
+    return Ragged(rings.points[np.where(np.repeat(turned, rings.lengths), ends - at, at)], rings.starts)
+
+
+def _of_pieces(pieces: list[list[np.ndarray]]) -> Any:
+    """Polygons in degrees, as one geometry."""
+    import shapely
+
+    found = []
+    for rings in pieces:
+        starts = np.cumsum([0, *(len(ring) for ring in rings)])
+        outer = np.arange(len(rings)) == 0
+        points = wound(Ragged(np.concatenate(rings), starts), outer).points
+        ring, *holes = np.split(points, starts[1:-1])
+        found.append(shapely.Polygon(ring, holes))
+    return found[0] if len(found) == 1 else shapely.MultiPolygon(found)
 
 
 def sags(place: Georeference, middles: np.ndarray, halves: np.ndarray) -> np.ndarray:
@@ -90,8 +120,8 @@ def finest_step(place: Georeference, height: int, width: int) -> int:
     return step
 
 
-def subdivide(rings: Sequence[np.ndarray], finest: int = STEP, place: Georeference | None = None) -> list[np.ndarray]:
-    """Points added on the edges of rings, which run along rows and columns: at every 256th, and between where they bend.
+def subdivide(rings: Ragged, finest: int = STEP, place: Georeference | None = None) -> Ragged:
+    """Points added on the edges of closed rings, which run along rows and columns: at every 256th, and between where they bend.
 
     Whether a point is added is a matter of the point alone, so that neighbours get the same ones.
 
@@ -99,8 +129,7 @@ def subdivide(rings: Sequence[np.ndarray], finest: int = STEP, place: Georeferen
         finest: pixels between the points that are tried, a power of two.
         place: of the scene; needed where ``finest`` is under 256.
     """
-    starts = np.cumsum([0, *(len(ring) for ring in rings)])
-    points = np.concatenate(rings)
+    points, starts = rings
     first, last = points[:-1], points[1:]
     apart = np.zeros(len(first), bool)
     apart[starts[1:-1] - 1] = True  # from one ring to the next: no edge
@@ -108,7 +137,7 @@ def subdivide(rings: Sequence[np.ndarray], finest: int = STEP, place: Georeferen
     count = np.where(apart[:, None], 0, np.maximum((high - 1) // finest - low // finest, 0)).sum(axis=1)
     edge = np.repeat(np.arange(len(first)), count)
     if not len(edge):
-        return list(rings)
+        return rings
     axis = (high[edge, 1] > low[edge, 1]).astype(int)
     nth = np.arange(len(edge)) - np.repeat(np.cumsum(count) - count, count)
     onward = last[edge, axis] > first[edge, axis]
@@ -121,8 +150,8 @@ def subdivide(rings: Sequence[np.ndarray], finest: int = STEP, place: Georeferen
         for part in np.array_split(np.flatnonzero(~keep), len(edge) // CHUNK + 1):
             keep[part] = _bends(place, new[part], axis[part], value[part]) if len(part) else False
     out = np.insert(points, edge[keep] + 1, new[keep], axis=0)
-    added = np.bincount(edge[keep] + 1, minlength=len(points)).cumsum()
-    return np.split(out, (starts[1:-1] + added[starts[1:-1] - 1]).astype(int))
+    added = np.concatenate([[0], np.bincount(edge[keep] + 1, minlength=len(points)).cumsum()])
+    return Ragged(out, starts + added[starts])
 
 
 def _bends(place: Georeference, points: np.ndarray, axis: np.ndarray, value: np.ndarray) -> np.ndarray:

@@ -5,9 +5,9 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import count
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -17,14 +17,15 @@ from glcanet_jax.data.gdal import environment, failures, import_pyogrio, open_ra
 from glcanet_jax.data.georeference import Georeference
 from glcanet_jax.data.tiles import not_whole
 from glcanet_jax.errors import UserError
-from glcanet_jax.maps.placing import Placer
+from glcanet_jax.maps.features import Drawer, Feature
 from glcanet_jax.maps.styles import style_geopackage
+from glcanet_jax.maps.tracing import Cell, joined, trace
 
-BAND = 2**24  # pixels traced at a time
-BATCH = 2**18  # vertices written at a time
+BAND = 2**22  # pixels traced at a time
+BATCH = 2**14  # polygons written at a time, to a GeoPackage
 LAYER = "classes"  # of a GeoPackage
 
-Rings = list[np.ndarray]  # closed, int32 [n, 2] of (column, row), the outer one first
+Reader = Callable[[int, int], np.ndarray]  # of a map's ids [h, w], by first row and height
 
 
 def check_format(kind: str) -> None:
@@ -49,27 +50,47 @@ def write_polygons(
 
     Regions under ``min_area`` (square metres; pixels where there is no CRS) first go to their largest neighbour; those with
     none that is large enough, or has one, stay. GeoJSON is in longitude and latitude (RFC 7946), cut at the antimeridian; a
-    GeoPackage is in the scene's CRS and carries the ``style`` (QML) that QGIS draws it with.
+    GeoPackage is in the scene's CRS and carries the ``style`` (QML) that QGIS draws it with. They stand from the map's top to
+    its bottom, by their last rows.
 
     Raises:
         UserError: the format is unknown or its library missing, or the map has an id without a name.
     """
     check_format(kind)
-    with _failures_told(out), environment(), open_raster(class_map) as source:
-        with _sieved(source, _least(georeference, source.height, source.width, min_area), scratch) as read:
-            features = (
-                Feature(_name(names, i, class_map), i, georeference.polygon_area(rings), rings)
-                for i, rings in trace(_bands(source, read))
+    with told(out), environment(), open_raster(class_map) as source:
+        size = source.height, source.width
+        with _sieved(source, _least(georeference, *size, min_area), scratch) as read:
+            drawer = Drawer(kind, georeference, *size)
+            rows = ([cell(read(top, height), top, 0, size, drawer)] for top, height in bands(source))
+            return write_features(
+                joined(rows, size, drawer.made), out, kind, georeference, named(names, class_map), style
             )
-            placer = Placer(georeference, source.height, source.width, lonlat=kind == "geojson")
-            written = WRITERS[kind](out, _batches(features), placer, georeference)
-    if kind == "gpkg" and style is not None:
-        style_geopackage(out, LAYER, style)
+
+
+def cell(ids: np.ndarray, top: int, left: int, size: tuple[int, int], drawer: Drawer) -> Cell:
+    """A rectangle of a map of this height and width, traced."""
+    whole, pieces = trace(ids, top, left, size)
+    return Cell(top, left, *ids.shape, drawer.made(whole), pieces)
+
+
+def write_features(
+    features: Iterable[Feature],
+    out: Path,
+    kind: str,
+    place: Georeference,
+    name_of: Callable[[int], str],
+    style: str | None,
+) -> int:
+    """Write polygons, as :class:`~glcanet_jax.maps.features.Drawer` makes them for a file of this kind; returns how many."""
+    with told(out):
+        written = WRITERS[kind](out, features, place, name_of)
+        if kind == "gpkg" and style is not None:
+            style_geopackage(out, LAYER, style)
     return written
 
 
 @contextmanager
-def _failures_told(out: Path) -> Iterator[None]:
+def told(out: Path) -> Iterator[None]:
     """What a disk without room, or one that fails, raises in the libraries, as a UserError; nothing is left of the file."""
     try:
         yield
@@ -86,19 +107,15 @@ def _vector_failures() -> tuple[type[Exception], ...]:
     return (DataSourceError, FieldError, GeometryError)
 
 
-class Feature(NamedTuple):
-    """A polygon and what is said of it."""
+def named(names: Sequence[str], path: Path) -> Callable[[int], str]:
+    """The name of a class id; raises UserError if it has none."""
 
-    name: str
-    class_id: int
-    area: float
-    rings: Rings
+    def name_of(i: int) -> str:
+        if i >= len(names):
+            raise UserError(f"{path} has class id {i}; ids must be 0 to {len(names) - 1}, or {IGNORE} for no data")
+        return names[i]
 
-
-def _name(names: Sequence[str], i: int, path: Path) -> str:
-    if i >= len(names):
-        raise UserError(f"{path} has class id {i}; ids must be 0 to {len(names) - 1}, or {IGNORE} for no data")
-    return names[i]
+    return name_of
 
 
 def _least(georeference: Georeference, height: int, width: int, min_area: float) -> int:
@@ -107,16 +124,16 @@ def _least(georeference: Georeference, height: int, width: int, min_area: float)
     return min(math.ceil(min_area / (1 if areas is None else areas.item()) - 1e-9), height * width, 2**31 - 1)
 
 
-def _bands(source: Any, read: Callable[[int, int], np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
-    """Whole rows of the map from top to bottom, about ``BAND`` pixels each, whole tiles where they fit."""
+def bands(source: Any) -> Iterator[tuple[int, int]]:
+    """First row and height of whole rows of a map from top to bottom, about ``BAND`` pixels each, whole tiles where they fit."""
     rows, tile = max(1, BAND // source.width), source.block_shapes[0][0]
     rows -= rows % tile if rows > tile else 0
     for top in range(0, source.height, rows):
-        yield top, read(top, min(rows, source.height - top))
+        yield top, min(rows, source.height - top)
 
 
 @contextmanager
-def _sieved(source: Any, least: int, scratch: Path) -> Iterator[Callable[[int, int], np.ndarray]]:
+def _sieved(source: Any, least: int, scratch: Path) -> Iterator[Reader]:
     """A reader ``(top, height) -> ids [h, w]`` of the map without regions of under ``least`` pixels; no data stays as it is."""
     import rasterio
     from rasterio.features import sieve
@@ -132,8 +149,9 @@ def _sieved(source: Any, least: int, scratch: Path) -> Iterator[Callable[[int, i
     profile = dict(driver="GTiff", height=source.height, width=source.width, count=1, dtype="uint8", BIGTIFF="IF_SAFER")
     try:
         with open_raster(valid, "w", **profile, tiled=True, compress="deflate") as file:
-            for top, ids in _bands(source, read):
-                file.write((ids != IGNORE).astype(np.uint8), 1, window=Window(0, top, source.width, len(ids)))
+            for top, height in bands(source):
+                valid_here = (read(top, height) != IGNORE).astype(np.uint8)
+                file.write(valid_here, 1, window=Window(0, top, source.width, height))
         # A file mapped to memory: the sieve reads rasterio's bands but writes to arrays only. A disk that is full would
         # end the process at the first page without a place.
         with sieved.open("wb") as file:
@@ -147,116 +165,19 @@ def _sieved(source: Any, least: int, scratch: Path) -> Iterator[Callable[[int, i
         sieved.unlink(missing_ok=True)
 
 
-def trace(bands: Iterable[tuple[int, np.ndarray]]) -> Iterator[tuple[int, Rings]]:
-    """Class id and rings of every region of a map that comes as bands ``(top, ids [h, w])``, each as soon as it is whole.
-
-    Pieces that reach a band's lower edge wait for the next one, grouped by the region that they are known to belong to.
-    """
-    from rasterio.features import shapes
-
-    waiting: dict[int, tuple[int, list[Rings]]] = {}  # by region
-    numbers, above = count(), None  # above: region of each pixel of the last row seen, [w]
-    for top, ids in bands:
-        height, width = ids.shape
-        first, last = np.full(width, -1), np.full(width, -1)
-        for shape, value in shapes(ids, mask=ids != IGNORE, connectivity=4):
-            rings = [np.array(ring, np.int32) + np.array([0, top], np.int32) for ring in shape["coordinates"]]
-            rows = rings[0][:, 1]
-            if not (top > 0 and rows.min() == top or rows.max() == top + height):
-                yield int(value), rings
-                continue
-            region = next(numbers)
-            waiting[region] = int(value), [rings]
-            _paint(first, rings[0], top, region)
-            _paint(last, rings[0], top + height, region)
-        joined = _join(waiting, above, first) if above is not None else {}
-        regions, inverse = np.unique(last, return_inverse=True)
-        above = np.array([_root(joined, int(region)) for region in regions])[inverse]
-        for region in sorted(waiting.keys() - set(above.tolist())):
-            value, pieces = waiting.pop(region)
-            yield value, _union(pieces)
-    for value, pieces in waiting.values():
-        yield value, _union(pieces)
+def _area_key(place: Georeference) -> str:
+    return "area_m2" if place.on_ground else "area_px"
 
 
-def _paint(row: np.ndarray, ring: np.ndarray, y: int, region: int) -> None:
-    """Mark the pixels that a ring's edges along ``y`` bound."""
-    x = ring[:, 0]
-    for i in np.flatnonzero((ring[:-1, 1] == y) & (ring[1:, 1] == y)):
-        row[min(x[i], x[i + 1]) : max(x[i], x[i + 1])] = region
-
-
-def _root(joined: dict[int, int], region: int) -> int:
-    while region in joined:
-        region = joined[region]
-    return region
-
-
-def _join(waiting: dict[int, tuple[int, list[Rings]]], above: np.ndarray, below: np.ndarray) -> dict[int, int]:
-    """Merge the regions of one class that share an edge of the seam; returns where those that went have gone."""
-    joined: dict[int, int] = {}
-    met = (above >= 0) & (below >= 0)
-    for pair in np.unique(np.stack([above[met], below[met]]), axis=1).T.tolist():
-        a, b = (_root(joined, region) for region in pair)
-        if a == b or waiting[a][0] != waiting[b][0]:
-            continue
-        if len(waiting[a][1]) < len(waiting[b][1]):
-            a, b = b, a
-        waiting[a][1].extend(waiting.pop(b)[1])
-        joined[b] = a
-    return joined
-
-
-def _union(pieces: list[Rings]) -> Rings:
-    """One polygon of pieces that share edges, without the points that the seams left on its straight edges."""
-    if len(pieces) == 1:
-        return pieces[0]
-    import shapely
-
-    whole = shapely.union_all([shapely.Polygon(outer, holes) for outer, *holes in pieces])
-    rings = []
-    for ring in (whole.exterior, *whole.interiors):
-        points = shapely.get_coordinates(ring)[:-1].round().astype(np.int32)
-        before, after = np.roll(points, 1, axis=0), np.roll(points, -1, axis=0)
-        points = points[~((before == points) & (points == after)).any(axis=1)]
-        rings.append(np.concatenate([points, points[:1]]))
-    return rings
-
-
-def _batches(features: Iterable[Feature]) -> Iterator[list[Feature]]:
-    batch, size = [], 0
-    for feature in features:
-        batch.append(feature)
-        size += sum(map(len, feature.rings))
-        if size >= BATCH:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _area_key(georeference: Georeference) -> str:
-    return "area_m2" if georeference.on_ground else "area_px"
-
-
-def _write_geojson(path: Path, batches: Iterable[list[Feature]], placer: Placer, georeference: Georeference) -> int:
-    written = 0
+def _write_geojson(path: Path, features: Iterable[Feature], place: Georeference, name_of: Callable[[int], str]) -> int:
+    written, key = 0, json.dumps(_area_key(place))
     with open(path, "w", encoding="utf-8", newline="\n") as file:
         file.write('{"type": "FeatureCollection", "features": [')
-        for batch in batches:
-            for feature, pieces in zip(batch, placer([feature.rings for feature in batch]), strict=True):
-                properties = {
-                    "class": feature.name,
-                    "class_id": feature.class_id,
-                    _area_key(georeference): feature.area,
-                }
-                listed = [[ring.tolist() for ring in rings] for rings in pieces]
-                geometry = {"type": "MultiPolygon", "coordinates": listed}
-                if len(listed) == 1:
-                    geometry = {"type": "Polygon", "coordinates": listed[0]}
-                text = json.dumps({"type": "Feature", "properties": properties, "geometry": geometry})
-                file.write((",\n" if written else "\n") + text)
-                written += 1
+        for i, area, geometry in features:
+            told = f'{{"class": {json.dumps(name_of(i))}, "class_id": {i}, {key}: {area!r}}}'
+            text = f'{{"type": "Feature", "properties": {told}, "geometry": {geometry}}}'
+            file.write((",\n" if written else "\n") + text)
+            written += 1
         file.write("\n]}\n")
     return written
 
@@ -270,36 +191,34 @@ def _pyogrio() -> Any:
         ) from error
 
 
-def _write_geopackage(path: Path, batches: Iterable[list[Feature]], placer: Placer, georeference: Georeference) -> int:
-    import shapely
-
-    pyogrio = _pyogrio()
-    crs = georeference.crs
+def _write_geopackage(
+    path: Path, features: Iterable[Feature], place: Georeference, name_of: Callable[[int], str]
+) -> int:
+    pyogrio, crs = _pyogrio(), place.crs
     options = dict(
         layer=LAYER,
         driver="GPKG",
         geometry_type="Polygon",
         crs=None if crs is None else f"EPSG:{crs.to_epsg()}" if crs.to_epsg() else crs.to_wkt(version="WKT2_2019"),
-        fields=["class", "class_id", _area_key(georeference)],
+        fields=["class", "class_id", _area_key(place)],
     )
     Path(path).unlink(missing_ok=True)
 
     def write(batch: list[Feature], append: bool) -> None:
-        placed = placer([feature.rings for feature in batch]) if batch else []
-        shapes = [shapely.Polygon(outer, holes) for ((outer, *holes),) in placed]
         columns = [
-            np.array([feature.name for feature in batch], object),
+            np.array([name_of(feature.class_id) for feature in batch], object),
             np.array([feature.class_id for feature in batch], np.int32),
             np.array([feature.area for feature in batch], np.float64),
         ]
         with warnings.catch_warnings():  # of a file not yet named .gpkg, and of a scene without a CRS
             warnings.filterwarnings("ignore", ".*extension", RuntimeWarning)
             warnings.filterwarnings("ignore", "'crs' was not provided", UserWarning)
-            pyogrio.raw.write(path, np.array([s.wkb for s in shapes], object), columns, append=append, **options)
+            geometries = np.array([feature.geometry for feature in batch], object)
+            pyogrio.raw.write(path, geometries, columns, append=append, **options)
 
     write([], append=False)  # a layer even where there is nothing
-    written = 0
-    for batch in batches:
+    written, left = 0, iter(features)
+    while batch := list(islice(left, BATCH)):
         write(batch, append=True)
         written += len(batch)
     return written

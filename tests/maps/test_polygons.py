@@ -2,6 +2,7 @@
 
 import builtins
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -18,7 +19,9 @@ from glcanet_jax.data.georeference import Georeference
 from glcanet_jax.errors import UserError
 from glcanet_jax.maps import polygons
 from glcanet_jax.maps.placing import subdivide
-from glcanet_jax.maps.polygons import trace, write_polygons
+from glcanet_jax.maps.polygons import write_polygons
+from glcanet_jax.maps.regions import Ragged
+from glcanet_jax.maps.tracing import Cell, joined, trace
 
 NAMES = ("water", "wood", "road", "field")
 UTM = Georeference(CRS.from_epsg(32640), Affine(0.5, 0, 400000, 0, -0.5, 2800000))
@@ -51,18 +54,55 @@ def canonical(pairs):
 
 def straightened(shape):
     """Without points on straight edges, which are none of the map's corners."""
-    rings = polygons._union([[shapely.get_coordinates(ring) for ring in (shape.exterior, *shape.interiors)]] * 2)
-    return shapely.Polygon(rings[0], rings[1:])
+    rings = [shapely.get_coordinates(ring)[:-1].astype(int) for ring in (shape.exterior, *shape.interiors)]
+    starts = np.cumsum([0, *map(len, rings)])
+    outer, *holes = np.split(*_split(Ragged(np.concatenate(rings), starts).straightened()))
+    return shapely.Polygon(outer, holes)
 
 
-def traced(ids, rows):
-    bands = ((top, ids[top : top + rows]) for top in range(0, len(ids), rows))
-    return [(value, shapely.Polygon(rings[0], rings[1:])) for value, rings in trace(bands)]
+def _split(rings):
+    return rings.points, rings.starts[1:-1]
+
+
+class Kept:
+    """A source of the regions themselves, one by one."""
+
+    def __init__(self, regions):
+        self.bottoms, self.firsts, self._regions = regions.bottoms, regions.firsts, regions
+
+    def take(self, part):
+        some = self._regions.take(part)
+        return [some.take(slice(i, i + 1)) for i in range(len(some.ids))]
+
+
+def traced(ids, rows, columns=()):
+    """Regions of a map that is cut above some rows and left of some columns, as they come."""
+    tops, lefts = [0, *rows, len(ids)], [0, *columns, ids.shape[1]]
+
+    def cell(top, bottom, left, right):
+        whole, pieces = trace(ids[top:bottom, left:right], top, left, ids.shape)
+        return Cell(top, left, bottom - top, right - left, Kept(whole), pieces)
+
+    grid = ([cell(*down, *across) for across in pairwise(lefts)] for down in pairwise(tops))
+    return list(joined(grid, ids.shape, Kept))
+
+
+def every(step, length):
+    return range(step, length, step)
+
+
+def polygon_of(region):
+    outer, *holes = np.split(*_split(region.rings))
+    return int(region.ids[0]), shapely.Polygon(outer, holes)
 
 
 def expected(ids):
     found = shapes(ids, mask=ids != 255, connectivity=4)
     return [(int(value), shapely.geometry.shape(shape)) for shape, value in found]
+
+
+def as_lists(regions):
+    return [(int(r.ids[0]), r.rings.points.tolist(), r.rings.starts.tolist()) for r in regions]
 
 
 maps = hnp.arrays(
@@ -73,36 +113,45 @@ maps = hnp.arrays(
 )
 
 
-@given(maps, st.integers(1, 6))
-@settings(max_examples=120)
-def test_bands_change_nothing(ids, rows):
-    got, want = traced(ids, rows), expected(ids)
-    assert all(shape.is_valid for _, shape in got)
-    assert canonical((v, straightened(s)) for v, s in want) == canonical(got)
-    assert sum(shape.area for _, shape in got) == (ids != 255).sum()
+def check(ids, rows, columns):
+    """Cut however it is, a map's regions are those of GDAL, valid, and the same arrays in the same order as those of the whole."""
+    got = traced(ids, rows, columns)
+    assert as_lists(got) == as_lists(traced(ids, ()))
+    found = [polygon_of(region) for region in got]
+    assert all(shape.is_valid for _, shape in found)
+    assert canonical((v, straightened(s)) for v, s in expected(ids)) == canonical(found)
+    assert sum(shape.area for _, shape in found) == (ids != 255).sum()
+    places = [(int(r.bottoms[0]), int(r.firsts[0])) for r in got]
+    assert places == sorted(places)
+
+
+@given(maps, st.data())
+@settings(max_examples=150)
+def test_cuts_change_nothing(ids, data):
+    rows, columns = (sorted(data.draw(st.sets(st.integers(1, n - 1), max_size=4))) if n > 1 else () for n in ids.shape)
+    check(ids, rows, columns)
 
 
 @pytest.mark.parametrize("share", [0.4, 0.6, 0.8])
-def test_bands_change_nothing_of_noise(share):
+def test_cuts_change_nothing_of_noise(share):
+    """Many regions touch themselves and others at corners, and go over many seams."""
     ids = (np.random.default_rng(0).random((120, 90)) < share).astype(np.uint8)
-    assert canonical(traced(ids, 7)) == canonical((v, straightened(s)) for v, s in expected(ids))
+    check(ids, every(7, 120), every(11, 90))
 
 
 def test_a_comb_spans_every_band():
     ids = np.zeros((200, 31), np.uint8)
     ids[:-1, ::2] = 1  # teeth that only the last row joins
     ids[-1] = 1
-    got = traced(ids, 3)
-    assert canonical(got) == canonical(expected(ids))
-    (comb,) = [shape for value, shape in got if value == 1]
+    check(ids, every(3, 200), ())
+    (comb,) = [shape for value, shape in map(polygon_of, traced(ids, every(3, 200))) if value == 1]
     assert comb.area == (ids == 1).sum() and len(comb.exterior.coords) == 65
 
 
 def test_a_band_is_whole_tiles(tmp_path, monkeypatch):
     monkeypatch.setattr(polygons, "BAND", 40 * 30)
     with polygons.open_raster(save(tmp_path, np.zeros((70, 30), np.uint8))) as source:
-        tops = [top for top, _ in polygons._bands(source, lambda top, height: np.zeros((height, 30), np.uint8))]
-    assert tops == [0, 32, 64]
+        assert list(polygons.bands(source)) == [(0, 32), (32, 32), (64, 6)]
 
 
 def picture():
@@ -166,7 +215,9 @@ def test_long_edges_are_divided(tmp_path):
     assert [len(f["geometry"]["coordinates"][0]) for f in found] == [7, 11]  # 4 corners, columns 256 and 512, row 256
     ring = np.array([[700, 0], [0, 0], [0, 300], [700, 300], [700, 0]], np.int32)
     short = np.array([[1, 1], [3, 1], [3, 3], [1, 3], [1, 1]], np.int32)
-    before, got, after = subdivide([short, ring, short])
+    starts = np.array([0, 5, 10, 15])
+    divided = subdivide(Ragged(np.concatenate([short, ring, short]), starts))
+    before, got, after = np.split(*_split(divided))
     assert got[:4].tolist() == [[700, 0], [512, 0], [256, 0], [0, 0]] and len(got) == 11
     np.testing.assert_array_equal(before, short)
     np.testing.assert_array_equal(after, short)
