@@ -308,6 +308,13 @@ class Walk:
         down, across = cut(len(self.rows.spans())), cut(len(self.columns.spans()))
         return [Part(i, j, rows, columns) for i, rows in enumerate(down) for j, columns in enumerate(across)]
 
+    def window(self, part: Part, height: int, width: int) -> tuple[int, int, int, int]:
+        """The pixels of a scene of this size that a part finishes: first row and column, height, width."""
+        down, across = self.rows.spans(), self.columns.spans()
+        top, left = down[part.rows[0]].start, across[part.columns[0]].start
+        bottom, right = min(down[part.rows[-1]].done, height), min(across[part.columns[-1]].done, width)
+        return top, left, bottom - top, right - left
+
     def steps(self, block: Block) -> Iterator[tuple[int, int]]:
         """Where the rows of patches of a block begin in the scene, and the rows of pixels that are final after each."""
         starts, members = self.rows.patch_starts, block.rows.patches

@@ -102,6 +102,12 @@ class Georeference:
         latitudes = ((t.f + t.d * (column + x) + t.e * (row + y)) * self._unit for x in nodes for y in nodes)
         return self._cell * sum(earth.density(latitude) for latitude in latitudes) / 4
 
+    @cached_property
+    def area_unit(self) -> float:
+        """Square metres, a power of two: 2^-30 of the largest pixel or less, so that areas in whole units add up exactly."""
+        largest = self._cell if self._ellipsoid is None else self._cell * self._ellipsoid.radius**2
+        return 2.0 ** (math.floor(math.log2(largest)) - 30)
+
     def polygon_area(self, rings: Iterable[Any]) -> float:
         """Area of a polygon, its outer ring first, then its holes, each ``[n, 2]`` of (column, row), closed or not.
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import shutil
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,13 @@ from glcanet_jax.data.tiles import TILE
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference import walk
 from glcanet_jax.inference.sums import Joined
-from glcanet_jax.maps.parts import PART, Piece, folder_of, name_of, window_of
+from glcanet_jax.maps import map_report, polygons
+from glcanet_jax.maps.features import Drawer
+from glcanet_jax.maps.parts import PART, Piece, folder_of, name_of
+from glcanet_jax.maps.pieces import Pieces, cells, settled, spans, write_pieces
 from glcanet_jax.maps.plan import Plan
 from glcanet_jax.maps.task import MapTask
+from glcanet_jax.maps.tracing import Tracing
 
 WIDE = 8 * TILE  # columns of a part that are copied at once
 HERE = {"device", "batch"}  # what of a fingerprint is of the machine that computes: here it may be another
@@ -30,6 +35,8 @@ class AssembleTask(MapTask):
     """
 
     _made: Mapping[str, Any] = {}  # what the parts' walks did
+    _pieces: Mapping[geometry.Part, Piece] = {}
+    _grid: geometry.Walk
 
     def _planned(self, plan: Plan) -> Plan:
         """The plan with the fingerprint of the parts, if they differ in the machine alone."""
@@ -54,21 +61,60 @@ class AssembleTask(MapTask):
                 f"{self.name}: {len(missing)} of {len(parts)} parts are missing ({', '.join(missing[:5])}); "
                 "run the command that makes them again, which leaves the others as they are"
             )
+        self._grid, self._pieces = grid, pieces
         self._made = _gathered(list(pieces.values()))
+        if "classes" in layers:
+            self._counted = map_report.Areas(plan.source.georeference, len(self._model.names))
         self._open_writer(layers, anew=lambda: None)
         for part, piece in pieces.items():
-            window = window_of(grid, part, plan.source.height, plan.source.width)
+            window = grid.window(part, plan.source.height, plan.source.width)
+            if self._counted is not None:
+                self._counted.join(**piece.told["counts"])
             with _opened(piece) as files:
                 for top, left, arrays in _copied(files, window):
                     self._writer.write(top, left, arrays)
                     self._go_on()
         joined = Joined(grid, parts, len(self._model.names), _loader(grid, pieces))
         for part, piece in pieces.items():
-            window = window_of(grid, part, plan.source.height, plan.source.width)
+            window = grid.window(part, plan.source.height, plan.source.width)
             with _opened(piece) as files:
                 for at, answers in joined.finished(part, self._model.predictor, tuple(layers)):
-                    self._writer.write(at[0], at[1], _wanted(files, window, at, answers))
+                    before, wanted = _wanted(files, window, at, answers)
+                    self._writer.write(at[0], at[1], wanted)
+                    if self._counted is not None:
+                        self._counted.subtract(at[0], at[1], before)
+                        self._counted.add(at[0], at[1], wanted["classes"])
                     self._go_on()
+
+    def _trace(self, class_map: Path, out: Path, style: str) -> None:
+        options, source = self._options, self._plan.source
+        size = source.height, source.width
+        if not self._pieces or options.min_area:  # of maps that were there; or a matter of the whole scene
+            super()._trace(class_map, out, style)
+            return
+        drawer, names = (
+            Drawer(options.polygons, source.georeference, *size),
+            polygons.named(self._model.names, class_map),
+        )
+        kept = {part[:2]: self._kept(part, drawer) for part in self._pieces}
+        down, across = spans(self._grid, list(self._pieces), size)
+        with environment(), open_raster(class_map) as ids:
+            rows = cells(down, across, kept, ids, size, drawer)
+            found = Tracing(size, drawer.made).features(rows)
+            polygons.write_features(found, out, options.polygons, source.georeference, names, style)
+
+    def _kept(self, part: geometry.Part, drawer: Drawer) -> Pieces:
+        """What a part kept of its polygons; made again if that is not there, or of another format."""
+        piece, size = self._pieces[part], (self._plan.source.height, self._plan.source.width)
+        kept = Pieces.read(piece.folder, piece.told.get("polygons"), drawer.kind)
+        if kept is None:
+            folder = self._plan.folder / f"polygons-{name_of(part)}"
+            folder.mkdir(exist_ok=True)
+            top, left, *_ = self._grid.window(part, *size)
+            class_map = piece.folder / piece.told["layers"]["classes"]
+            write_pieces(folder, class_map, (top, left), settled(self._grid, part, size), size, drawer)
+            kept = Pieces(folder)
+        return kept
 
     def _go_on(self, *_: int) -> None:
         """Raises UserError if all ends early."""
@@ -137,16 +183,17 @@ def _wanted(
     window: tuple[int, int, int, int],
     at: tuple[int, int, int, int],
     answers: dict[str, np.ndarray],
-) -> dict[str, np.ndarray]:
-    """Answers at the seams of a part, but for the pixels in which nothing was wanted: there the part has none."""
+) -> tuple[np.ndarray | None, dict[str, np.ndarray]]:
+    """The classes that a part has at its seams, and the answers there, but for the pixels in which nothing was wanted."""
     y, x = at[0] - window[0], at[1] - window[1]
     rows, columns = slice(y, min(y + at[2], window[2])), slice(x, min(x + at[3], window[3]))
-    out = {}
+    before, out = None, {}
     for layer, values in answers.items():
         values = (values if values.ndim == 3 else values[None])[:, : rows.stop - y, : columns.stop - x]
-        nothing = files[layer].read(window=rectangle(rows, columns)) == IGNORE
-        out[layer] = _last(np.where(nothing, np.uint8(IGNORE), values), layer)
-    return out
+        there = files[layer].read(window=rectangle(rows, columns))
+        out[layer] = _last(np.where(there == IGNORE, np.uint8(IGNORE), values), layer)
+        before = there[0] if layer == "classes" else before
+    return before, out
 
 
 def _last(values: np.ndarray, layer: str) -> np.ndarray:

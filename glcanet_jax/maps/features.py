@@ -9,15 +9,13 @@ from glcanet_jax.data.georeference import Georeference
 from glcanet_jax.maps.placing import Placer
 from glcanet_jax.maps.regions import Regions
 
-TO_BYTES = {"geojson": "to_geojson", "gpkg": "to_wkb"}  # of shapely, by the format of the file
-
 
 class Feature(NamedTuple):
     """A region as it is in the file."""
 
     class_id: int
     area: float  # square metres; pixels where there is no CRS
-    geometry: str | bytes  # GeoJSON's, or WKB
+    geometry: bytes  # GeoJSON's, or WKB
 
 
 class Drawer:
@@ -35,8 +33,12 @@ class Drawer:
             return []
         rings, outer = np.abs(self._place.ring_areas(*regions.rings)), regions.polygons[:-1]
         areas = 2 * rings[outer] - np.add.reduceat(rings, outer)  # the outer ring less the holes
-        geometries = getattr(shapely, TO_BYTES[self.kind])(self._placed(regions))
-        return list(map(Feature, regions.ids.tolist(), areas.tolist(), geometries.tolist()))
+        placed = self._placed(regions)
+        if self.kind == "geojson":
+            geometries = [text.encode() for text in shapely.to_geojson(placed).tolist()]
+        else:
+            geometries = shapely.to_wkb(placed).tolist()
+        return list(map(Feature, regions.ids.tolist(), areas.tolist(), geometries))
 
     def made(self, regions: Regions) -> "Drawn":
         return Drawn(regions, self)

@@ -45,49 +45,62 @@ KEPT = tuple(f.name for f in fields(Reported))
 
 
 class Areas:
-    """Counts a class map that comes by window, each once.
+    """Counts a class map that comes by window, each once; by which windows, and in what order, makes no difference.
 
     Attributes:
         pixels: of every class, and of nodata last, ``[k + 1]``.
+        units: areas of every class in whole ``Georeference.area_unit``; 0 where all pixels are alike.
     """
 
     def __init__(self, georeference: Georeference, count: int):
-        self.pixels = np.zeros(count + 1, np.int64)
-        self._place, self._count, self._areas, self._alike = georeference, count, np.zeros(count), None
+        self.pixels, self.units = np.zeros(count + 1, np.int64), [0] * count
+        self._place, self._count, ground = georeference, count, georeference.pixel_areas(0, 0, 2, 2)
+        self._alike = float(ground[0, 0]) if ground is not None and ground.size == 1 else None
+        self.by_row = ground is None or ground.shape[1] == 1
+        """Whether counts of classes by row are enough: all pixels of a row have one area."""
 
     def add(self, top: int, left: int, ids: np.ndarray) -> None:
         """Ids ``[h, w]`` from a row and a column of the map on."""
         self.pixels += [np.count_nonzero(ids == i) for i in (*range(self._count), IGNORE)]
-        ground = self._place.pixel_areas(top, left, *ids.shape)
-        if ground is None:
-            return
-        if ground.size == 1:  # all pixels alike: exact
-            self._alike = float(ground[0, 0])
-            return
-        areas = np.bincount(ids.ravel(), np.broadcast_to(ground, ids.shape).ravel(), minlength=256)
-        self._areas += areas[: self._count]
-
-    @property
-    def by_row(self) -> bool:
-        """Whether counts of classes by row are enough: all pixels of a row have one area."""
-        ground = self._place.pixel_areas(0, 0, 1, 2)
-        return ground is None or ground.shape[1] == 1
+        ground = self._ground((top, left, *ids.shape))
+        if ground is not None:
+            self._add(np.bincount(ids.ravel(), np.broadcast_to(ground, ids.shape).ravel(), minlength=256))
 
     def add_rows(self, window: tuple[int, int, int, int], counts: np.ndarray) -> None:
         """Pixels of every class, and of nodata last, in each row of a window (:attr:`by_row`): ``[h, k + 1]``."""
         self.pixels += counts.sum(0, dtype=np.int64)
-        ground = self._place.pixel_areas(*window)
-        if ground is not None and ground.size == 1:
-            self._alike = float(ground[0, 0])
-        elif ground is not None:
-            self._areas += ground[:, 0] @ counts[:, :-1].astype(np.float64)
+        ground = self._ground(window)
+        if ground is not None:
+            self._add(ground[:, 0] @ counts[:, :-1].astype(np.float64))
+
+    def subtract(self, top: int, left: int, ids: np.ndarray) -> None:
+        """Take back what was added of a window."""
+        other = Areas(self._place, self._count)
+        other.add(top, left, ids)
+        self.join(-other.pixels, [-units for units in other.units])
+
+    def join(self, pixels: Sequence[int] | np.ndarray, units: Sequence[int]) -> None:
+        """Add what was counted elsewhere."""
+        self.pixels += np.asarray(pixels, np.int64)
+        self.units = [a + b for a, b in zip(self.units, units, strict=True)]
+
+    def _ground(self, window: tuple[int, int, int, int]) -> np.ndarray | None:
+        """Areas of a window's pixels in whole units, so that they add up without rounding; None where all are alike."""
+        if self._alike is not None or not self._place.on_ground:
+            return None
+        return np.rint(self._place.pixel_areas(*window) / self._place.area_unit)
+
+    def _add(self, units: np.ndarray) -> None:
+        self.units = [a + int(b) for a, b in zip(self.units, units[: self._count].tolist(), strict=True)]
 
     @property
     def areas(self) -> np.ndarray | None:
         """Square metres of every class ``[k]``: of the CRS's plane, or on its ellipsoid where it is geographic; None where the scene has no CRS."""
         if not self._place.on_ground:
             return None
-        return self._areas if self._alike is None else self.pixels[:-1] * self._alike
+        if self._alike is not None:
+            return self.pixels[:-1] * self._alike
+        return np.array([units * self._place.area_unit for units in self.units])
 
 
 def class_rows(pixels: np.ndarray, areas: np.ndarray | None, names: Sequence[str]) -> list[dict[str, Any]]:

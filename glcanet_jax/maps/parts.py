@@ -26,9 +26,12 @@ from glcanet_jax.errors import UserError
 from glcanet_jax.inference import walk
 from glcanet_jax.inference.scratch import Scratch, is_of
 from glcanet_jax.maps import destination
+from glcanet_jax.maps.features import Drawer
+from glcanet_jax.maps.map_report import Areas
 from glcanet_jax.maps.model import Model, open_scene
 from glcanet_jax.maps.options import MapOptions
 from glcanet_jax.maps.outputs import check_names
+from glcanet_jax.maps.pieces import settled, write_pieces
 from glcanet_jax.maps.plan import Plan, plan_scene
 from glcanet_jax.maps.task import alone, clear, computed, told
 from glcanet_jax.maps.writer import MapWriter, required_bytes
@@ -77,14 +80,6 @@ def plan_parts(path: str, model: Model, options: MapOptions) -> list[geometry.Pa
         source.close()
 
 
-def window_of(plan: geometry.Walk, part: geometry.Part, height: int, width: int) -> tuple[int, int, int, int]:
-    """The pixels of a scene of this size that a part finishes: first row and column, height, width."""
-    down, across = plan.rows.spans(), plan.columns.spans()
-    top, left = down[part.rows[0]].start, across[part.columns[0]].start
-    bottom, right = min(down[part.rows[-1]].done, height), min(across[part.columns[-1]].done, width)
-    return top, left, bottom - top, right - left
-
-
 @dataclasses.dataclass(frozen=True)
 class Piece:
     """A part that is done: its folder, and what :data:`PART` says."""
@@ -98,7 +93,9 @@ class Piece:
         if folder.is_symlink() or not (folder / PART).is_file():
             return None
         with contextlib.suppress(UserError):
-            told = border.read_object(folder / PART, head=dict, layers=dict, sums=dict, walk=dict, window=list)
+            told = border.read_object(
+                folder / PART, head=dict, layers=dict, sums=dict, counts=dict, walk=dict, window=list
+            )
             files = [*told["layers"].values(), *(file for file, _ in told["sums"].values())]
             if all((folder / file).is_file() for file in files):
                 return cls(folder, told)
@@ -196,7 +193,7 @@ class PartTask:
         source, views = plan.source, self._model.predictor.views
         head = plan.head(layers) | {"part": list(map(list, self.part[2:]))}
         self._grid = geometry.walk_scene(source.height, source.width, views)
-        self._window = top, left, height, width = window_of(self._grid, self.part, source.height, source.width)
+        self._window = top, left, height, width = self._grid.window(self.part, source.height, source.width)
         if not self._options.resume or not is_of(partial, head):
             clear(partial)
         there = sum(file.stat().st_size for file in partial.iterdir())
@@ -243,7 +240,11 @@ class PartTask:
         if self._writer is None:
             return None
         with told(self._out):
-            layers = {layer: path.name for layer, path in self._writer.finish().items()}
+            top, left, *_ = self._window
+            areas = Areas(self._plan.source.georeference, len(self._model.names))
+            made = self._writer.finish(lambda y, x, ids: areas.add(top + y, left + x, ids))
+            layers, partial = {layer: path.name for layer, path in made.items()}, self._scratch.folder
+            traced = self._traced(made["classes"]) if self._is_traced(made) else None
             sums = {
                 "_".join(map(str, at)): [path.name, checksum] for at, (path, checksum) in self._scratch.own().items()
             }
@@ -252,22 +253,34 @@ class PartTask:
                 "window": list(self._window),
                 "layers": layers,
                 "sums": sums,
+                "counts": {"pixels": areas.pixels.tolist(), "units": areas.units},
+                "polygons": traced,
                 "walk": computed(self._plan.source, summary, self._model),
                 "seconds": round(time.perf_counter() - self._began, 3),
                 "head": self._plan.head(list(layers)),
             }
             self._plan.source.check_unchanged()
-            partial = self._scratch.folder
             report.write_json(partial / PART, result)
             shutil.rmtree(self._folder, ignore_errors=True)  # of another map
             os.replace(partial, self._folder)
             self._stack.close()
-            kept = {PART, *layers.values(), *(file for file, _ in sums.values())}
+            kept = {PART, *layers.values(), *(file for file, _ in sums.values()), *(traced or {}).get("files", ())}
             for rest in self._folder.iterdir():  # what the part was made of
                 if rest.name not in kept:
                     rest.unlink()
             self._share()
         return result
+
+    def _is_traced(self, made: dict[str, Path]) -> bool:
+        """Whether polygons are made in parts: not if small ones go to neighbours, which is a matter of the whole scene."""
+        return "classes" in made and self._options.polygons is not None and not self._options.min_area
+
+    def _traced(self, class_map: Path) -> dict[str, Any]:
+        """What is kept of the polygons (:mod:`glcanet_jax.maps.pieces`)."""
+        source, options = self._plan.source, self._options
+        size = source.height, source.width
+        drawer, inner = Drawer(options.polygons, source.georeference, *size), settled(self._grid, self.part, size)
+        return write_pieces(class_map.parent, class_map, self._window[:2], inner, size, drawer)
 
     def stop(self) -> None:
         self._stopped = True

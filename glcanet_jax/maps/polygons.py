@@ -19,7 +19,7 @@ from glcanet_jax.data.tiles import not_whole
 from glcanet_jax.errors import UserError
 from glcanet_jax.maps.features import Drawer, Feature
 from glcanet_jax.maps.styles import style_geopackage
-from glcanet_jax.maps.tracing import Cell, joined, trace
+from glcanet_jax.maps.tracing import Cell, Size, Tracing, trace
 
 BAND = 2**22  # pixels traced at a time
 BATCH = 2**14  # polygons written at a time, to a GeoPackage
@@ -59,31 +59,30 @@ def write_polygons(
     check_format(kind)
     with told(out), environment(), open_raster(class_map) as source:
         size = source.height, source.width
-        with _sieved(source, _least(georeference, *size, min_area), scratch) as read:
+        with _sieved(source, least_pixels(georeference, *size, min_area), scratch) as read:
             drawer = Drawer(kind, georeference, *size)
             rows = ([cell(read(top, height), top, 0, size, drawer)] for top, height in bands(source))
-            return write_features(
-                joined(rows, size, drawer.made), out, kind, georeference, named(names, class_map), style
-            )
+            found, name_of = Tracing(size, drawer.made).features(rows), named(names, class_map)
+            return write_features(found, out, kind, georeference, name_of, style)
 
 
-def cell(ids: np.ndarray, top: int, left: int, size: tuple[int, int], drawer: Drawer) -> Cell:
+def cell(ids: np.ndarray, top: int, left: int, size: Size, drawer: Drawer) -> Cell:
     """A rectangle of a map of this height and width, traced."""
     whole, pieces = trace(ids, top, left, size)
     return Cell(top, left, *ids.shape, drawer.made(whole), pieces)
 
 
 def write_features(
-    features: Iterable[Feature],
+    found: Iterable[tuple[int, int, Feature]],
     out: Path,
     kind: str,
     place: Georeference,
     name_of: Callable[[int], str],
     style: str | None,
 ) -> int:
-    """Write polygons, as :class:`~glcanet_jax.maps.features.Drawer` makes them for a file of this kind; returns how many."""
+    """Write polygons as :class:`~glcanet_jax.maps.tracing.Tracing` gives those that are drawn for this kind; returns how many."""
     with told(out):
-        written = WRITERS[kind](out, features, place, name_of)
+        written = WRITERS[kind](out, (feature for _, _, feature in found), place, name_of)
         if kind == "gpkg" and style is not None:
             style_geopackage(out, LAYER, style)
     return written
@@ -118,7 +117,7 @@ def named(names: Sequence[str], path: Path) -> Callable[[int], str]:
     return name_of
 
 
-def _least(georeference: Georeference, height: int, width: int, min_area: float) -> int:
+def least_pixels(georeference: Georeference, height: int, width: int, min_area: float) -> int:
     """Pixels that a region needs, by the area of the pixel at the scene's centre."""
     areas = georeference.pixel_areas(height // 2, width // 2, 1, 1)
     return min(math.ceil(min_area / (1 if areas is None else areas.item()) - 1e-9), height * width, 2**31 - 1)
@@ -171,14 +170,14 @@ def _area_key(place: Georeference) -> str:
 
 def _write_geojson(path: Path, features: Iterable[Feature], place: Georeference, name_of: Callable[[int], str]) -> int:
     written, key = 0, json.dumps(_area_key(place))
-    with open(path, "w", encoding="utf-8", newline="\n") as file:
-        file.write('{"type": "FeatureCollection", "features": [')
+    with open(path, "wb") as file:
+        file.write(b'{"type": "FeatureCollection", "features": [')
         for i, area, geometry in features:
             told = f'{{"class": {json.dumps(name_of(i))}, "class_id": {i}, {key}: {area!r}}}'
-            text = f'{{"type": "Feature", "properties": {told}, "geometry": {geometry}}}'
-            file.write((",\n" if written else "\n") + text)
+            text = f'{{"type": "Feature", "properties": {told}, "geometry": '
+            file.write((",\n" if written else "\n").encode() + text.encode() + geometry + b"}")
             written += 1
-        file.write("\n]}\n")
+        file.write(b"\n]}\n")
     return written
 
 

@@ -201,7 +201,7 @@ class MapTask:
                 tell = areas.add
             made = self._writer.finish(tell) if todo.layers else {}
             class_map = made.get("classes") or plan.where.local(plan.files["classes"], plan.folder)
-            made |= _drawn(todo.files, class_map, plan, self._model, self._options)
+            made |= self._drawn(todo.files, class_map)
             result = _added(plan, todo) if todo.told else _report(plan, areas, self._model, self._computed(summary))
             plan.source.check_unchanged()
             if not todo.told:
@@ -217,6 +217,35 @@ class MapTask:
         self._whole = True
         self._stack.close()
         return map_report.strict(result)
+
+    def _drawn(self, files: dict[str, str], class_map: Path) -> dict[str, Path]:
+        """What needs no walk: polygons and a picture of a finished class map, styles, a CRS; made in the scene's folder."""
+        plan, model, made = self._plan, self._model, {}
+        if "polygons" in files:
+            made["polygons"] = plan.folder / f"polygons.{self._options.polygons}"
+            made["polygons"].unlink(missing_ok=True)
+            self._trace(class_map, made["polygons"], styles.polygon_style(model.names, model.palette))
+        if "overlay" in files:
+            made["overlay"] = plan.folder / "overlay.png"
+            picture = overview(plan.source, report.MAP_SIDE)
+            image = np.where(picture[..., 3:] > 0, picture[..., :3], np.uint8(report.BLANK))
+            ids = overview(class_map, report.MAP_SIDE)
+            report.save_map(made["overlay"], image, ids, model.palette, model.names)
+        texts = {kind: plan.crs_text for kind in files if kind.endswith("_crs")}
+        texts |= {kind: styles.style_of(kind, model.names, model.palette) for kind in files if kind.endswith("_style")}
+        for kind, text in texts.items():
+            made[kind] = plan.folder / f"{kind}.txt"
+            made[kind].write_text(text, encoding="utf-8")
+        return made
+
+    def _trace(self, class_map: Path, out: Path, style: str) -> None:
+        """Write the polygons of a finished class map."""
+        from glcanet_jax.maps import polygons
+
+        options, place = self._options, self._plan.source.georeference
+        polygons.write_polygons(
+            class_map, out, options.polygons, place, self._model.names, options.min_area, self._plan.folder, style
+        )
 
     def _computed(self, summary: walk.Summary) -> dict[str, Any]:
         """What the report says of the walk."""
@@ -251,31 +280,6 @@ def clear(folder: Path) -> None:
     for stale in folder.iterdir():
         if stale.name != "lock":
             stale.unlink()
-
-
-def _drawn(files: dict[str, str], class_map: Path, plan: Plan, model: Model, options: MapOptions) -> dict[str, Path]:
-    """What needs no walk: polygons and a picture of a finished class map, styles, a CRS; made in the scene's folder."""
-    from glcanet_jax.maps import polygons
-
-    folder, made = plan.folder, {}
-    if "polygons" in files:
-        made["polygons"] = folder / f"polygons.{options.polygons}"
-        made["polygons"].unlink(missing_ok=True)
-        kind, place = options.polygons, plan.source.georeference
-        style = styles.polygon_style(model.names, model.palette)
-        polygons.write_polygons(class_map, made["polygons"], kind, place, model.names, options.min_area, folder, style)
-    if "overlay" in files:
-        made["overlay"] = folder / "overlay.png"
-        picture = overview(plan.source, report.MAP_SIDE)
-        image = np.where(picture[..., 3:] > 0, picture[..., :3], np.uint8(report.BLANK))
-        ids = overview(class_map, report.MAP_SIDE)
-        report.save_map(made["overlay"], image, ids, model.palette, model.names)
-    texts = {kind: plan.crs_text for kind in files if kind.endswith("_crs")}
-    texts |= {kind: styles.style_of(kind, model.names, model.palette) for kind in files if kind.endswith("_style")}
-    for kind, text in texts.items():
-        made[kind] = folder / f"{kind}.txt"
-        made[kind].write_text(text, encoding="utf-8")
-    return made
 
 
 def _added(plan: Plan, todo: Todo) -> dict[str, Any]:

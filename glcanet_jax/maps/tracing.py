@@ -1,17 +1,21 @@
 """The regions of a map that comes cell by cell: traced in each, joined across the seams, in one order whatever the cells."""
 
+import dataclasses
 import heapq
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count, groupby, islice
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Bool, Int, UInt8
 
 from glcanet_jax.data.classes import IGNORE
-from glcanet_jax.maps.regions import Lines, Regions, join, traced
+from glcanet_jax.maps.regions import Lines, Ragged, Regions, join, traced
 
 AT_ONCE = 4096  # regions that are drawn together
+
+Window = tuple[int, int, int, int]  # first row and column, height, width
+Size = tuple[int, int]  # height, width
 
 
 @runtime_checkable
@@ -44,38 +48,63 @@ class Cell(NamedTuple):
         return self.left + self.width
 
 
-def trace(ids: UInt8[np.ndarray, "h w"], top: int, left: int, size: tuple[int, int]) -> tuple[Regions, Regions]:
+def trace(ids: UInt8[np.ndarray, "h w"], top: int, left: int, size: Size) -> tuple[Regions, Regions]:
     """Regions of a rectangle of a map of this height and width: those that are whole, and pieces of the others."""
     from rasterio.features import shapes
 
     found = traced(shapes(ids, mask=ids != IGNORE, connectivity=4), left, top)
-    (height, width), (h, w) = size, ids.shape
-    x0, y0, x1, y1 = found.boxes.T
-    reaches = (y0 == top) & (top > 0) | (y1 == top + h) & (top + h < height)
-    reaches |= (x0 == left) & (left > 0) | (x1 == left + w) & (left + w < width)
+    reaches = _reaching(found, (top, left, *ids.shape), size)
     return found.take(np.flatnonzero(~reaches)), found.take(np.flatnonzero(reaches))
 
 
-def joined(rows: Iterable[Sequence[Cell]], size: tuple[int, int], made: Any) -> Iterator[Any]:
-    """What is made of all regions of a map, from its highest to its lowest; of two that end in one row the one that begins first.
+def _reaching(regions: Regions, window: Window, size: Size) -> Bool[np.ndarray, " m"]:
+    """Whether regions reach the sides of a window behind which the map goes on."""
+    (top, left, h, w), (height, width), (x0, y0, x1, y1) = window, size, regions.boxes.T
+    down = (y0 == top) & (top > 0) | (y1 == top + h) & (top + h < height)
+    return down | (x0 == left) & (left > 0) | (x1 == left + w) & (left + w < width)
 
-    Args:
-        rows: cells that tile the map, row by row from left to right. Those of a row are of one height, and seams go through.
+
+class Tracing:
+    """The regions of a map, or of a window of it, that comes cell by cell.
+
+    Args of its making:
         size: height and width of the map.
         made: of regions, the :class:`Source` of what is made of them.
+        window: first row and column, height and width; without: all of the map.
     """
-    height, width = size
-    seams, lines = Seams(height, width), Lines(np.zeros(height + 1, bool), np.zeros(width + 1, bool))
-    for cells in rows:
-        lines.rows[cells[0].top] = cells[0].top > 0
-        lines.columns[[cell.left for cell in cells[1:]]] = True
-        closed = seams.add(cells)
-        whole = Regions.gathered([(i, rings[0] if len(rings) == 1 else join(rings, lines)) for i, rings in closed])
-        yield from merged([*(cell.whole for cell in cells), made(whole)])
+
+    def __init__(self, size: Size, made: Callable[[Regions], Any], window: Window | None = None):
+        self._made, self._lines = made, Lines(*(np.zeros(n + 1, bool) for n in size))
+        self._seams = Seams(size, window or (0, 0, *size))
+
+    def features(self, rows: Iterable[Sequence[Cell]]) -> Iterator[tuple[int, int, Any]]:
+        """All regions that are whole, by their lowest rows; of those that end in one the one that begins first.
+
+        Each is a bottom and a first corner (:class:`Regions`), and what is made of it.
+
+        Args:
+            rows: cells that tile the window, row by row from left to right. Those of a row are of one height, and the seams
+                between columns go through.
+        """
+        for cells in rows:
+            self._lines.rows[cells[0].top] = True
+            self._lines.columns[[cell.left for cell in cells[1:]]] = True
+            whole = self._polygons(self._seams.add(cells))
+            yield from merged([*(cell.whole for cell in cells), self._made(whole)])
+
+    @property
+    def open(self) -> Regions:
+        """After all rows, the pieces of regions that reach the sides of the window where the map goes on."""
+        return self._polygons(self._seams.waiting)
+
+    def _polygons(self, found: "Iterable[Waiting]") -> Regions:
+        return Regions.gathered(
+            [(w.id, w.rings[0] if len(w.rings) == 1 else join(w.rings, self._lines)) for w in found]
+        )
 
 
-def merged(sources: Sequence[Source]) -> Iterator[Any]:
-    """What sources have of regions, in the order of these."""
+def merged(sources: Sequence[Source]) -> Iterator[tuple[int, int, Any]]:
+    """What sources have of regions, in the order of these, which is said before each."""
 
     def keys(n: int, source: Source) -> Iterator[tuple[int, int, int, int]]:
         for start in range(0, len(source.bottoms), AT_ONCE):
@@ -86,44 +115,59 @@ def merged(sources: Sequence[Source]) -> Iterator[Any]:
             )  # fmt: skip
 
     order = heapq.merge(*(keys(n, source) for n, source in enumerate(sources)))
-    while chosen := [(n, i) for _, _, n, i in islice(order, AT_ONCE)]:
+    while chosen := list(islice(order, AT_ONCE)):
         found = {}
-        for n, group in groupby(sorted(chosen), key=lambda item: item[0]):
+        for n, group in groupby(sorted((n, i) for _, _, n, i in chosen), key=lambda item: item[0]):
             places = [i for _, i in group]
             found[n] = iter(sources[n].take(slice(places[0], places[-1] + 1)))
-        yield from (next(found[n]) for n, _ in chosen)
+        yield from ((bottom, first, next(found[n])) for bottom, first, n, _ in chosen)
+
+
+@dataclasses.dataclass
+class Waiting:
+    """A region of which there may be more beyond a seam."""
+
+    id: int
+    rings: list[Ragged]  # of its pieces
+    stays: bool  # it goes on beyond the window
 
 
 class Seams:
     """Pieces of regions that wait for what lies beyond a seam, by the region that they are known to belong to."""
 
-    def __init__(self, height: int, width: int):
-        self._height = height
-        self._waiting: dict[int, tuple[int, list[Any]]] = {}  # id and pieces, by region
+    def __init__(self, size: Size, window: Window):
+        self._size, self._window = size, window
+        self._waiting: dict[int, Waiting] = {}
         self._numbers, self._gone = count(), {}
-        self._above = np.full(width, -1)  # the region of each pixel of the row above that waits
+        self._above = np.full(window[3], -1)  # the region of each pixel of the row above that waits
 
-    def add(self, cells: Sequence[Cell]) -> list[tuple[int, list[Any]]]:
-        """Take the next row of cells; returns the regions that are whole by now, each with its pieces."""
-        width, height = len(self._above), cells[0].height
+    @property
+    def waiting(self) -> list[Waiting]:
+        return list(self._waiting.values())
+
+    def add(self, cells: Sequence[Cell]) -> list[Waiting]:
+        """Take the next row of cells; returns the regions that are whole by now."""
+        top, left, height, width = self._window
         first, last, east = np.full(width, -1), np.full(width, -1), None
         for cell in cells:
             numbers = np.fromiter(self._numbers, np.int64, len(cell.open.ids))
+            stays = _reaching(cell.open, self._window, self._size).tolist()
             for i, number in enumerate(numbers.tolist()):
                 piece = cell.open.take(slice(i, i + 1))
-                self._waiting[number] = int(piece.ids[0]), [piece.rings]
-            west = _along(cell.open, numbers, 0, cell.left, np.full(height, -1), cell.top)
+                self._waiting[number] = Waiting(int(piece.ids[0]), [piece.rings], stays[i])
+            west = _along(cell.open, numbers, 0, cell.left, np.full(cell.height, -1), cell.top)
             if east is not None:
                 self._meet(east, west)
-            east = _along(cell.open, numbers, 0, cell.right, np.full(height, -1), cell.top)
-            _along(cell.open, numbers, 1, cell.top, first, 0)
-            if cell.bottom < self._height:
-                _along(cell.open, numbers, 1, cell.bottom, last, 0)
+            east = _along(cell.open, numbers, 0, cell.right, np.full(cell.height, -1), cell.top)
+            _along(cell.open, numbers, 1, cell.top, first, left)
+            if cell.bottom < top + height:
+                _along(cell.open, numbers, 1, cell.bottom, last, left)
         self._meet(self._above, first)
         regions, inverse = np.unique(last, return_inverse=True)
         self._above = np.array([self._root(region) for region in regions.tolist()])[inverse]
         self._gone.clear()
-        return [self._waiting.pop(r) for r in sorted(self._waiting.keys() - set(self._above.tolist()))]
+        go_on = {*self._above.tolist(), *(region for region, held in self._waiting.items() if held.stays)}
+        return [self._waiting.pop(region) for region in sorted(self._waiting.keys() - go_on)]
 
     def _root(self, region: int) -> int:
         while region in self._gone:
@@ -135,11 +179,13 @@ class Seams:
         met = (one >= 0) & (other >= 0)
         for pair in np.unique(np.stack([one[met], other[met]]), axis=1).T.tolist():
             a, b = (self._root(region) for region in pair)
-            if a == b or self._waiting[a][0] != self._waiting[b][0]:
+            if a == b or self._waiting[a].id != self._waiting[b].id:
                 continue
-            if len(self._waiting[a][1]) < len(self._waiting[b][1]):
+            if len(self._waiting[a].rings) < len(self._waiting[b].rings):
                 a, b = b, a
-            self._waiting[a][1].extend(self._waiting.pop(b)[1])
+            kept, gone = self._waiting[a], self._waiting.pop(b)
+            kept.rings += gone.rings
+            kept.stays |= gone.stays
             self._gone[b] = a
 
 

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 
+import numpy as np
 import pytest
 
 from glcanet_jax.errors import UserError
@@ -77,3 +78,31 @@ def test_a_report_of_others_does_not_hide_the_rest(tmp_path):
     map_report.gather_reports(tmp_path)
     found = json.loads((tmp_path / "report.json").read_text())
     assert found["totals"]["scenes"] == 1 and found["unread"] == ["other.report.json"]
+
+
+@pytest.mark.parametrize("crs", ["EPSG:4326", "EPSG:32640"])
+@pytest.mark.parametrize("turned", [0, 1e-4])
+def test_areas_are_the_same_by_whatever_windows(crs, turned):
+    """To the last bit, as parts of a scene count theirs; and those of all pixels, one by one."""
+    from fractions import Fraction
+
+    from rasterio import Affine
+    from rasterio.crs import CRS
+
+    from glcanet_jax.data.georeference import Georeference
+
+    place = Georeference(CRS.from_user_input(crs), Affine(1e-3, turned, 50, turned, -1e-3, 60))
+    rng = np.random.default_rng(0)
+    ids = rng.choice(np.array([0, 1, 2, 255], np.uint8), (90, 70))
+    whole = map_report.Areas(place, 3)
+    whole.add(0, 0, ids)
+    parts = [map_report.Areas(place, 3) for _ in range(2)]
+    for top, left in rng.permutation([(y, x) for y in range(0, 90, 7) for x in range(0, 70, 11)]).tolist():
+        parts[left % 2].add(top, left, ids[top : top + 7, left : left + 11])
+    parts[0].add(10, 20, ids[:5, :5])
+    parts[0].subtract(10, 20, ids[:5, :5])
+    parts[0].join(parts[1].pixels.tolist(), parts[1].units)
+    assert parts[0].areas.tolist() == whole.areas.tolist() and parts[0].pixels.tolist() == whole.pixels.tolist()
+    ground = np.broadcast_to(place.pixel_areas(0, 0, 90, 70), ids.shape)
+    exact = [float(sum(map(Fraction, ground[ids == i].tolist()))) for i in range(3)]
+    assert whole.areas.tolist() == pytest.approx(exact, rel=1e-9)

@@ -21,7 +21,7 @@ from glcanet_jax.maps import polygons
 from glcanet_jax.maps.placing import subdivide
 from glcanet_jax.maps.polygons import write_polygons
 from glcanet_jax.maps.regions import Ragged
-from glcanet_jax.maps.tracing import Cell, joined, trace
+from glcanet_jax.maps.tracing import Cell, Tracing, trace
 
 NAMES = ("water", "wood", "road", "field")
 UTM = Georeference(CRS.from_epsg(32640), Affine(0.5, 0, 400000, 0, -0.5, 2800000))
@@ -84,7 +84,7 @@ def traced(ids, rows, columns=()):
         return Cell(top, left, bottom - top, right - left, Kept(whole), pieces)
 
     grid = ([cell(*down, *across) for across in pairwise(lefts)] for down in pairwise(tops))
-    return list(joined(grid, ids.shape, Kept))
+    return [region for _, _, region in Tracing(ids.shape, Kept).features(grid)]
 
 
 def every(step, length):
