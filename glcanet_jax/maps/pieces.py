@@ -13,16 +13,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from glcanet_jax import geometry
-from glcanet_jax.data.gdal import environment, open_raster, rectangle
+from glcanet_jax.data.gdal import environment, open_raster, rectangle, steps
 from glcanet_jax.inference.sums import Seam
 from glcanet_jax.maps import polygons
 from glcanet_jax.maps.features import Drawer, Feature
 from glcanet_jax.maps.regions import Ragged, Regions
-from glcanet_jax.maps.tracing import Cell, Size, Tracing, Window
+from glcanet_jax.maps.tracing import AT_ONCE, Cell, Size, Tracing, Window
 
 KEYS, GEOMETRIES, OPEN = FILES = ("polygons.npy", "polygons.bin", "polygons-open.npz")
 KEY = np.dtype([("bottom", "<i8"), ("first", "<i8"), ("id", "u1"), ("area", "<f8"), ("end", "<i8")])
-AT_ONCE = 4096  # polygons that are written at once
+MAPPED = 2**20  # bytes of keys from which they are not held in memory
 
 
 class Span(NamedTuple):
@@ -82,10 +82,10 @@ def write_pieces(
 
 def _bands(source: Any, at: tuple[int, int], window: Window, size: Size, drawer: Drawer) -> Iterator[list[Cell]]:
     top, left, height, width = window
-    rows = max(1, polygons.BAND // max(width, 1)) if width else height + 1
-    for start in range(top, top + height if width else top, rows):
-        taken = slice(start - at[0], min(start + rows, top + height) - at[0])
-        ids = source.read(1, window=rectangle(taken, slice(left - at[1], left + width - at[1])))
+    columns = slice(left - at[1], left + width - at[1])
+    for rows in steps(height, max(1, polygons.BAND // width)) if width else ():
+        start = top + rows.start
+        ids = source.read(1, window=rectangle(slice(start - at[0], top + rows.stop - at[0]), columns))
         yield [polygons.cell(ids, start, left, size, drawer)]
 
 
@@ -122,10 +122,8 @@ class Pieces:
     """What a part kept (:class:`glcanet_jax.maps.tracing.Source`)."""
 
     def __init__(self, folder: Path):
-        self._folder, self._keys = (
-            folder,
-            np.load(folder / KEYS, mmap_mode="r" if (folder / KEYS).stat().st_size > 2**20 else None),
-        )
+        mapped = "r" if (folder / KEYS).stat().st_size > MAPPED else None
+        self._folder, self._keys = folder, np.load(folder / KEYS, mmap_mode=mapped)
         self.bottoms, self.firsts = self._keys["bottom"], self._keys["first"]
 
     @classmethod
@@ -143,10 +141,8 @@ class Pieces:
             return Regions(kept["ids"], kept["polygons"], Ragged(kept["points"], kept["starts"]))
 
     def take(self, part: slice) -> list[Feature]:
-        keys = self._keys[part]
-        starts = np.concatenate(
-            [self._keys["end"][part.start - 1 : part.start] if part.start else [0], keys["end"][:-1]]
-        )
+        keys, before = self._keys[part], self._keys["end"][part.start - 1] if part.start else 0
+        starts = np.concatenate([[before], keys["end"][:-1]])
         with (self._folder / GEOMETRIES).open("rb") as file:
             file.seek(int(starts[0]))
             data = file.read(int(keys["end"][-1] - starts[0]))
