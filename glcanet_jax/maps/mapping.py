@@ -238,7 +238,7 @@ class Run:
                 print(f"{unit.name}: outside {self.options.aoi}, left out")
                 self.outside.append((unit.name, error))
         elif error is not None:
-            if str(error) not in self.told:  # as all parts of a scene may say
+            if str(error) not in self.told and unit.name not in self.failed:  # else it was told of another part
                 print(f"error: {error}", file=sys.stderr)
             self.told.add(str(error))
             self.failed += [unit.name] * (unit.name not in self.failed)

@@ -99,12 +99,13 @@ class Desk:
     """Prints, shows and sums up."""
 
     def __init__(self, scenes: dict[str, str], out: Out, address: str):
-        self.failed: dict[str, str] = {}  # why, by scene
+        self.failed: dict[str, str] = {}  # why first, by scene
         self.outside: dict[str, str] = {}
         self._out, self._address, self._of = destination.of(out), address, len(scenes)
         self._began, self._told_at = time.monotonic(), time.monotonic()
         self._made, self._there, self._retries = 0, 0, 0
         self._reasons: list[dict[str, str]] = []
+        self._given_up: list[dict[str, str]] = []
         self._workers: dict[int, dict[str, Any]] = {}
         self._restarts: Counter[int] = Counter()  # by worker
         self._busy: dict[int, float] = {}  # since when a worker has had something to do
@@ -205,11 +206,13 @@ class Desk:
         self.note(f"{job}: {told}")
 
     def fail(self, job: Job, told: str) -> None:
-        """A job is given up."""
+        """A job is given up; of the parts of a scene the first one is told, and the summary lists all."""
         self._meter.drop(job)
-        if self.failed.get(job.name) != told:  # as all parts of a scene may say
+        if len(self._given_up) < LISTED:
+            self._given_up.append({"scene": str(job), "why": told})
+        if job.name not in self.failed:
+            self.failed[job.name] = told
             self.complain(told if job.name in told else f"{job}: {told}")
-        self.failed[job.name] = told
 
     def _reason(self, job: Job, told: str) -> None:
         if len(self._reasons) < LISTED:
@@ -241,7 +244,7 @@ class Desk:
             "retries": self._retries,
             "restarts": self._restarts.total(),
             "reasons": self._reasons,
-            "failed": [{"scene": name, "why": why} for name, why in list(self.failed.items())[:LISTED]],
+            "failed": self._given_up,
             "workers": workers,
         }
 

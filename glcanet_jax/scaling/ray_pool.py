@@ -1,5 +1,6 @@
 """Workers as Ray's actors. Arrays never travel through Ray: paths, options and reports do."""
 
+import atexit
 import contextlib
 import itertools
 import os
@@ -21,11 +22,10 @@ from glcanet_jax.scaling.worker import LEASE, Order, Worker
 STORE_BYTES = 80 * 2**20  # of Ray's object store: 75 MiB is the least that it takes
 CPUS = 4  # cores of a worker without a GPU
 ASKED_SECONDS = 1.0  # that a worker may take to tell that nothing has happened
-HEAD_STEP, HEAD_SECONDS = 4.0, 20.0  # between looks at the head, and without an answer until it is lost
-LOOK_SECONDS = 10.0  # between looks at how large the cluster is
+HEAD_STEP, HEAD_SECONDS = 4.0, 30.0  # between questions to the head, and without an answer until it is lost
 IDLE_SECONDS = 0.25  # of one without a job
 ATTEMPTS = 3  # to bring up a cluster
-END_SECONDS = 10.0  # until all workers have ended
+END_SECONDS = 10.0  # until the cluster is left, and until all workers have ended
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nobody is told
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else it says that this will be so one day
@@ -83,12 +83,10 @@ class RayPool:
         self._ray, self._order, self._lease = need_ray(), order, lease
         self._grace = 1.25 * lease  # then a worker that hears nothing has ended itself
         self.address = cluster.address or os.environ.get("RAY_ADDRESS")
-        self._looked, self._room = -LOOK_SECONDS, 0
         self._actors: dict[int, _Actor] = {}
         self._asked: dict[Any, _Asked] = {}
         self._connect(cluster)
         try:
-            self._head = _Head(self._ray.get_runtime_context().gcs_address)
             self._needs = self._needed(cluster)
             gpus = self._needs["num_gpus"]
             self._order = order.with_cores(
@@ -96,7 +94,7 @@ class RayPool:
             )
             self._make = self._ray.remote(max_restarts=0, max_task_retries=0, **self._needs)(Worker)
         except BaseException:
-            self._ray.shutdown()
+            self._leave()
             raise
 
     # ------------------------------------------------------------------------------------------------------ cluster
@@ -111,6 +109,7 @@ class RayPool:
         before = signal.getsignal(signal.SIGTERM) if main else None
         try:
             self._begin(own)
+            self._head = _Head(self._ray)
         except Exception as error:  # Ray raises it as such where its own processes do not come up
             self._ray.shutdown()
             where = "on this machine" if self.address is None else f"at {self.address}"
@@ -151,17 +150,12 @@ class RayPool:
         Raises:
             UserError: it is a cluster of our own, and its only machine is not in it any more.
         """
-        found = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        found = [node["Resources"] for node in self._head.nodes if node["Alive"]]
         if self.address is None and not found:
             raise lost("its only machine has left it")
         return found
 
     def room(self) -> int:
-        if time.monotonic() - self._looked > LOOK_SECONDS:
-            self._looked, self._room = time.monotonic(), self._count()
-        return self._room
-
-    def _count(self) -> int:
         needs = {"CPU": self._needs["num_cpus"], "GPU": self._needs["num_gpus"]}
         fits = (min(int(node.get(kind, 0) // need) for kind, need in needs.items() if need) for node in self._nodes())
         return sum(fits)
@@ -177,7 +171,7 @@ class RayPool:
 
     def wait(self, seconds: float) -> list[Event]:
         self._head.look()
-        self.room()  # that there is a machine at all
+        self._nodes()  # there is a machine at all
         with self._told():
             for worker, actor in self._actors.items():
                 if actor.idle:
@@ -250,12 +244,21 @@ class RayPool:
         except (self._ray.exceptions.RayError, ConnectionError) as error:
             raise lost(refused(error)) from error
 
+    def _leave(self) -> None:
+        """Leave the cluster, and end one of our own; one that does not answer is not waited for."""
+        self._head.leave()
+        leaving = threading.Thread(target=self._ray.shutdown, name="leave", daemon=True)
+        leaving.start()
+        leaving.join(END_SECONDS)
+        if leaving.is_alive():
+            atexit.unregister(self._ray.shutdown)  # it would be waited for once more
+
     def close(self) -> None:
         """Scenes that were under way are free then; on other machines a moment later."""
         pids = [actor.pid for actor in self._actors.values() if actor.pid is not None]
         for worker in list(self._actors):
             self.drop(worker)
-        self._ray.shutdown()
+        self._leave()
         until = time.monotonic() + END_SECONDS
         while here := [pid for pid in pids if _is_worker(pid)]:
             if time.monotonic() > until:  # the cluster did not reach them
@@ -265,25 +268,33 @@ class RayPool:
 
 
 class _Head:
-    """The head of a cluster, which is looked for now and then: Ray itself ends the driver's process a minute after it is gone."""
+    """The head of a cluster, asked again and again for the machines that there are.
 
-    def __init__(self, address: str):
-        host, _, port = address.rpartition(":")
-        self._address = host.strip("[]"), int(port)
-        self._looked = self._seen = time.monotonic()
+    A thread asks, since Ray's calls wait for a head that is gone, until Ray ends the driver's process a minute later.
+    """
+
+    def __init__(self, ray: Any):
+        self._ray, self._left = ray, threading.Event()
+        self.nodes = ray.nodes()
+        self._heard = time.monotonic()
+        self._thread = threading.Thread(target=self._ask, name="head", daemon=True)
+        self._thread.start()
+
+    def _ask(self) -> None:
+        while not self._left.wait(HEAD_STEP):
+            with contextlib.suppress(self._ray.exceptions.RayError, ConnectionError):
+                self.nodes = self._ray.nodes()
+                self._heard = time.monotonic()
 
     def look(self) -> None:
         """Raises UserError if it has not answered for a while."""
-        now = time.monotonic()
-        if now - self._looked < HEAD_STEP:
-            return
-        self._looked = now
-        try:
-            socket.create_connection(self._address, HEAD_STEP).close()
-            self._seen = time.monotonic()
-        except OSError as error:
-            if now - self._seen > HEAD_SECONDS:
-                raise lost(f"its head at {self._address[0]}:{self._address[1]} does not answer: {error}") from error
+        if (seconds := time.monotonic() - self._heard) > HEAD_SECONDS:
+            raise lost(f"its head has not answered for {seconds:.0f} s")
+
+    def leave(self) -> None:
+        """Ask no more: a question would start a cluster where there is none."""
+        self._left.set()
+        self._thread.join(1.0)
 
 
 def lost(why: str) -> UserError:

@@ -150,13 +150,13 @@ def test_a_killed_part_goes_on(tmp_path, scene, weights, whole, monkeypatch):  #
 
 
 def test_a_part_that_cannot_be_made_leaves_the_others(tmp_path, image, weights, monkeypatch, capsys):  # noqa: F811
-    """And other scenes; the next run makes it alone."""
+    """And other scenes; of all that fail the first is told, and the next run makes them alone."""
     scenes = [write(tmp_path / f"{name}.tif", image, transform=shifted(i)) for i, name in enumerate("ab")]
     real = walk.reading.read_reflected
 
     def broken(source, window):
-        if "a.tif" in str(source.path) and window[0] > 90 and window[1] > 150:
-            raise UserError("a.tif: a tile of it is cut short")
+        if "a.tif" in str(source.path) and window[0] > 90:  # of two parts
+            raise UserError(f"a.tif: a tile of it is cut short at {window}")
         return real(source, window)
 
     out = tmp_path / "out"
@@ -166,7 +166,7 @@ def test_a_part_that_cannot_be_made_leaves_the_others(tmp_path, image, weights, 
     assert capsys.readouterr().err.count("a tile of it is cut short") == 1
     assert (out / "b_classes.tif").exists() and not (out / "a_classes.tif").exists()
     done = {p.name for p in (out / ".a.parts").iterdir() if p.is_dir() and not p.name.endswith("partial")}
-    assert len(done) >= 3
+    assert len(done) >= 2
     monkeypatch.undo()
     reports = mapping.map_scenes(scenes, weights, out, apart(options=MapOptions()))
     assert [r["scene"] for r in reports] == ["a"] and capsys.readouterr().out.count("b: done already") == 1

@@ -78,7 +78,11 @@ def test_a_scene_in_parts(tmp_path, capsys):
     assert sum(pool.done[part] for part in parts[broken]) == 10, "all the others are there"
     assert desk.failed.keys() == {"s1"} and summary["scenes"]["made"] == 1
     assert sum(worker["parts"] for worker in summary["workers"]) == 22 == summary["megapixels"]
-    assert "s0: 12 parts" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "s0: 12 parts" in told.out and told.err.count("error:") == 1, "the first of a scene is told"
+    assert {row["scene"] for row in summary["failed"]} == {str(parts[broken][5]), str(parts[broken][7])}, (
+        "all are listed"
+    )
 
 
 def test_what_several_workers_say_is_told_once(tmp_path, capsys):

@@ -6,8 +6,10 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from glcanet_jax import __version__
 from glcanet_jax.errors import UserError
 from glcanet_jax.maps.model import digest
 from glcanet_jax.maps.options import MapOptions
+from glcanet_jax.scaling import ray_pool
 from glcanet_jax.scaling import worker as workers
 from glcanet_jax.scaling.options import Cluster
 from tests.maps.test_mapping import image, weights, write  # noqa: F401
@@ -92,6 +95,54 @@ def test_a_worker_that_hears_nothing_ends_itself(monkeypatch):
     orphan = workers.Worker(lease=4.0)
     orphan._watch()
     assert ended == [1, 1] and time.monotonic() - orphan._heard < 4.0, "who started it is gone"
+
+
+class Still:
+    """Ray whose head answers a few times, and then lets its callers wait."""
+
+    exceptions = SimpleNamespace(RayError=KeyError)
+
+    def __init__(self, answers):
+        self.answers, self.asked, self.left = answers, 0, threading.Event()
+
+    def nodes(self):
+        self.asked += 1
+        if self.asked == 2:
+            raise KeyError("once it stumbles")
+        if self.asked > self.answers:
+            self.left.wait(60)
+        return [{"Alive": True, "Resources": {"CPU": float(self.asked)}}]
+
+    shutdown = nodes
+
+
+def test_a_head_that_does_not_answer_is_told_and_not_waited_for(monkeypatch):
+    for name, seconds in (("HEAD_STEP", 0.01), ("HEAD_SECONDS", 0.5), ("END_SECONDS", 0.2)):
+        monkeypatch.setattr(ray_pool, name, seconds)
+    ray = Still(answers=6)
+    pool = ray_pool.RayPool.__new__(ray_pool.RayPool)
+    pool._ray, pool._head, pool.address = ray, ray_pool._Head(ray), None
+    pool._needs = {"num_cpus": 1, "num_gpus": 0}
+    began, rooms = time.monotonic(), set()
+    with pytest.raises(
+        UserError, match="Ray cluster is lost .its head has not answered for .* the same command goes on"
+    ):
+        while time.monotonic() - began < 30:
+            rooms.add(pool.room())
+            pool._head.look()
+    assert max(rooms) == 6, "until then it is asked how much room there is"
+    pool._leave()
+    assert 0.5 < time.monotonic() - began < 10
+    ray.left.set()
+
+
+def test_a_head_that_is_left_is_asked_no_more(monkeypatch):
+    monkeypatch.setattr(ray_pool, "HEAD_STEP", 0.01)
+    head = ray_pool._Head(ray := Still(answers=10**6))
+    head.leave()
+    asked = ray.asked
+    time.sleep(0.1)
+    assert ray.asked == asked and not head._thread.is_alive()
 
 
 def digests(out):
