@@ -16,12 +16,15 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from glcanet_jax.errors import Stopped, UserError
 from glcanet_jax.options import MISSING, SHORT, Option, canonical, check, metavar, options_of, perhaps, sentence
 
 COLUMN = 32  # where the words of an option begin
+
+
+hanging = threading.Event()  # compiled code in a thread does not come back: the process ends beside it
 
 
 def run(main: Callable[[], Any]) -> None:
@@ -36,14 +39,22 @@ def run(main: Callable[[], Any]) -> None:
             code = main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _end(2)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
-        sys.exit(stopped.code)
+        _end(stopped.code)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
-        sys.exit(130)
-    sys.exit(code if isinstance(code, int) else 0)
+        _end(130)
+    _end(code if isinstance(code, int) else 0)
+
+
+def _end(code: int) -> NoReturn:
+    if hanging.is_set():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 @contextlib.contextmanager

@@ -340,6 +340,25 @@ cli.run(main)
     assert (result.returncode, result.stderr) == (130, "stopped\n") and time.monotonic() - began < 25
 
 
+def test_a_thread_that_hangs_is_not_waited_for():
+    """What is registered for the end would wait for it; the code and what was said are as ever."""
+    code = """
+import atexit, threading
+from glcanet_jax import cli
+from glcanet_jax.errors import UserError
+
+def main():
+    atexit.register(threading.Event().wait, 50)
+    print("begun", end="")
+    cli.hanging.set()
+    raise UserError("it is lost")
+
+cli.run(main)
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=40)
+    assert (result.returncode, result.stdout, result.stderr) == (2, "begun", "error: it is lost\n")
+
+
 @pytest.mark.parametrize("letter", ["\n", "\r", "\x1b", "\x00", "\u2028", "\x9b"])
 def test_a_message_is_one_line_whatever_a_file_is_called(letter):
     told = str(UserError(f"a{letter}b.tif cannot be opened"))

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from glcanet_jax import cli
 from glcanet_jax.data.loader import cores
 from glcanet_jax.errors import UserError
 from glcanet_jax.maps.jobs import Job, refused
@@ -252,14 +253,15 @@ class RayPool:
         leaving.join(END_SECONDS)
         if leaving.is_alive():
             atexit.unregister(self._ray.shutdown)  # it would be waited for once more
+            cli.hanging.set()
 
     def close(self) -> None:
         """Scenes that were under way are free then; on other machines a moment later."""
         pids = [actor.pid for actor in self._actors.values() if actor.pid is not None]
         for worker in list(self._actors):
             self.drop(worker)
-        self._leave()
         until = time.monotonic() + END_SECONDS
+        self._leave()
         while here := [pid for pid in pids if _is_worker(pid)]:
             if time.monotonic() > until:  # the cluster did not reach them
                 for pid in here:

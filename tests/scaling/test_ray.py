@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from experiments.ray_kills import below
-from glcanet_jax import __version__
+from glcanet_jax import __version__, cli
 from glcanet_jax.errors import UserError
 from glcanet_jax.maps.model import digest
 from glcanet_jax.maps.options import MapOptions
@@ -119,6 +119,7 @@ class Still:
 def test_a_head_that_does_not_answer_is_told_and_not_waited_for(monkeypatch):
     for name, seconds in (("HEAD_STEP", 0.01), ("HEAD_SECONDS", 0.5), ("END_SECONDS", 0.2)):
         monkeypatch.setattr(ray_pool, name, seconds)
+    monkeypatch.setattr(cli, "hanging", threading.Event())
     ray = Still(answers=6)
     pool = ray_pool.RayPool.__new__(ray_pool.RayPool)
     pool._ray, pool._head, pool.address = ray, ray_pool._Head(ray), None
@@ -131,7 +132,9 @@ def test_a_head_that_does_not_answer_is_told_and_not_waited_for(monkeypatch):
             rooms.add(pool.room())
             pool._head.look()
     assert max(rooms) == 6, "until then it is asked how much room there is"
+    assert not cli.hanging.is_set()
     pool._leave()
+    assert cli.hanging.is_set()
     assert 0.5 < time.monotonic() - began < 10
     ray.left.set()
 
