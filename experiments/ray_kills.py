@@ -5,6 +5,7 @@ process, to the byte, whoever dies. Processes are ended by SIGKILL at random mom
 """
 
 import contextlib
+import functools
 import hashlib
 import os
 import random
@@ -31,6 +32,7 @@ VIEWS = geometry.Views(context_size=256, global_size=64, patch_size=64, overlap=
 SMALL = configs.model_config(depth=10, width=8, fpn_channels=16, norm="frozen")
 LAYERS = ("--confidence", "--polygons", "geojson", "--min-area", "20")
 SIDE, SCENES = 480, 8
+MORE = 40  # scenes, which workers are at for longer than a head that is gone is waited for
 SAMPLE_SECONDS = 2.0
 
 
@@ -41,6 +43,8 @@ class Options:
     drivers: int = 5  # kills of the driver
     scenes: int = 200  # small ones, of "many"
     side: int = 12000  # pixels, of the scene of "large"
+    part_blocks: int = 16  # of "large", along each side of a part
+    kinds: tuple[str, ...] = ("one process", "2 workers", "4 workers", "3 machines", "2 shards")  # of "large"
     rounds: int = 1  # of "large", in turns
     seed: int = 0
     work: Path | None = None  # where scenes and maps are kept; without: a temporary folder
@@ -77,22 +81,19 @@ def digests(out: Path) -> dict[str, str]:
 # --------------------------------------------------------------------------------------------------------- processes
 def start(scenes: list[Path], weights: Path, out: Path, *options: str) -> subprocess.Popen:
     """The command, in a session of its own."""
-    words = [
-        sys.executable,
-        "-m",
-        "glcanet_jax",
-        "predict",
-        *map(str, scenes),
-        "--weights",
-        str(weights),
-        "--out",
-        str(out),
-    ]
+    return _started(out, "predict", *map(str, scenes), "--weights", str(weights), "--out", str(out), *LAYERS, *options)
+
+
+def assemble(out: Path) -> subprocess.Popen:
+    """What puts parts together that shards have made."""
+    return _started(out, "assemble", str(out))
+
+
+def _started(out: Path, *words: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "glcanet_jax", *words]
     environment = {"JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1", "RAY_USAGE_STATS_ENABLED": "0"}
     with out.with_suffix(".log").open("ab") as log:
-        return subprocess.Popen(
-            [*words, *LAYERS, *options], env=os.environ | environment, stdout=log, stderr=log, start_new_session=True
-        )
+        return subprocess.Popen(command, env=os.environ | environment, stdout=log, stderr=log, start_new_session=True)
 
 
 def on_ray(workers: int, address: str = "ray", retries: int = 50) -> tuple[str, ...]:
@@ -135,6 +136,10 @@ def usage(pid: int) -> tuple[float, int]:
     return 0.0, 0
 
 
+def ended(code: int, wanted: int) -> list[str]:
+    return [f"exit code {code} where {wanted} is right"] * (code != wanted)
+
+
 def wrong(out: Path, wanted: dict[str, str], whole: bool) -> list[str]:
     """What is not as one process makes it, under final names."""
     made, log = digests(out), out.with_suffix(".log").read_text(errors="replace")
@@ -155,10 +160,11 @@ class Campaign:
         self.work, self.options, self.dice = work, options, random.Random(options.seed)
         self.weights = write_weights(work / "small.safetensors")
         self.paths = write_scenes(work / "scenes", SCENES, SIDE)
-        reference = work / "one"
-        began = time.monotonic()
-        assert start(self.paths, self.weights, reference).wait() == 0
-        self.seconds, self.wanted = time.monotonic() - began, digests(reference)
+        self.wanted = self._by_one_process(self.paths, "one")
+
+    def _by_one_process(self, paths: list[Path], name: str) -> dict[str, str]:
+        assert start(paths, self.weights, self.work / name).wait() == 0
+        return digests(self.work / name)
 
     def fresh(self, name: str) -> Path:
         return Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.work)) / "maps"
@@ -177,7 +183,7 @@ class Campaign:
                     kills += kill(self.dice.choice(victims))
                     faults += wrong(out, self.wanted, whole=False)
             codes.append(process.returncode)
-            faults += wrong(out, self.wanted, whole=True)
+            faults += wrong(out, self.wanted, whole=True) + ended(process.returncode, 0)
             print(f"{kills} workers killed, round {rounds}: code {process.returncode}, faults {faults}", flush=True)
         summary = border.read_json(out / "workers.json")
         return {
@@ -188,40 +194,56 @@ class Campaign:
             "last_retries": summary["retries"],
         }
 
-    def _stopped(self, kills: int, victims: Callable[[int], list[int]], name: str) -> dict[str, Any]:
-        """The command is ended by a kill, and given again, so many times; then it is left to its end."""
-        out, faults, told = self.fresh(name), [], []
-        for i in range(kills):
-            process = start(self.paths, self.weights, out, *on_ray(2))
+    def _stopped(
+        self, name: str, victims: list[Callable[[int], list[int]]], ends: int, scenes: tuple[list[Path], dict[str, str]]
+    ) -> dict[str, Any]:
+        """The command is ended by each kill, with the code ``ends``, and given again; then it is left to its end."""
+        (paths, wanted), out, faults, told = scenes, self.fresh(name), [], []
+        log = out.with_suffix(".log")
+        for i, found in enumerate(victims):
+            process = start(paths, self.weights, out, *on_ray(2))
             while process.poll() is None and not below(process.pid, "ray::Worker.turn"):
                 time.sleep(0.2)
             time.sleep(self.dice.uniform(0.0, 6.0))
-            family = below(process.pid, "")
-            there = [kill(pid) for pid in victims(process.pid)]
-            code, began = process.wait(), time.monotonic()
-            while any(usage(pid)[0] for pid in family) and time.monotonic() - began < 120:
+            family, said = below(process.pid, ""), len(log.read_text(errors="replace"))
+            there, began = [kill(pid) for pid in found(process.pid)], time.monotonic()
+            code, until = process.wait(), time.monotonic()
+            while any(usage(pid)[0] for pid in family) and time.monotonic() - until < 120:
                 time.sleep(0.1)
+            errors = [
+                line for line in log.read_text(errors="replace")[said:].splitlines() if line.startswith("error: ")
+            ]
             told.append(
-                {"killed": any(there), "exit_code": code, "seconds_until_all_ended": round(time.monotonic() - began, 1)}
+                {
+                    "killed": any(there),
+                    "exit_code": code,
+                    "errors": errors,
+                    "seconds_until_it_ended": round(until - began, 1),
+                    "seconds_until_all_ended": round(time.monotonic() - until, 1),
+                }
             )
-            faults += wrong(out, self.wanted, whole=False)
+            faults += wrong(out, wanted, whole=False) + ended(code, ends)
+            faults += [f"{len(errors)} lines of errors"] * (len(errors) != (ends > 0))
             print(f"{name} {i + 1}: {told[-1]}, faults {faults}", flush=True)
-        code = start(self.paths, self.weights, out, *on_ray(2)).wait()
-        faults += wrong(out, self.wanted, whole=True)
+        code = start(paths, self.weights, out, *on_ray(2)).wait()
+        faults += wrong(out, wanted, whole=True) + ended(code, 0)
         return {"kills": told, "exit_code_of_the_last": code, "faults": faults}
 
     def drivers(self) -> dict[str, Any]:
         """The driver is killed and the same command given again; scenes of workers that still end are waited for."""
-        return self._stopped(self.options.drivers, lambda driver: [driver], "drivers")
+        victims = [lambda driver: [driver]] * self.options.drivers
+        return self._stopped("drivers", victims, -signal.SIGKILL, (self.paths, self.wanted))
 
     def head(self) -> dict[str, Any]:
         """The head of the cluster is killed, once its store of facts and once its machine's process."""
-        kinds = iter(("gcs_server", "raylet/raylet"))
-        return self._stopped(2, lambda driver: below(driver, next(kinds)), "head")
+        paths = write_scenes(self.work / "more", MORE, SIDE)
+        scenes = paths, self._by_one_process(paths, "one_of_more")
+        kinds = ("gcs_server", "raylet/raylet")
+        return self._stopped("head", [functools.partial(below, mark=kind) for kind in kinds], 2, scenes)
 
     def machines(self) -> dict[str, Any]:
         """Three machines, simulated; one is lost on the way."""
-        cluster, out = three_machines(), self.fresh("machines")
+        cluster, out = simulated(3), self.fresh("machines")
         try:
             process = start(self.paths, self.weights, out, *on_ray(3, f"ray:{cluster.address}"))
             while process.poll() is None and len(list(out.glob("*_classes.tif"))) < 2:
@@ -234,7 +256,7 @@ class Campaign:
         lost = [row["why"] for row in summary["reasons"] if "lost" in row["why"]]
         return {
             "exit_code": code,
-            "faults": wrong(out, self.wanted, whole=True),
+            "faults": wrong(out, self.wanted, whole=True) + ended(code, 0),
             "lost": lost,
             "retries": summary["retries"],
         }
@@ -245,10 +267,10 @@ class Campaign:
         bad.write_bytes(self.paths[0].read_bytes()[: self.paths[0].stat().st_size // 2])
         out = self.fresh("poison")
         code = start([bad, *self.paths], self.weights, out, *on_ray(2, retries=2)).wait()
-        lines = [line for line in out.with_suffix(".log").read_text().splitlines() if "cut" in line]
-        faults = [
-            fault for fault in wrong(out, self.wanted, whole=True) if fault != ".cut.partial is left"
-        ]  # to go on with
+        log = out.with_suffix(".log").read_text()
+        lines = [line for line in log.splitlines() if "cut" in line and line.startswith("error: ")]
+        faults = wrong(out, self.wanted, whole=True) + ended(code, 2)
+        faults += [f"{len(lines)} lines of errors"] * (len(lines) != 2)  # of the scene, and how many there are of those
         return {"exit_code": code, "faults": faults, "lines": lines}
 
     def many(self) -> dict[str, Any]:
@@ -276,35 +298,49 @@ class Campaign:
         }
 
     def large(self) -> dict[str, Any]:
-        """One scene by one process, by two and four workers, and by three machines, in turns: bytes, seconds, the driver's memory."""
+        """One scene by one process, by workers, machines and shards, in turns: bytes, seconds, the driver's memory."""
         scene = self.work / f"large{self.options.side}.tif"
         if not scene.exists():
             write_large(scene, self.options.side, compress="deflate", zlevel=1)
-        kinds = {"one process": (), "2 workers": on_ray(2), "4 workers": on_ray(4), "3 machines": None}
-        found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
+        found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in self.options.kinds}
         for _ in range(self.options.rounds):
-            for kind, words in kinds.items():
-                out, cluster = self.fresh("large"), None
-                if words is None:
-                    cluster = three_machines()
-                    words = on_ray(3, f"ray:{cluster.address}")
-                try:
-                    found[kind].append(self._timed(scene, out, words))
-                finally:
-                    if cluster is not None:
-                        cluster.shutdown()
-        first = found["one process"][0]["digests"]
-        same = {kind: all(run["digests"] == first for run in runs_) for kind, runs_ in found.items()}
-        told = {
-            kind: [{k: v for k, v in run.items() if k != "digests"} for run in runs_] for kind, runs_ in found.items()
-        }
+            for kind, rows in found.items():
+                rows.append(self._of_kind(kind, scene))
+                print(f"{kind}: {rows[-1]}", flush=True)
+        made = {kind: [row.pop("digests") for row in rows] for kind, rows in found.items()}
+        first = next(iter(made.values()))[0]
+        same = {kind: all(files == first for files in rows) for kind, rows in made.items()}
         faults = [f"{kind} differs" for kind, alike in same.items() if not alike]
-        return {"side": self.options.side, "files": len(first), "same_bytes": same, "faults": faults, "runs": told}
+        faults += [fault for rows in found.values() for row in rows for fault in ended(row["exit_code"], 0)]
+        told = {"side": self.options.side, "part_blocks": self.options.part_blocks, "files": len(first)}
+        return told | {"same_bytes": same, "faults": faults, "runs": found}
 
-    def _timed(self, scene: Path, out: Path, words: tuple[str, ...]) -> dict[str, Any]:
-        """A run of the command: how it ended, how long it took, and the driver's memory in its second and last quarter."""
+    def _of_kind(self, kind: str, scene: Path) -> dict[str, Any]:
+        """A run by ``one process``, or by so many ``workers``, ``machines`` with a worker each, or ``shards`` in turn and ``assemble``."""
+        out, apart = self.fresh("large"), ("--part-blocks", str(self.options.part_blocks))
+        count, _, noun = kind.partition(" ")
+        if noun == "process":
+            return self._timed(out, [scene])
+        if noun == "workers":
+            return self._timed(out, [scene], *apart, *on_ray(int(count)))
+        if noun == "shards":
+            shards = [self._timed(out, [scene], *apart, "--shard", f"{i + 1}/{count}") for i in range(int(count))]
+            runs_ = [*shards, self._timed(out, None)]
+            summed = {
+                "exit_code": max(run["exit_code"] for run in runs_),
+                "seconds_of_each": [r["seconds"] for r in runs_],
+            }
+            return runs_[-1] | summed | {"seconds": round(sum(run["seconds"] for run in runs_), 1)}
+        cluster = simulated(int(count))
+        try:
+            return self._timed(out, [scene], *apart, *on_ray(int(count), f"ray:{cluster.address}"))
+        finally:
+            cluster.shutdown()
+
+    def _timed(self, out: Path, scenes: list[Path] | None, *words: str) -> dict[str, Any]:
+        """A run of the command: how it ended, how long it took, and its memory (on Ray the driver's) in its second and last quarter."""
         began, load, memory = time.monotonic(), os.getloadavg()[0], []
-        process = start([scene], self.weights, out, *words)
+        process = assemble(out) if scenes is None else start(scenes, self.weights, out, *words)
         while process.poll() is None:
             memory.append(usage(process.pid)[0])
             time.sleep(SAMPLE_SECONDS)
@@ -314,17 +350,17 @@ class Campaign:
             "exit_code": process.returncode,
             "seconds": round(time.monotonic() - began, 1),
             "load": round(load, 1),
-            "driver_mb": [middle(memory[quarter : 2 * quarter] or memory), middle(memory[-quarter:])],
+            "memory_mb": [middle(memory[quarter : 2 * quarter] or memory), middle(memory[-quarter:])],
             "digests": digests(out),
         }
 
 
-def three_machines() -> Any:
-    """A cluster of three, simulated, with a core each."""
+def simulated(count: int) -> Any:
+    """A cluster of so many machines, simulated, with a core each."""
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    for _ in range(2):
+    for _ in range(count - 1):
         cluster.add_node(num_cpus=1)
     return cluster
 
@@ -349,13 +385,14 @@ def main() -> int:
         campaign, faults = Campaign(work, options), 0
         for what in options.what:
             began, load = time.monotonic(), os.getloadavg()[0]
+            name = f"{what}_{options.side}" if what == "large" else what
             found = getattr(campaign, what)()
             found |= {"took_seconds": round(time.monotonic() - began, 1), "load": round(load, 1), **machine()}
             faults += len(found.get("faults", ()))
-            print(f"{what}: {found}", flush=True)
+            print(f"{name}: {found}", flush=True)
             if options.out is not None:
                 kept = border.read_json(options.out) if options.out.exists() else {}
-                report.write_json(options.out, kept | {what: found})
+                report.write_json(options.out, kept | {name: found})
     return int(faults > 0)
 
 
