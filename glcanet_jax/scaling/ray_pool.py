@@ -116,7 +116,7 @@ class RayPool:
             where = "on this machine" if self.address is None else f"at {self.address}"
             raise UserError(
                 f"Ray cannot be used {where} ({refused(error)}); see that the cluster runs, with the same versions of Ray and "
-                "Python, or give --on ray alone"
+                "Python and the same token (RAY_AUTH_MODE), or give --on ray alone"
             ) from error
         finally:
             if before is not None:

@@ -139,6 +139,16 @@ def test_a_head_that_does_not_answer_is_told_and_not_waited_for(monkeypatch):
     ray.left.set()
 
 
+def test_a_cluster_that_cannot_be_reached_is_told(monkeypatch, tmp_path, weights):  # noqa: F811
+    ray = Still(answers=1)
+    monkeypatch.setattr(ray, "init", lambda *_, **__: ray.missing, raising=False)
+    monkeypatch.setattr(ray_pool, "need_ray", lambda: ray)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    with pytest.raises(UserError, match="Ray cannot be used at 10.0.0.1:6379 .AttributeError.* the same token"):
+        ray_pool.RayPool(Cluster(on="ray"), order_of(tmp_path, weights))
+    assert ray.asked == 1, "it was left"
+
+
 def test_a_head_that_is_left_is_asked_no_more(monkeypatch):
     monkeypatch.setattr(ray_pool, "HEAD_STEP", 0.01)
     head = ray_pool._Head(ray := Still(answers=10**6))
