@@ -91,7 +91,7 @@ class RayPool:
             self._needs = self._needed(cluster)
             gpus = self._needs["num_gpus"]
             self._order = order.with_cores(
-                int(self._needs["num_cpus"]) if gpus == 0 or cluster.cpus_per_worker else None, gpus == 0
+                self._needs["num_cpus"] if gpus == 0 or cluster.cpus_per_worker else None, gpus == 0
             )
             self._make = self._ray.remote(max_restarts=0, max_task_retries=0, **self._needs)(Worker)
         except BaseException:
@@ -133,13 +133,17 @@ class RayPool:
                     raise
                 self._ray.shutdown()
 
-    def _needed(self, cluster: Cluster) -> dict[str, float]:
+    def _needed(self, cluster: Cluster) -> dict[str, int]:
         """What of the cluster a worker takes."""
         nodes = self._nodes()
         most = lambda kind: max((node.get(kind, 0.0) for node in nodes), default=0.0)  # noqa: E731
         gpus = cluster.gpus_per_worker
         if gpus is None:
             gpus = int(cluster.cpus_per_worker is None and most("GPU") >= 1)
+        if self.address is None and gpus > most("GPU"):  # nobody would bring another machine
+            raise UserError(
+                f"--gpus-per-worker is {gpus}, but Ray finds {most('GPU'):.0f} GPUs on this machine; leave it out, or name a cluster"
+            )
         cpus = cluster.cpus_per_worker or (1 if gpus else max(1, int(min(CPUS, most("CPU") or CPUS))))
         if self.address is None and cluster.workers is not None and cluster.cpus_per_worker is None and not gpus:
             cpus = max(1, cores() // cluster.workers)

@@ -113,7 +113,10 @@ class Still:
             self.left.wait(60)
         return [{"Alive": True, "Resources": {"CPU": float(self.asked)}}]
 
-    shutdown = nodes
+    def shutdown(self):
+        if self.asked > self.answers:
+            self.left.wait(60)
+        self.asked += 1
 
 
 def test_a_head_that_does_not_answer_is_told_and_not_waited_for(monkeypatch):
@@ -147,6 +150,21 @@ def test_a_cluster_that_cannot_be_reached_is_told(monkeypatch, tmp_path, weights
     with pytest.raises(UserError, match="Ray cannot be used at 10.0.0.1:6379 .AttributeError.* the same token"):
         ray_pool.RayPool(Cluster(on="ray"), order_of(tmp_path, weights))
     assert ray.asked == 1, "it was left"
+
+
+def test_gpus_that_this_machine_lacks_are_not_waited_for(monkeypatch, tmp_path, weights):  # noqa: F811
+    """On a cluster that runs a machine with some may join."""
+    ray = Still(answers=9)
+    ray.init = lambda *_, **__: None
+    ray.remote = lambda **_: lambda worker: worker
+    monkeypatch.setattr(ray_pool, "need_ray", lambda: ray)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    order = order_of(tmp_path, weights)
+    with pytest.raises(UserError, match="--gpus-per-worker is 1, but Ray finds 0 GPUs on this machine"):
+        ray_pool.RayPool(Cluster(on="ray", gpus_per_worker=1), order)
+    pool = ray_pool.RayPool(Cluster(on="ray:auto", gpus_per_worker=1), order)
+    assert pool.room() == 0
+    pool.close()
 
 
 def test_a_head_that_is_left_is_asked_no_more(monkeypatch):
