@@ -16,6 +16,7 @@ from glcanet_jax.data.classes import IGNORE
 GREY = 128
 BLANK = 235  # grey of what holds no data in pictures of maps
 DPI = 110
+COLUMNS = 160  # of a line of JSON, beyond which a list or an object is told over several
 PAGE = 1280  # pixels across of pictures for pages, at most
 MAP_SIDE = 1400  # pixels a side of the pictures of maps, at most
 
@@ -259,10 +260,32 @@ def save_curve(path: Path, records: Sequence[dict[str, Any]]) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Written whole or not at all; what is not finite is null, as JSON has no word for it."""
     try:
-        text = json.dumps(value, indent=1, allow_nan=False)
+        text = as_json(value)
     except ValueError:
-        text = json.dumps(_finite(value), indent=1, allow_nan=False)
+        text = as_json(_finite(value))
     write_text(path, text + "\n")
+
+
+def as_json(value: Any, depth: int = 0) -> str:
+    """A value as JSON, for people too: lists of numbers, and what is short and holds no further lists, stand in a line.
+
+    Raises:
+        ValueError: it holds NaN or infinity.
+    """
+    line = json.dumps(value, allow_nan=False)
+    if not isinstance(value, dict | list | tuple) or not value:
+        return line
+    parts = list(value.values()) if isinstance(value, dict) else value
+    if not any(isinstance(part, dict | list | tuple) for part in parts):
+        numbers = not isinstance(value, dict) and not any(isinstance(part, str) for part in parts)
+        if numbers or len(line) + depth <= COLUMNS:
+            return line
+    start, end = "\n" + " " * (depth + 1), "\n" + " " * depth
+    if isinstance(value, dict):
+        names = (key if isinstance(key, str) else json.dumps(key) for key in value)
+        told = [f"{json.dumps(name)}: {as_json(part, depth + 1)}" for name, part in zip(names, parts, strict=True)]
+        return "{" + start + ("," + start).join(told) + end + "}"
+    return "[" + start + ("," + start).join(as_json(part, depth + 1) for part in parts) + end + "]"
 
 
 def _finite(value: Any) -> Any:

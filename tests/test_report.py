@@ -5,6 +5,8 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from glcanet_jax import report
@@ -108,3 +110,21 @@ def test_curve_of_a_log(tmp_path):
     assert len(scored) > 1.3 * len(plain)  # a panel of scores below the losses
     assert share_of(scored, (44, 160, 44), 40) > 0
     report.save_curve(tmp_path / "empty.png", [])
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+        lambda inner: st.lists(inner, max_size=40) | st.dictionaries(st.text() | st.integers(), inner, max_size=5),
+        max_leaves=60,
+    )
+)
+@settings(max_examples=60)
+def test_json_is_what_the_library_writes(value):
+    assert json.loads(report.as_json(value)) == json.loads(json.dumps(value))
+
+
+def test_json_is_laid_out_for_people():
+    text = report.as_json({"curve": [0.5] * 100, "by": {"a": 1, "b": [1, 2]}, "words": ["x" * 99, "y" * 99]})
+    assert [len(line) < 120 for line in text.split("\n")].count(False) == 1  # numbers stand in a line
+    assert '\n "by": {\n  "a": 1,\n  "b": [1, 2]\n },' in text and text.count("\n") == 10
