@@ -46,6 +46,11 @@ class Views:
                 f"give --context {self.patch_size} or more, or whole, or a smaller --patch"
             )
 
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Pixels of a global view and of a patch along a side."""
+        return self.global_size, self.patch_size
+
     def context_length(self, length: int) -> int:
         """Pixels of a context along an axis of a scene of ``length`` pixels.
 

@@ -338,7 +338,7 @@ def rebuild(path: Path, config: Config, stored: weights.WeightsFile) -> Any:
     if stored.network is not None:
         return stored.network
     model = build_model(config, len(stored.classes["names"]))
-    weights.check_variables(path, stored.variables, models.shapes(model, stored.bands))
+    weights.check_variables(path, stored.variables, models.shapes(model, stored.bands, config.views.sides))
     return model
 
 

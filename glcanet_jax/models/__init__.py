@@ -60,6 +60,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 }
 VIEW = ("view", str, "patch")  # what a network of one view looks at
 VIEWS = ("patch", "global")
+SIDES = 64, 64  # pixels of a global view and of a patch, where any will do
 
 
 def names() -> tuple[str, ...]:
@@ -207,14 +208,17 @@ class Inference(NamedTuple):
     second_pass: SecondPass | None
 
 
-def for_inference(model: Any, bands: int, collapse: bool = True) -> Inference:
+def for_inference(model: Any, bands: int, collapse: bool = True, sides: tuple[int, int] = SIDES) -> Inference:
     """Batch norms folded into convolutions, kernels in the compute type (:mod:`glcanet_jax.models.folding`), affine heads
     collapsed (:mod:`glcanet_jax.models.layers.collapse`) unless ``collapse`` is off, as where that is measured.
+
+    Args:
+        sides: as :func:`shapes` has them.
     """
     if hasattr(model, "for_inference"):  # one that was exported brings its own
         return model.for_inference()
     # one that is never called as a whole is left as it is
-    folds = folding.find_folds(model, *_inputs(bands)) if callable(model) else ()
+    folds = folding.find_folds(model, *_inputs(bands, *sides)) if callable(model) else ()
     dtype = compute_type(model)
 
     def prepare(variables: dict[str, Any]) -> dict[str, Any]:
@@ -285,14 +289,19 @@ def init(model: nn.Module, key: jax.Array, bands: int, size: int = 64) -> dict[s
     Raises:
         UserError: the network keeps what training has no place for.
     """
-    variables = dict(model.lazy_init(key, *_inputs(bands, size)))
+    variables = dict(model.lazy_init(key, *_inputs(bands, size, size)))
     contract.check_variables(model, variables)
     return variables
 
 
-def shapes(model: nn.Module, bands: int) -> dict[str, Any]:
-    """Shapes and types of a network's variables; the trace is one that :func:`for_inference` needs, too."""
-    return folding.trace(model, *_inputs(bands))[1]
+def shapes(model: nn.Module, bands: int, sides: tuple[int, int] = SIDES) -> dict[str, Any]:
+    """Shapes and types of a network's variables; the trace is one that :func:`for_inference` needs, too.
+
+    Args:
+        sides: pixels of the global view and of the patch that it is traced on, which change nothing: what is traced again on the
+            same ones takes half the time.
+    """
+    return folding.trace(model, *_inputs(bands, *sides))[1]
 
 
 class Axes(NamedTuple):
@@ -339,7 +348,7 @@ def normalise(image: Array, mean: tuple[float, ...], std: tuple[float, ...], sca
     return (image.astype(jnp.float32) / scale - per_band[0]) / per_band[1]
 
 
-def _inputs(bands: int, size: int = 64) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """Shapes of a context, a patch and its box."""
-    shapes = (1, size, size, bands), (1, 1, size, size, bands), (1, 1, 4)
+def _inputs(bands: int, view: int, patch: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """Shapes of a global view, a patch and its box."""
+    shapes = (1, view, view, bands), (1, 1, patch, patch, bands), (1, 1, 4)
     return tuple(jax.ShapeDtypeStruct(shape, "float32") for shape in shapes)

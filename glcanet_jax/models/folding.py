@@ -15,6 +15,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.ad_checkpoint import checkpoint_name
 
+from glcanet_jax.models import declared
 from glcanet_jax.models.layers.resnet import BatchNorm, FrozenBatchNorm
 
 NORMS = (BatchNorm, FrozenBatchNorm)
@@ -65,7 +66,7 @@ def trace(model: nn.Module, *shapes: jax.ShapeDtypeStruct) -> tuple[tuple[Fold, 
     def init(*args: Any) -> Any:
         return model.init_with_output(jax.random.key(0), *args)
 
-    with nn.intercept_methods(watch):
+    with nn.intercept_methods(watch), declared.shapes_alone():
         jaxpr, (_, variables) = jax.make_jaxpr(init, return_shape=True)(*shapes)
     takers = _takers(jaxpr.jaxpr, epsilons)
     norms = [norm for taken in takers.values() for norm in set(taken)]
@@ -175,7 +176,7 @@ def in_compute_type(variables: dict[str, Any], dtype: Any, exact: tuple[str, ...
     def cast(path: tuple[Any, ...], x: Any) -> Any:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         kept = x.ndim < 2 or any(fnmatch.fnmatchcase(name, pattern) for pattern in exact)
-        return x if kept else x.astype(dtype)
+        return x if kept else x.astype(dtype, copy=False)
 
     cast_all = jax.tree_util.tree_map_with_path
     kernels = {name: cast_all(cast, variables[name]) for name in ("params", "collapsed") if name in variables}

@@ -30,7 +30,7 @@ def write_all(
     stage: str | None,
 ) -> None:
     """Write :data:`NAMES`, those of them that the network has, into a folder."""
-    network = models.for_inference(model, bands)
+    network = models.for_inference(model, bands, sides=views.sides)
     weights = network.prepare(variables)
     fns = Forward(network, normalisation, (0,), False, stage)
     spec = jax.ShapeDtypeStruct

@@ -43,7 +43,7 @@ class JaxEngine:
         """Arguments as :class:`glcanet_jax.inference.predictor.Predictor` has them; ``device``: of the variables."""
         self.views, self._bands, self._turns, self._device = views, bands, turns, device
         self.dtype, self.on_device = models.compute_type(model).name, on_device
-        network = models.for_inference(model, bands, collapse)
+        network = models.for_inference(model, bands, collapse, views.sides)
         network = layout.laid_out(network) if on_device else network
         self.second_pass = network.second_pass is not None
         if stage is not None and self.second_pass:

@@ -8,7 +8,6 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, Integer
 
 Init = Callable[..., Array]
@@ -68,5 +67,7 @@ def presence_loss(scores: Float[Array, "b k"], labels: Integer[Array, "b h w"]) 
     classes = jnp.arange(scores.shape[-1])[None, None, None]
     present = jnp.any(labels[..., None] == classes, axis=(1, 2))
     labelled = jnp.any(present, axis=-1)
-    wrong = optax.losses.sigmoid_binary_cross_entropy(scores.astype(jnp.float32), present.astype(jnp.float32)).mean(-1)
+    scores, present = scores.astype(jnp.float32), present.astype(jnp.float32)
+    wrong = -present * nn.log_sigmoid(scores) - (1 - present) * nn.log_sigmoid(-scores)
+    wrong = wrong.mean(-1)
     return jnp.sum(jnp.where(labelled, wrong, 0.0)) / jnp.maximum(jnp.sum(labelled), 1)

@@ -1,0 +1,92 @@
+"""Parameters without their initialisers: Flax's own checks and shapes, and no initialiser run through twice."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import errors
+from flax.core import meta
+
+from glcanet_jax import models
+from glcanet_jax.models import declared
+
+
+class Layer(nn.Module):
+    make: object
+    size: int = 3
+    args: tuple = (jnp.float32,)
+
+    @nn.compact
+    def __call__(self, x):
+        return x + self.param("weight", self.make, (self.size,), *self.args)
+
+
+def counted(calls):
+    def init(key, shape, dtype):
+        calls.append(shape)
+        return jax.random.normal(key, shape, dtype)
+
+    return init
+
+
+def specs(tree):
+    return jax.tree.map(lambda x: (x.shape, np.dtype(x.dtype)), tree)
+
+
+@pytest.mark.parametrize(
+    "init", [nn.initializers.lecun_normal(in_axis=(), out_axis=()), nn.initializers.zeros, counted([])]
+)
+def test_a_parameter_of_another_shape_is_told_as_flax_tells_it(init):
+    with pytest.raises(errors.ScopeParamShapeError, match=r"shape \(4,\).*\(3,\)|\(3,\).*\(4,\)"):
+        Layer(init).apply({"params": {"weight": jnp.zeros(4)}}, jnp.zeros(3))
+    with pytest.raises(errors.ScopeParamNotFoundError):
+        Layer(init).apply({"params": {"bias": jnp.zeros(3)}}, jnp.zeros(3))
+
+
+def test_an_initialiser_is_traced_once_for_all_calls(key):
+    calls = []
+    layer = Layer(counted(calls))
+    for _ in range(3):
+        layer.apply({"params": {"weight": jnp.ones(3)}}, jnp.zeros(3))
+    assert len(calls) == 1
+    assert layer.init(key, jnp.zeros(3))["params"]["weight"].any() and len(calls) == 2  # values are wanted
+
+
+def test_initialisers_that_cannot_be_told_apart_are_flaxs():
+    layer = Layer(lambda key, shape, by: jnp.full(shape, by[0]), args=([2.0],))
+    assert layer.apply({"params": {"weight": jnp.ones(3)}}, jnp.zeros(3)).tolist() == [1, 1, 1]
+
+
+def test_boxes_of_metadata_are_opened(key):
+    init = nn.with_partitioning(nn.initializers.ones, ("model",))
+    variables = Layer(init).init(key, jnp.zeros(3))
+    assert isinstance(variables["params"]["weight"], meta.Partitioned)
+    assert Layer(init).apply(variables, jnp.zeros(3)).tolist() == [1, 1, 1]
+    with declared.shapes_alone():
+        assert isinstance(Layer(init).init(key, jnp.zeros(3))["params"]["weight"], meta.Partitioned)
+
+
+def test_shapes_alone_are_those_of_values(key):
+    """Of a type of its own, of the default type, and of an initialiser of JAX and another's."""
+    for init, args in [
+        (nn.initializers.ones, (jnp.bfloat16,)), (nn.initializers.ones, ()), (counted(calls := []), (jnp.float16,)),
+    ]:  # fmt: skip
+        layer = Layer(init, args=args)
+        plain = layer.init(key, jnp.zeros(3))
+        with declared.shapes_alone():
+            found = layer.init(key, jnp.zeros(3))
+        assert specs(found) == specs(plain)
+        assert not found["params"]["weight"].any()
+        assert layer.init(key, jnp.zeros(3))["params"]["weight"].any()  # it ends with the block
+    assert len(calls) == 3
+
+
+def test_a_network_is_traced_without_its_initialisers(monkeypatch):
+    model = models.build("unet", 2)
+    expected = jax.eval_shape(lambda key: models.init(model, key, 3), jax.random.key(0))
+    drawn = []
+    monkeypatch.setattr(jax.random, "key", lambda *a, f=jax.random.key: drawn.append(a) or f(*a))
+    found = models.shapes(model, 3, (32, 48))
+    assert specs(found) == specs(expected)
+    assert len(drawn) == 1  # the key that initialising begins with
