@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import gc
 import importlib.metadata
 import inspect
 import io
@@ -22,6 +23,9 @@ from glcanet_jax.errors import Stopped, UserError
 from glcanet_jax.options import MISSING, SHORT, Option, canonical, check, metavar, options_of, perhaps, sentence
 
 COLUMN = 32  # where the words of an option begin
+# objects from one look for unreachable ones to the next: what a command imports and traces stays, and looking through it at
+# Python's own 700 takes a tenth of the start
+ALLOCATED = 50_000
 
 
 hanging = threading.Event()  # compiled code in a thread does not come back: the process ends beside it
@@ -34,6 +38,7 @@ def run(main: Callable[[], Any]) -> None:
         sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
     # of pictures that lie nowhere; hidden where they are opened, too, but filters are one for all threads
     warnings.filterwarnings("ignore", "Dataset has no geotransform")
+    gc.set_threshold(ALLOCATED)
     try:
         with _second_ends_at_once():
             code = main()

@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float
 
 from glcanet_jax.errors import UserError
-from glcanet_jax.models import contract, folding
+from glcanet_jax.models import contract, declared, folding
 from glcanet_jax.models.branch import OneBranch
 from glcanet_jax.models.bsnet import BSNet
 from glcanet_jax.models.cbam import CBAMFCN
@@ -289,7 +289,7 @@ def init(model: nn.Module, key: jax.Array, bands: int, size: int = 64) -> dict[s
     Raises:
         UserError: the network keeps what training has no place for.
     """
-    variables = dict(model.lazy_init(key, *_inputs(bands, size, size)))
+    variables = declared.first(model, key, *_inputs(bands, size, size))
     contract.check_variables(model, variables)
     return variables
 

@@ -1,5 +1,7 @@
 """Parameters without their initialisers: Flax's own checks and shapes, and no initialiser run through twice."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,9 +9,12 @@ import numpy as np
 import pytest
 from flax import errors
 from flax.core import meta
+from flax.traverse_util import flatten_dict
 
 from glcanet_jax import models
 from glcanet_jax.models import declared
+
+SMALL = dict(depth=10, width=8, fpn_channels=16)
 
 
 class Layer(nn.Module):
@@ -90,3 +95,46 @@ def test_a_network_is_traced_without_its_initialisers(monkeypatch):
     found = models.shapes(model, 3, (32, 48))
     assert specs(found) == specs(expected)
     assert len(drawn) == 1  # the key that initialising begins with
+
+
+# ------------------------------------------------------------------------------------------------------- first values
+class Block(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.BatchNorm(use_running_average=False)(nn.Conv(4, (3, 3))(x))
+
+
+class Drawing(nn.Module):
+    """What is drawn by JAX's initialisers and others, in a recomputed block, too; and statistics that are drawn."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.remat(Block)()(Block()(nn.Conv(3, (1, 1))(x)))
+        offset = self.param("offset", lambda key, by: jax.random.normal(key, (1, 1, 1, 4)) * by[0], [2.0])
+        code = self.param("code", nn.initializers.normal(0.1), (1, 1, 1, 4))
+        drawn = self.variable("batch_stats", "drawn", lambda: jax.random.normal(self.make_rng("params"), (1, 1, 1, 4)))
+        return x + offset + code + drawn.value
+
+
+def test_first_values_are_flaxs_to_rounding():
+    model, key, shape = Drawing(), jax.random.key(3), jax.ShapeDtypeStruct((1, 8, 8, 2), "float32")
+    found, flaxs = (
+        flatten_dict(dict(of(key, shape))) for of in (functools.partial(declared.first, model), model.lazy_init)
+    )
+    assert specs(found) == specs(flaxs) and len(found) == 17
+    for path, value in flaxs.items():
+        np.testing.assert_allclose(found[path], value, rtol=0, atol=2e-7 * np.abs(value).max())
+    other = flatten_dict(declared.first(model, jax.random.key(4), shape))
+    assert {path for path in other if (other[path] != found[path]).any()} == {
+        p for p, x in found.items() if np.ptp(x) > 0
+    }
+    inside = flatten_dict(jax.jit(lambda key: declared.first(model, key, shape))(key))  # where the key is traced
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), inside, found)
+
+
+def test_a_network_that_is_drawn_again_is_not_traced_again(monkeypatch):
+    model, seen = models.build("branch", 2, **SMALL), []
+    models.init(model, jax.random.key(0), 3)
+    monkeypatch.setattr(type(model), "__call__", lambda *a, **k: seen.append(a))
+    again = models.init(model, jax.random.key(5), 3)
+    assert not seen and np.isfinite(np.concatenate([x.ravel() for x in jax.tree.leaves(again)])).all()
