@@ -13,6 +13,9 @@ QUICK = (
 )
 if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):  # later ones stop at flags that they have no more
     QUICK += " --xla_cpu_use_fusion_emitters=false"  # fusions from the emitters that need a quarter of the time
+    QUICK += (
+        " --xla_cpu_parallel_codegen_split_count=1"  # and a program in one piece: tests are what runs beside each other
+    )
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4 {QUICK}"
 
 # for the commands that tests run, too: many of them compile the same small networks
