@@ -21,6 +21,7 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_p
 # for the commands that tests run, too: many of them compile the same small networks
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", tempfile.gettempdir())) / "glcanet_jax_tests"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE / "xla")
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each of them compiles the package anew
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # a network starts with hundreds of small programs
 
 # a parent may ignore these (a script that starts us in the background ignores SIGINT), and processes that tests start would, too
