@@ -52,7 +52,7 @@ class Options:
     """What is measured."""
 
     against: Path | None = None  # a clone of the code to compare with
-    rounds: int = 3  # turns
+    rounds: int = 4  # turns
     cases: tuple[str, ...] = tuple(CASES)  # which
     out: Path | None = None  # a JSON file to write
 
