@@ -10,6 +10,7 @@ initialisers draw, by a program for each kind of them, and compiles the rest as 
 
 import contextlib
 import functools
+import inspect
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -93,7 +94,8 @@ def _param(scope: Scope, name: str, init: Callable[..., Any], *args: Any, unbox:
     return value
 
 
-Scope.param = _param
+if list(inspect.signature(_FLAX).parameters) == ["self", "name", "init_fn", "init_args", "unbox", "init_kwargs"]:
+    Scope.param = _param  # else it is another Flax than the one that this knows, which stays as it is: slower, no more
 
 
 # ------------------------------------------------------------------------------------------------------- first values
