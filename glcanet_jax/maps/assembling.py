@@ -35,7 +35,7 @@ class AssembleTask(MapTask):
     """
 
     _made: Mapping[str, Any] = {}  # what the parts' walks did
-    _pieces: Mapping[geometry.Part, Piece] = {}
+    _pieces: Mapping[geometry.Part, Piece] = {}  # that the class map is put together of
     _grid: geometry.Walk
 
     def _planned(self, plan: Plan) -> Plan:
@@ -61,9 +61,9 @@ class AssembleTask(MapTask):
                 f"{self.name}: {len(missing)} of {len(parts)} parts are missing ({', '.join(missing[:5])}); "
                 "run the command that makes them again, which leaves the others as they are"
             )
-        self._grid, self._pieces = grid, pieces
         self._made = _gathered(list(pieces.values()))
         if "classes" in layers:
+            self._grid, self._pieces = grid, pieces
             self._counted = map_report.Areas(plan.source.georeference, len(self._model.names))
         self._open_writer(layers, anew=lambda: None)
         for part, piece in pieces.items():
@@ -92,10 +92,8 @@ class AssembleTask(MapTask):
         if not self._pieces or options.min_area:  # of maps that were there; or a matter of the whole scene
             super()._trace(class_map, out, style)
             return
-        drawer, names = (
-            Drawer(options.polygons, source.georeference, *size),
-            polygons.named(self._model.names, class_map),
-        )
+        drawer = Drawer(options.polygons, source.georeference, *size)
+        names = polygons.named(self._model.names, class_map)
         kept = {part[:2]: self._kept(part, drawer) for part in self._pieces}
         down, across = spans(self._grid, list(self._pieces), size)
         with environment(), open_raster(class_map) as ids:
@@ -108,12 +106,10 @@ class AssembleTask(MapTask):
         piece, size = self._pieces[part], (self._plan.source.height, self._plan.source.width)
         kept = Pieces.read(piece.folder, piece.told.get("polygons"), drawer.kind)
         if kept is None:
-            folder = self._plan.folder / f"polygons-{name_of(part)}"
-            folder.mkdir(exist_ok=True)
             top, left, *_ = self._grid.window(part, *size)
             class_map = piece.folder / piece.told["layers"]["classes"]
-            write_pieces(folder, class_map, (top, left), settled(self._grid, part, size), size, drawer)
-            kept = Pieces(folder)
+            write_pieces(piece.folder, class_map, (top, left), settled(self._grid, part, size), size, drawer)
+            kept = Pieces(piece.folder)
         return kept
 
     def _go_on(self, *_: int) -> None:

@@ -163,12 +163,15 @@ class PartTask:
             self._plan = plan
             self._stack.callback(plan.source.close)
             layers = plan.todo(self._options.overwrite).layers
-            if not layers or self._is_done(layers):
+            if not layers:
                 return None
             self._folder.parent.mkdir(parents=True, exist_ok=True)
-            write_asked(self._folder.parent, self.path, self._model, self._options)
-            if self.shared:
+            # also where the part is done: what is drawn of the maps may be asked for anew
+            changed = write_asked(self._folder.parent, self.path, self._model, self._options)
+            if self.shared and changed:
                 self._where.share(self._folder.parent, SCENE)
+            if self._is_done(layers):
+                return None
             partial = self._folder.with_name(f"{self._folder.name}.partial")
             self._stack.enter_context(alone(partial, self.name))
             return None if self._is_done(layers) else self._request(plan, layers, partial)
@@ -289,8 +292,11 @@ class PartTask:
         self._stack.close()
 
 
-def write_asked(folder: Path, path: str, model: Model, options: MapOptions) -> None:
-    """Say in a scene's folder of parts what they were asked for with; several threads and processes may."""
+def write_asked(folder: Path, path: str, model: Model, options: MapOptions) -> bool:
+    """Say in a scene's folder of parts what they were asked for with, if it does not; several threads and processes may.
+
+    Returns whether it did not.
+    """
     options = dataclasses.replace(
         options, engine=model.predictor.engine.name, dtype=model.dtype, devices=None, batch=None
     )
@@ -298,8 +304,12 @@ def write_asked(folder: Path, path: str, model: Model, options: MapOptions) -> N
     scene = os.path.abspath(path) if os.path.exists(path) else path
     precision = jax.config.jax_default_matmul_precision
     told = {"scene": scene, "weights": os.path.abspath(model.weights), "options": plain, "precision": precision}
-    with WRITING, disk.whole(folder / SCENE, shared=True) as place:
-        report.write_json(place, told)
+    with WRITING:
+        if (folder / SCENE).is_file() and (folder / SCENE).read_text(encoding="utf-8") == report.as_json(told) + "\n":
+            return False
+        with disk.whole(folder / SCENE, shared=True) as place:
+            report.write_json(place, told)
+    return True
 
 
 def read_asked(folder: Path) -> Asked:

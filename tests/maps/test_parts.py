@@ -10,7 +10,7 @@ import pytest
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference import walk
 from glcanet_jax.inference.scratch import Scratch
-from glcanet_jax.maps import mapping, parts
+from glcanet_jax.maps import assembling, mapping, parts
 from glcanet_jax.maps.options import MapOptions
 from tests.maps.test_mapping import image, load_once, loaded, read, shifted, weights, write  # noqa: F401
 
@@ -173,6 +173,35 @@ def test_a_part_that_cannot_be_made_leaves_the_others(tmp_path, image, weights, 
     (alone,) = mapping.map_scenes(scenes[:1], weights, tmp_path / "one")
     np.testing.assert_array_equal(read(out / "a_classes.tif"), read(tmp_path / "one" / "a_classes.tif"))
     assert alone["classes"] == reports[0]["classes"]
+
+
+def test_parts_without_polygons_are_traced_where_they_are_put_together(tmp_path, scene, weights, whole, monkeypatch):  # noqa: F811
+    """Those that were made before polygons were asked for; killed in between; and polygons asked for beside another layer."""
+    out, plain = tmp_path / "out", dataclasses.replace(ALL, polygons=None)
+    mapping.map_scenes([scene], weights, out, apart(2, plain), "1/2")
+    real, lives = assembling.write_pieces, [2]
+
+    def write_pieces(*given):
+        lives[0] -= 1
+        if lives[0] < 0:
+            raise Killed
+        return real(*given)
+
+    monkeypatch.setattr(assembling, "write_pieces", write_pieces)
+    mapping.map_scenes([scene], weights, out, apart(2, plain), "2/2")
+    mapping.map_scenes(
+        [scene], weights, out, apart(2), "2/2"
+    )  # done already, and now it is polygons that are asked for
+    with pytest.raises(Killed):
+        mapping.assemble(out)
+    assert len(list((out / ".scene.parts").glob("*/polygons.npy"))) == 2 and not list(out.glob("scene*"))
+    monkeypatch.undo()
+    mapping.assemble(out)
+    assert files(out) == files(whole[0])
+    later = tmp_path / "later"
+    mapping.map_scenes([scene], weights, later, MapOptions(csv=True))
+    mapping.map_scenes([scene], weights, later, apart(2))
+    assert files(later) == files(whole[0])
 
 
 def test_scenes_of_one_part_are_mapped_as_they_are(tmp_path, image, weights):  # noqa: F811
