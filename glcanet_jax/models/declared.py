@@ -101,7 +101,9 @@ if list(inspect.signature(_FLAX).parameters) == ["self", "name", "init_fn", "ini
 # ------------------------------------------------------------------------------------------------------- first values
 def first(model: nn.Module, key: jax.Array, *shapes: jax.ShapeDtypeStruct) -> dict[str, Any]:
     """Fresh variables of a network, as its ``lazy_init`` has them."""
-    if isinstance(key, jax.core.Tracer):
+    if any(
+        isinstance(value, jax.core.Tracer) for value in (key, jnp.zeros(()))
+    ):  # within a trace there is nothing to compile
         return dict(model.lazy_init(key, *shapes))
     draws, rest = _plan(model, *shapes)
     flat = dict(rest(key))

@@ -138,3 +138,16 @@ def test_a_network_that_is_drawn_again_is_not_traced_again(monkeypatch):
     monkeypatch.setattr(type(model), "__call__", lambda *a, **k: seen.append(a))
     again = models.init(model, jax.random.key(5), 3)
     assert not seen and np.isfinite(np.concatenate([x.ravel() for x in jax.tree.leaves(again)])).all()
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_networks_begin_within_a_trace_too(key, given):
+    """With a key of the trace, or one that is there already."""
+    model = Layer(jax.nn.initializers.normal())
+    wanted = specs(dict(model.lazy_init(key, jnp.zeros(3))))
+    shape = jax.ShapeDtypeStruct((3,), np.float32)
+    if given:
+        found = jax.eval_shape(lambda k: declared.first(model, k, shape), key)
+    else:
+        found = jax.eval_shape(lambda: declared.first(model, key, shape))
+    assert specs(found) == wanted
