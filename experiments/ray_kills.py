@@ -30,7 +30,7 @@ from glcanet_jax.profiling import machine
 
 VIEWS = geometry.Views(context_size=256, global_size=64, patch_size=64, overlap=16)
 SMALL = configs.model_config(depth=10, width=8, fpn_channels=16, norm="frozen")
-LAYERS = ("--confidence", "--polygons", "geojson", "--min-area", "20")
+LAYERS = ("--confidence", "--polygons", "geojson")
 SIDE, SCENES = 480, 8
 MORE = 40  # scenes, which workers are at for longer than a head that is gone is waited for
 SAMPLE_SECONDS = 2.0

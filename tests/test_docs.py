@@ -116,6 +116,9 @@ def understood(monkeypatch):
     monkeypatch.setattr(starting, "of_run", lambda _: Config())
     monkeypatch.setattr(tyro.extras, "overridable_config_cli", stop(tyro.extras.overridable_config_cli))
 
+    # runpy would leave the code with the tests' type checks under the name of the plain one, for every later command
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
     def check(module: str, *words: str) -> str | None:
         monkeypatch.setattr(sys, "argv", [module, *words])
         told = io.StringIO()

@@ -51,8 +51,11 @@ class Cell(NamedTuple):
 def trace(ids: UInt8[np.ndarray, "h w"], top: int, left: int, size: Size) -> tuple[Regions, Regions]:
     """Regions of a rectangle of a map of this height and width: those that are whole, and pieces of the others."""
     from rasterio.features import shapes
+    from rasterio.transform import Affine
 
-    found = traced(shapes(ids, mask=ids != IGNORE, connectivity=4), left, top)
+    # of a transform that changes nothing rasterio warns, and what hides warnings hides them from all threads
+    moved = Affine.translation(1, 1)
+    found = traced(shapes(ids, mask=ids != IGNORE, connectivity=4, transform=moved), left - 1, top - 1)
     reaches = _reaching(found, (top, left, *ids.shape), size)
     return found.take(np.flatnonzero(~reaches)), found.take(np.flatnonzero(reaches))
 

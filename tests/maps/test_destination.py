@@ -138,13 +138,13 @@ def test_one_more_output_and_maps_that_are_others(store, local):
 def test_a_scene_that_is_replaced_meanwhile_gets_no_map(store, local, monkeypatch):
     path, _ = local
     store.put("in/s.tif", path.read_bytes())
-    drawn = task._drawn
+    drawn = task.MapTask._drawn
 
     def replaced(*given):
         store.put("in/s.tif", path.read_bytes() + b"\0")
         return drawn(*given)
 
-    monkeypatch.setattr(task, "_drawn", replaced)
+    monkeypatch.setattr(task.MapTask, "_drawn", replaced)
     with pytest.raises(UserError, match="s3://maps/in/s.tif has changed while it was read; run again"):
         predict("s3://maps/in/s.tif", OUT)
     assert held(store) == {}

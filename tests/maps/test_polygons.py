@@ -2,6 +2,7 @@
 
 import builtins
 import json
+import warnings
 from itertools import pairwise
 
 import numpy as np
@@ -307,3 +308,10 @@ def test_errors_are_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", missing)
     with pytest.raises(UserError, match="pip install pyogrio"):
         write(tmp_path, np.zeros((4, 4), np.uint8), UTM, "gpkg")
+
+
+def test_nothing_is_warned_of():
+    """Filters of warnings are one for all threads: where polygons are made nothing may depend on them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(traced(picture(), (20,), (10,))) > 3
