@@ -97,8 +97,10 @@ class TileServer:
         key = f"{request.url.path} {asked}"
         data = self._kept.get(key)
         if data is None:
+            chores = self._viewer.opener.chores
+            done = chores.done
             data = self._drawn(opened, layer, place, asked)
-            if not self._viewer.preparing:
+            if not self._viewer.preparing and chores.done == done:  # else it was drawn before something was ready
                 self._kept.put(key, data)
         return data
 

@@ -349,6 +349,23 @@ def test_large_scenes_without_overviews_get_their_own(tmp_path):
     assert whole[:250, :10, 3].all() and not whole[250:].any() and not whole[:, 10:].any()
 
 
+def test_what_was_drawn_before_overviews_were_there_is_not_kept(tmp_path, monkeypatch):
+    """Nor where they are made while it is drawn."""
+    from glcanet_jax.view.server import TileServer
+
+    path = made.write(tmp_path / "long.tif", made.noise(1, 4000, 160), tiled=True, blockxsize=64, blockysize=64)
+    drawn = TileServer._drawn
+
+    def slowly(server, *given):
+        data = drawn(server, *given)
+        server._viewer.opener.chores.wait()
+        return data
+
+    monkeypatch.setattr(TileServer, "_drawn", slowly)
+    with asking(path) as ask:
+        assert not ask.tile("0/image/0/0/0").any() and ask.tile("0/image/0/0/0").any()
+
+
 def test_pictures_without_random_access_are_copied_into_tiles(tmp_path, monkeypatch):
     from PIL import Image
 
