@@ -57,9 +57,9 @@ def write_polygons(
         UserError: the format is unknown or its library missing, or the map has an id without a name.
     """
     check_format(kind)
-    with told(out), environment(), open_raster(class_map) as source:
+    with _failures_told(out), environment(), open_raster(class_map) as source:
         size = source.height, source.width
-        with _sieved(source, least_pixels(georeference, *size, min_area), scratch) as read:
+        with _sieved(source, _least(georeference, *size, min_area), scratch) as read:
             drawer = Drawer(kind, georeference, *size)
             rows = ([cell(read(top, height), top, 0, size, drawer)] for top, height in bands(source))
             found, name_of = Tracing(size, drawer.made).features(rows), named(names, class_map)
@@ -81,7 +81,7 @@ def write_features(
     style: str | None,
 ) -> int:
     """Write polygons as :class:`~glcanet_jax.maps.tracing.Tracing` gives those that are drawn for this kind; returns how many."""
-    with told(out):
+    with _failures_told(out):
         written = WRITERS[kind](out, (feature for _, _, feature in found), place, name_of)
         if kind == "gpkg" and style is not None:
             style_geopackage(out, LAYER, style)
@@ -89,7 +89,7 @@ def write_features(
 
 
 @contextmanager
-def told(out: Path) -> Iterator[None]:
+def _failures_told(out: Path) -> Iterator[None]:
     """What a disk without room, or one that fails, raises in the libraries, as a UserError; nothing is left of the file."""
     try:
         yield
@@ -117,7 +117,7 @@ def named(names: Sequence[str], path: Path) -> Callable[[int], str]:
     return name_of
 
 
-def least_pixels(georeference: Georeference, height: int, width: int, min_area: float) -> int:
+def _least(georeference: Georeference, height: int, width: int, min_area: float) -> int:
     """Pixels that a region needs, by the area of the pixel at the scene's centre."""
     areas = georeference.pixel_areas(height // 2, width // 2, 1, 1)
     return min(math.ceil(min_area / (1 if areas is None else areas.item()) - 1e-9), height * width, 2**31 - 1)

@@ -53,9 +53,9 @@ class Ragged(NamedTuple):
 
 def gather(starts: Int[np.ndarray, " _"], order: Int[np.ndarray, " s"]) -> tuple[np.ndarray, np.ndarray]:
     """Parts of ragged values in another order: their starts there ``[s + 1]``, and the places of their values before."""
-    lengths = np.diff(starts)[order]
+    lengths = starts[order + 1] - starts[order]  # of these alone: one region of many is taken often
     new = np.concatenate([[0], np.cumsum(lengths)])
-    return new, np.arange(new[-1]) + np.repeat(starts[:-1][order] - new[:-1], lengths)
+    return new, np.arange(new[-1]) + np.repeat(starts[order] - new[:-1], lengths)
 
 
 def code_of(points: Corners) -> Int[np.ndarray, " n"]:
@@ -130,7 +130,8 @@ class Regions(NamedTuple):
         return self.boxes[:, 3].astype(np.int64)
 
     def take(self, order: Int[np.ndarray, " s"] | slice) -> "Regions":
-        order = np.arange(len(self.ids))[order]
+        if isinstance(order, slice):
+            order = np.arange(*order.indices(len(self.ids)))
         polygons, rings = gather(self.polygons, order)
         return Regions(self.ids[order], polygons, self.rings.take(rings))
 
@@ -164,9 +165,8 @@ def join(pieces: Sequence[Ragged], lines: Lines) -> Ragged:
     """
     rings = Ragged.joined(pieces)
     p, q = rings.points, rings.points[rings.neighbours()[1]]
-    on = np.where(
-        p[:, 1] == q[:, 1], lines.rows[p[:, 1]], lines.columns[p[:, 0]]
-    )  # a seam: the edge to the next corner
+    # whether the edge to the next corner lies on a seam
+    on = np.where(p[:, 1] == q[:, 1], lines.rows[p[:, 1]], lines.columns[p[:, 0]])
     touching = np.logical_or.reduceat(on, rings.starts[:-1])
     still = rings.take(np.flatnonzero(~touching))
     new = _linked(*_from_seams(rings, on, np.flatnonzero(touching)))
@@ -193,9 +193,8 @@ def _linked(rings: Ragged, on: Bool[np.ndarray, " n"]) -> list[Corners]:
     first = code_of(np.concatenate([points[begins], left[:, 0]]))
     last = code_of(np.concatenate([points[ends], left[:, 1]]))
     follows = np.empty(len(first), np.int64)
-    follows[np.argsort(last, kind="stable")] = np.argsort(
-        first, kind="stable"
-    )  # as many begin at a corner as end there
+    # as many begin at a corner as end there
+    follows[np.argsort(last, kind="stable")] = np.argsort(first, kind="stable")
     follows, walked, found = follows.tolist(), [False] * len(ways), []
     for way in range(len(ways)):
         ring = []
@@ -239,12 +238,8 @@ def _simple(ring: Corners) -> list[Corners]:
     again = np.unique(order[np.concatenate([same, same + 1])])
     if not len(again):
         return [ring]
-    found, held, begun, since = (
-        [],
-        [],
-        {},
-        0,
-    )  # held: parts of what is still open, begun: how many when a corner was met
+    found, since = [], 0
+    held, begun = [], {}  # parts of what is still open, and how many there were when a corner was met
     for at in again.tolist():
         held.append(ring[since:at])
         since = at
