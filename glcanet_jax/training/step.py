@@ -202,7 +202,15 @@ def _norms(roots: list[str], grads: Any, updates: Any, params: Any) -> Metrics:
     # what is behind the barrier XLA does not take out of its branch; it would compute both and choose
     grads, updates, params = jax.lax.optimization_barrier((grads, updates, params))
     trees = {"grad": grads, "update": updates, "param": params}
-    return {f"{name}_norm/{root}": optax.tree.norm(tree[root]) for name, tree in trees.items() for root in roots}
+    return {f"{name}_norm/{root}": _norm(tree[root]) for name, tree in trees.items() for root in roots}
+
+
+def _norm(tree: Any) -> Array:
+    """Euclidean norm of all leaves. Vectors are most of the leaves and few of the numbers: one reduction takes them all."""
+    leaves = jax.tree.leaves(tree)
+    vectors = [x for x in leaves if x.ndim < 2]
+    together = [jnp.concatenate([x.ravel() for x in vectors])] if vectors else []
+    return optax.tree.norm(together + [x for x in leaves if x.ndim > 1])
 
 
 def _zeros(function: Callable[..., Any]) -> Callable[..., Any]:

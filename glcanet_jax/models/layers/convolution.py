@@ -215,26 +215,26 @@ def _by_rows(
     b, oh, ow, _ = cotangent.shape
     bands = -(-oh // max(1, BAND // ow))
     rows = -(-oh // bands)
-    reach = (rows - 1) * strides[0] + 1  # input rows between a band's first and last row of outputs
+    # input rows and columns from a band's first output to its last
+    reach, wide = (rows - 1) * strides[0] + 1, (ow - 1) * strides[1] + 1
     tall = (bands * rows - 1) * strides[0] + (kh - 1) * dilation[0] + 1
     cotangent = jnp.pad(cotangent, ((0, 0), (0, bands * rows - oh), (0, 0), (0, 0)))
     x = jnp.pad(x, ((0, 0), (0, max(0, tall - x.shape[1])), (0, 0), (0, 0)))
 
-    def band(index: jax.Array) -> jax.Array:
+    accumulator = jnp.zeros((kh * kw, cin, cout), _accumulate(cotangent.dtype))
+
+    def band(total: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
         image, first = index // bands, index % bands * rows
         flat = lax.dynamic_slice(cotangent, (image, first, 0, 0), (1, rows, ow, cout)).reshape(-1, cout)
-        size = (1, reach + (kh - 1) * dilation[0], x.shape[2], cin)
-        seen = lax.dynamic_slice(x, (image, first * strides[0], 0, 0), size)
-        places = []
-        for i in range(kh):
-            for j in range(kw):
-                top, left = i * dilation[0], j * dilation[1]
-                part = seen[:, top : top + reach : strides[0], left : left + (ow - 1) * strides[1] + 1 : strides[1]]
-                places.append(_contract(part.reshape(-1, cin), flat))
-        return jnp.stack(places)
 
-    accumulator = jnp.zeros((kh * kw, cin, cout), _accumulate(cotangent.dtype))
-    total, _ = lax.scan(lambda sum_, i: (sum_ + band(i), None), accumulator, jnp.arange(b * bands))
+        def place(at: jax.Array, total: jax.Array) -> jax.Array:  # a loop: apart, each place is a kernel to compile
+            corner = first * strides[0] + at // kw * dilation[0], at % kw * dilation[1]
+            part = lax.dynamic_slice(x, (image, *corner, 0), (1, reach, wide, cin))[:, :: strides[0], :: strides[1]]
+            return total.at[at].add(_contract(part.reshape(-1, cin), flat))
+
+        return lax.fori_loop(0, kh * kw, place, total), None
+
+    total, _ = lax.scan(band, accumulator, jnp.arange(b * bands))
     return total.reshape(shape)
 
 
