@@ -2,19 +2,11 @@
 longer than most of what is tested.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from glcanet_jax import models
-
-
-@functools.cache
-def shapes_of(model, bands=3):
-    """Of the variables; tracing a network takes seconds, and tests ask for the same ones."""
-    return jax.eval_shape(lambda key: models.init(model, key, bands), jax.random.key(0))
 
 
 def drawn(model, bands=3, seed=0):
@@ -31,4 +23,4 @@ def drawn(model, bands=3, seed=0):
             values = 0.05 * rng.standard_normal(shape)
         return jnp.asarray(values, jnp.float32)
 
-    return jax.tree_util.tree_map_with_path(draw, shapes_of(model, bands))
+    return jax.tree_util.tree_map_with_path(draw, models.shapes(model, bands))

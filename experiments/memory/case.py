@@ -197,7 +197,7 @@ def _walk(case: Case) -> tuple[dict[str, Any], Callable[[], None]]:
     """The predictor's programs, compiled, and a walk over a scene of noise."""
     config, k = case.config, case.classes
     model = runs.build_model(config, k)
-    shapes = jax.eval_shape(lambda key: models.init(model, key, case.bands), jax.random.key(0))
+    shapes = models.shapes(model, case.bands)
     weights = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)  # on the host, as a file's are
     normalisation = {name: getattr(config.normalisation, name) for name in ("mean", "std", "scale")}
     predictor = Predictor(model, weights, config.views, normalisation, bands=case.bands, batch=case.batch)

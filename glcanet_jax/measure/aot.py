@@ -202,7 +202,7 @@ def compile_memory(
 # ------------------------------------------------------------------------------------------------- what there is to compile
 def predictor_of(model: Any, config: configs.Config, bands: int, batch: int) -> Predictor:
     """A predictor as on a GPU, of shapes alone."""
-    shapes = jax.eval_shape(lambda key: models.init(model, key, bands), jax.random.key(0))
+    shapes = models.shapes(model, bands)
     normalisation = {"mean": config.normalisation.mean, "std": config.normalisation.std, "scale": 255.0}
     options = {"bands": bands, "batch": batch, "one_by_one": False, "on_device": True, "devices": 1}
     return Predictor(model, shapes, config.views, normalisation, **options)

@@ -38,7 +38,7 @@ class Info:
 
 def parameters(model: Any, bands: int = 3) -> dict[str, int]:
     """Learnable parameters by root of the tree, and their total."""
-    variables = jax.eval_shape(lambda key: models.init(model, key, bands), jax.random.key(0))
+    variables = models.shapes(model, bands)
     count = {root: sum(x.size for x in jax.tree.leaves(tree)) for root, tree in sorted(variables["params"].items())}
     return count | {"total": sum(count.values())}
 
@@ -107,7 +107,7 @@ def flops(model: Any, views: geometry.Views, bands: int = 3, *, predicted: bool 
     ready = models.for_inference(model, bands) if predicted else None
     fns = models.functions(model) if ready is None else ready.functions
     spec = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)  # noqa: E731
-    variables = jax.eval_shape(lambda key: models.init(model, key, bands), jax.random.key(0))
+    variables = models.shapes(model, bands)
     if ready is not None:
         variables = jax.eval_shape(ready.prepare, variables)
     image = spec(1, views.global_size, views.global_size, bands)

@@ -4,7 +4,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 from flax.traverse_util import flatten_dict
 
 from glcanet_jax import models
@@ -54,7 +53,7 @@ def from_glnet(state_dict: Checkpoint, *, global_fixed: Checkpoint | None = None
     resnet = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
     options = dict(depth=depth_of(resnet, Path("GLNet's checkpoint")), width=stem.shape[0])
     model = GLNet(classify.shape[0], mutual=True, fpn_channels=classify.shape[1] // 2, **options)
-    template = jax.eval_shape(lambda key: models.init(model, key, stem.shape[1]), jax.random.key(0))
+    template = models.shapes(model, stem.shape[1])
     name = lambda key: _name(key[1:])  # noqa: E731
     known = {name(key) for key in flatten_dict(template)}  # a checkpoint has all of them, unused ones too
     extra = sorted((set(arrays) | set(fixed)) - known)

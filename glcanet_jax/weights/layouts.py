@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -89,7 +88,7 @@ def _whole(
     """
     stem, classifier = arrays[first], arrays[last]
     model = models.build(network, len(classifier), width=len(stem), **options)
-    template = jax.eval_shape(lambda key: models.init(model, key, stem.shape[1]), jax.random.key(0))
+    template = models.shapes(model, stem.shape[1])
     inner = lambda key: name((key[0], *key[2:]))  # noqa: E731
     variables, missing, misshapen = filled(template, inner, lambda key: arrays)
     known = {inner(key) for key in flatten_dict(template)}

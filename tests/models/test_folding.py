@@ -36,7 +36,7 @@ NORMS = {  # batch norms that there are and follow a convolution
 
 def random_variables(model, seed=0):
     """Everything away from where it starts, scales and variances above zero."""
-    shapes = jax.eval_shape(lambda key: models.init(model, key, 3), jax.random.key(0))
+    shapes = models.shapes(model, 3)
     rng = np.random.default_rng(seed)
     draw = lambda x: rng.uniform(0.3, 1.2, x.shape) if x.ndim == 1 else rng.normal(0, 0.1, x.shape)  # noqa: E731
     return jax.tree.map(lambda x: jnp.asarray(draw(x), jnp.float32), shapes)
@@ -53,7 +53,7 @@ def test_every_batch_norm_is_folded(network):
     options, count = NORMS[network]
     model = models.build(network, 5, **options)
     folds = folding.find_folds(model, *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs()))
-    shapes = jax.eval_shape(lambda key: models.init(model, key, 3), jax.random.key(0))
+    shapes = models.shapes(model, 3)
     assert len(folds) == count
     assert {f.norm for f in folds} | ALONE.get(network, set()) == {
         p[:-1] for p in flatten_dict(shapes.get("batch_stats", {})) if p[-1] == "mean"
@@ -167,7 +167,7 @@ def test_only_what_a_norm_alone_takes_is_folded(network, fn, count):
 
 def test_a_predictor_holds_kernels_in_the_compute_type():
     model = models.build("glcanet", 5, **SMALL, dtype="bfloat16")
-    shapes = jax.eval_shape(lambda key: models.init(model, key, 3), jax.random.key(0))
+    shapes = models.shapes(model, 3)
     normalisation = {"mean": (0.5,), "std": (0.5,), "scale": 255.0}
     predictor = Predictor(model, shapes, Views(96, 64, 64, 16), normalisation, bands=3)
     for path, x in flatten_dict(predictor.variables["params"]).items():

@@ -16,7 +16,7 @@ from glcanet_jax.measure import info
 from glcanet_jax.models.layers import fpn, resnet, sampling
 from glcanet_jax.training import optim, phases
 from glcanet_jax.training.step import loss_terms
-from tests.drawn import drawn, shapes_of
+from tests.drawn import drawn
 
 SMALL = dict(depth=10, width=8, fpn_channels=16, fast_conv=False)  # what compiles fast
 SIZE, PATCH = 100, 68
@@ -88,7 +88,7 @@ def test_starts_as_the_network_without_attention_and_lem(key, options, head):
     plain = small(head=head, attn_levels=(), self_attention=False, lem=False)
     variables = models.init(model, key, 3)
     flat = flatten_dict(variables)
-    bare = unflatten_dict({k: flat[k] for k in flatten_dict(shapes_of(plain))})
+    bare = unflatten_dict({k: flat[k] for k in flatten_dict(models.shapes(plain, 3))})
     logits, out = jitted(model).apply(variables, *inputs(key))
     expected, plain_out = jitted(plain).apply(bare, *inputs(key))
     np.testing.assert_allclose(logits, expected, atol=1e-5)
@@ -386,7 +386,7 @@ def test_counted_operations(key):
     )
     assert both - forward == pytest.approx(forward, rel=0.05)  # as many operations back as there, zeros left out
     model, image = small(), jnp.ones((1, 128, 128, 3))
-    variables = shapes_of(model)
+    variables = models.shapes(model, 3)
     encode = models.functions(model).encode_global
     xla = jax.jit(encode).lower(variables, image).cost_analysis()["flops"]
     ours = info.count_flops(jax.make_jaxpr(encode)(variables, image))
