@@ -75,16 +75,17 @@ def _param(scope: Scope, name: str, init: Callable[..., Any], *args: Any, unbox:
     drawn_later = later is not None and scope.rngs["params"].rng is later.key and init not in CONSTANT
     if not there and ((_values_wanted.get() and not drawn_later) or not scope.is_mutable_collection("params")):
         return _FLAX(scope, name, init, *args, unbox=unbox, **named)
+    told = tuple(tuple(arg) if isinstance(arg, list) else arg for arg in args)  # Flax's norms give shapes as lists
     try:
-        made = _made(init, args, tuple(named.items()))
-    except TypeError:  # arguments that cannot be told apart, as lists
+        made = _made(init, told, tuple(named.items()))
+    except TypeError:  # arguments that cannot be told apart
         return _FLAX(scope, name, init, *args, unbox=unbox, **named)
     scope.reserve(name, "params")
     if not there:
         if drawn_later:
             scope.rng_counters["params"] += 1
             folded = LazyRng.create(scope.rngs["params"], scope.rng_counters["params"]).suffix
-            later.draws["params", *scope.path, name] = _Draw(init, args, tuple(named.items()), folded)
+            later.draws["params", *scope.path, name] = _Draw(init, told, tuple(named.items()), folded)
         scope.put_variable("params", name, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), made))
     value = scope.get_variable("params", name)
     value = meta.unbox(value) if unbox else value

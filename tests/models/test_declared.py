@@ -59,7 +59,7 @@ def test_an_initialiser_is_traced_once_for_all_calls(key):
 
 
 def test_initialisers_that_cannot_be_told_apart_are_flaxs():
-    layer = Layer(lambda key, shape, by: jnp.full(shape, by[0]), args=([2.0],))
+    layer = Layer(lambda key, shape, by: jnp.full(shape, by[0]), args=(np.array([2.0]),))
     assert layer.apply({"params": {"weight": jnp.ones(3)}}, jnp.zeros(3)).tolist() == [1, 1, 1]
 
 
@@ -114,6 +114,13 @@ class Drawing(nn.Module):
         code = self.param("code", nn.initializers.normal(0.1), (1, 1, 1, 4))
         drawn = self.variable("batch_stats", "drawn", lambda: jax.random.normal(self.make_rng("params"), (1, 1, 1, 4)))
         return x + offset + code + drawn.value
+
+
+def test_convolutions_and_norms_are_never_flaxs_once_they_are_there(key, monkeypatch):
+    """Flax's norms give the shapes of their parameters as lists."""
+    variables = Block().init(key, jnp.zeros((1, 8, 8, 2)))
+    monkeypatch.setattr(declared, "_FLAX", None)
+    Block().apply(variables, jnp.zeros((1, 8, 8, 2)), mutable=["batch_stats"])
 
 
 def test_first_values_are_flaxs_to_rounding():
