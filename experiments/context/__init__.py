@@ -268,9 +268,11 @@ def save_curves(path: Path, result: dict[str, Any]) -> None:
             steps, *values = zip(*cell["curve"], strict=True)
             nonlinear = cell["network"].endswith("-nonlinear")
             style = dict(color=f"C{bases.index(cell['network'].removesuffix('-nonlinear'))}", lw=1.1)
-            (line,) = axis.plot(steps, np.min(values, axis=0), "-" if nonlinear else "--", **style)
+            # a dot where it ends: what is learnt by the first score is one point
+            dot = dict(marker="o", markersize=3.5, markevery=[-1], clip_on=False)
+            (line,) = axis.plot(steps, np.min(values, axis=0), "-" if nonlinear else "--", **style, **dot)
             lines[NETWORKS[cell["network"]][1]] = line
-        axis.set(title=TASKS[task], ylim=(0, 101), xlabel="step", ylabel="IoU, %")
+        axis.set(title=TASKS[task], xlim=(0, None), ylim=(0, 101), xlabel="step", ylabel="IoU, %")
         axis.title.set_fontsize(9)
         axis.grid(alpha=0.3)
     figure.legend(lines.values(), lines, loc="outside lower center", ncols=3, frameon=False, fontsize=7)

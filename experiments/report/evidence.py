@@ -169,11 +169,11 @@ def _on_made_scenes(without: str) -> Callable[[Results], list[Evidence]]:
                 f"{np.mean([np.mean(c['iou']) for c in cells]):.1f} (learnt {sum(c['learnt'] for c in cells)} of {len(cells)})"
                 for cells in both
             ]
-            verdict = UNDECIDED
-            if min(map(len, both)) >= SEEDS and all(c["learnt"] for c in both[0]):
-                needed = not any(c["learnt"] for c in both[1])
-                verdict = HOLDS if needed else FAILS if all(c["learnt"] for c in both[1]) else UNDECIDED
-            finding = f"made scenes, {task}: IoU {words[0]} with it, {words[1]} without"
+            enough = min(map(len, both)) >= SEEDS and all(c["learnt"] for c in both[0])
+            needed = enough and not any(c["learnt"] for c in both[1])
+            # learnt with it and without, there is no room left to see what it is worth where it matters less
+            verdict, spare = HOLDS if needed else UNDECIDED, enough and all(c["learnt"] for c in both[1])
+            finding = f"made scenes, {task}: IoU {words[0]} with it, {words[1]} without{': not needed there' * spare}"
             made = f"context.json: small networks; {result['machine']['device']}, {result['machine']['date']}"
             out.append(Evidence(finding, made, result["command"], verdict))
         return out
