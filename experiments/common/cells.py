@@ -5,12 +5,25 @@ from pathlib import Path
 from typing import Any
 
 from experiments.common import sizes
-from glcanet_jax import border, report
+from glcanet_jax import border, profiling, report
 from glcanet_jax import config as configs
 from glcanet_jax.errors import UserError
 from glcanet_jax.profiling import machine
 
 KEPT = "command", "machine"  # of a table that was begun elsewhere
+
+
+def made_on(made: Mapping[str, Any]) -> str:
+    """A machine and the commit that ran there, in words."""
+    return profiling.in_words(made) + (f", commit {made['commit']}" if "commit" in made else "")
+
+
+def before(result: Mapping[str, Any]) -> list[str]:
+    """A paragraph for each command that has filled cells of a table before the last one."""
+    return [
+        f"Of these cells some were there before: `{other['command']}`; {made_on(other['machine'])}.\n"
+        for other in result.get("others", ())
+    ]
 
 
 class Cells:
@@ -24,16 +37,16 @@ class Cells:
 
     def __init__(self, path: Path, command: str, settings: Mapping[str, Any], keys: tuple[str, ...]):
         self.path, self._keys = path, keys
-        before = {"cells": []} if not path.exists() else border.read_object(path, cells=list)
-        changed = configs.differences(dict(settings), before.get("settings", dict(settings)))
+        there = {"cells": []} if not path.exists() else border.read_object(path, cells=list)
+        changed = configs.differences(dict(settings), there.get("settings", dict(settings)))
         if changed:
             raise UserError(
                 f"{path} holds cells of other settings ({'; '.join(changed[:2])}); move it away, or give another folder"
             )
         made = {"command": command, "machine": machine() | {"commit": sizes.commit()}, "settings": settings}
-        others = [*before.get("others", []), *([{k: before[k] for k in KEPT}] if before["cells"] else [])]
+        others = [*there.get("others", []), *([{k: there[k] for k in KEPT}] if there["cells"] else [])]
         others = [other for other in others if any(other[k] != made[k] for k in KEPT)]
-        self.result: dict[str, Any] = made | ({"others": others} if others else {}) | {"cells": before["cells"]}
+        self.result: dict[str, Any] = made | ({"others": others} if others else {}) | {"cells": there["cells"]}
 
     def has(self, *key: Any) -> bool:
         """Whether the cell of that name is there."""

@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.common.cells import Cells
+from experiments.common.cells import Cells, before, made_on
 from experiments.context import scenes
 from experiments.context.scenes import TASKS, Difficulty, Sizes
-from glcanet_jax import backend, cli, models, profiling, report
+from glcanet_jax import backend, cli, models, report
 from glcanet_jax.config import Config, LossConfig, OptimiserConfig
 from glcanet_jax.errors import UserError
 from glcanet_jax.training import losses, optim, phases
@@ -225,16 +225,17 @@ def in_words(cells: list[dict[str, Any]]) -> str:
 
 def markdown(result: dict[str, Any]) -> str:
     """The table of networks and tasks."""
-    made, settings, found = result["machine"], result["settings"], _by_place(result)
+    settings, found = result["settings"], _by_place(result)
     scale, tasks = settings["scale"], [t for t in TASKS if any(c["task"] == t for c in result["cells"])]
     side = scale["sizes"]
     out = [
         "# What the parts are needed for: made scenes",
         "",
-        f"`{result['command']}`; {profiling.in_words(made)}. ResNet-10 of "
+        f"`{result['command']}`; {made_on(result['machine'])}. ResNet-10 of "
         f"{scale['width']} filters, pyramids of {scale['channels']} channels, patches of {side['patch']} px in scenes of "
         f"{side['scene']} px, which the global view shrinks to {side['scene'] // side['cell']} px.",
         "",
+        *before(result),
         f"Mean IoU of two classes on {scale['held_out']} scenes not seen in training, ± its spread over seeds; about {CHANCE:.0f} is chance. "
         f"In brackets the step at which both were at {LEARNT:.0f} or more (the median of the seeds, and how many were, if not all); "
         f"without brackets that did not happen within {settings['steps']} steps.",

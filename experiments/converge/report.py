@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from experiments.common.cells import before, made_on
 from experiments.common.trial import mean_and_spread, with_spread
-from glcanet_jax import profiling
 from glcanet_jax.metrics import paired_test
 
 
@@ -28,10 +28,6 @@ def differences(cells: Sequence[Mapping[str, Any]], one: str, other: str) -> lis
     return [of[one][key] - of[other][key] for key in sorted(of[one].keys() & of[other].keys())]
 
 
-def _machine(made: Mapping[str, Any]) -> str:
-    return f"{profiling.in_words(made)}, commit {made['commit']}"
-
-
 def _chance(p: float | None) -> str:
     return "-" if p is None else "< 0.01" if p < 0.01 else f"{p:.2f}"
 
@@ -44,16 +40,13 @@ def markdown(result: Mapping[str, Any]) -> str:
     lines = [
         "# MBRSC: converged runs",
         "",
-        f"`{result['command']}`; {_machine(result['machine'])}. "
+        f"`{result['command']}`; {made_on(result['machine'])}. "
         f"Views of {settings['sizes']['side']} px, contexts of {settings['sizes']['context']} px, "
         f"{settings['sizes']['contexts']} x {settings['sizes']['patches']} patches a step"
         + (f"; not trained: {' '.join(settings['freeze'])}" if settings["freeze"] else "")
         + ".",
         "",
-        *(
-            f"Of these cells some were there before: `{other['command']}`; {_machine(other['machine'])}.\n"
-            for other in result.get("others", ())
-        ),
+        *before(result),
         "mIoU in percent of the moving average at the last step: the mean over seeds, ± their standard deviation, (how many).",
         "",
         f"| network | steps | {' | '.join(groups)} |",
