@@ -1,7 +1,7 @@
 """PSPNet, DeepLabv3+, ICNet, EncNet, RefineNet and the FCN with CBAM, and the dilated ResNet and the pooling that they stand on."""
 
 import re
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -61,13 +61,19 @@ def small(name, **options):
     return network(CLASSES, **{**defaults, **options})
 
 
-def shapes_of(model, bands=BANDS, size=SIZE):
+def begun(model, bands=BANDS, size=SIZE, b=1):
+    """Shapes of what a network answers, and of its variables."""
     with declared.shapes_alone():
-        return jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *size, bands), "float32"))
+        x = jax.ShapeDtypeStruct((b, *size, bands), "float32")
+        return jax.eval_shape(model.init_with_output, jax.random.key(0), x)
 
 
 @cache
-def variables_of(name, norm="batch"):
+def shapes_of(model, bands=BANDS):
+    return begun(model, bands)[1]
+
+
+def drawn(shapes):
     """Random variables, statistics and scales around one."""
     rng = np.random.default_rng(0)
 
@@ -76,8 +82,12 @@ def variables_of(name, norm="batch"):
             return rng.standard_normal(a.shape) * (2 / np.prod(a.shape[:-1])) ** 0.5
         return 0.2 * rng.standard_normal(a.shape) + (path[-1].key in ("scale", "var"))
 
-    shapes = shapes_of(small(name, norm=norm))
     return jax.tree_util.tree_map_with_path(lambda path, a: jnp.asarray(draw(path, a), a.dtype), shapes)
+
+
+@cache
+def variables_of(name, norm="batch"):
+    return drawn(shapes_of(small(name, norm=norm)))
 
 
 def image(b=1):
@@ -104,9 +114,9 @@ def cells(size, stride):
 @pytest.mark.parametrize(("size", "bands"), [((97, 130), 3), ((64, 33), 1), ((5, 9), 7), ((1, 1), 2)])
 def test_shapes_at_any_size(name, size, bands):
     model = small(name)
-    x = jax.ShapeDtypeStruct((2, *size, bands), "float32")
-    variables = shapes_of(model, bands)
-    logits, out = jax.eval_shape(model.apply, variables, x)
+    (logits, out), variables = begun(model, bands, size, b=2)
+    if bands == BANDS:  # variables are those of any other size
+        assert variables == shapes_of(model)
     assert logits.shape == (2, *cells(size, STRIDE[name]), CLASSES) and logits.dtype == "float32"
     strides = {
         "pspnet": {"c2": 4, "c3": 8, "c4": 8, "c5": 8, "pyramid": 8, "fused": 8},
@@ -126,9 +136,9 @@ def test_auxiliary_logits_are_there_in_training_only(name):
     model, variables = small(name), variables_of(name)
     assert all(isinstance(w, float) for w in models.auxiliary(model).values())
     assert set(models.auxiliary(model)) == set(AUXILIARY[name])
-    _, out = jax.eval_shape(model.apply, variables, image())
+    _, out = jax.eval_shape(still(model), variables, image())
     assert not [k for k in out if k.endswith("/logits")]
-    (_, out), new = jax.eval_shape(step(model), variables, image(), jax.random.key(0))
+    (_, out), new = jax.eval_shape(step(model), variables, image(3), jax.random.key(0))
     got = {k.removesuffix("/logits"): v for k, v in out.items() if k.endswith("/logits")}
     assert {k: v.shape[1:] for k, v in got.items()} == {
         k: (*cells(SIZE, s), CLASSES) for k, s in AUXILIARY[name].items()
@@ -196,7 +206,7 @@ def test_bfloat16_is_close(name):
     assert np.abs(logits - exact).max() < 0.05 * np.abs(exact).max()
     kept = {k for k, v in out.items() if v.dtype != jnp.bfloat16}
     assert kept == {"logits"}  # nothing else slips into float32
-    made = re.findall(r":(\w+)\[[^\]]*\] = conv_general_dilated", str(jax.make_jaxpr(half.apply)(variables, image())))
+    made = re.findall(r":(\w+)\[[^\]]*\] = conv_general_dilated", str(jax.make_jaxpr(still(half))(variables, image())))
     assert len(made) > 10 and set(made) == {"bf16"}
 
 
@@ -285,9 +295,10 @@ def refinenet(k, channels, coarse):
     return resnet50(64, "conv7") + decoder + conv(3, channels, k, norm=False, bias=True), 0
 
 
+seldom = partial(pytest.param, marks=pytest.mark.slow)  # another number of classes
 SIZES = [
     (PSPNet(21), pspnet(21, "conv7"), 46_592_597),
-    (PSPNet(150), pspnet(150, "conv7"), 46_658_774),
+    seldom(PSPNet(150), pspnet(150, "conv7"), 46_658_774),
     (PSPNet(21, stem="deep"), pspnet(21, "deep"), 46_716_373),
     (DeepLabV3Plus(21), deeplabv3plus(21), 40_352_181),
     (DeepLabV3Plus(21, output_stride=8), deeplabv3plus(21), 40_352_181),
@@ -296,8 +307,8 @@ SIZES = [
     (EncNet(7), encnet(7, False), 33_495_726),
     (EncNet(7, lateral=True), encnet(7, True), 41_363_118),
     (RefineNet(7), refinenet(7, 256, 512), 99_028_039),
-    (RefineNet(21), refinenet(21, 256, 512), 99_060_309),
-    (EncNet(6), encnet(6, False), 23_508_032 + 9_986_668),
+    seldom(RefineNet(21), refinenet(21, 256, 512), 99_060_309),
+    seldom(EncNet(6), encnet(6, False), 23_508_032 + 9_986_668),
 ]
 
 
@@ -330,27 +341,24 @@ def test_parameters_are_the_published_ones():
     [PSPNet(3), DeepLabV3Plus(3), ICNet(3, width=64, stem="conv7"), EncNet(3), RefineNet(3)],
     ids=lambda m: type(m).__name__,
 )
-def test_weights_of_a_resnet_fit(model):
-    plain = ResNet()
-    wanted = jax.eval_shape(plain.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 64, 64, 3), "float32"))
-    ours = shapes_of(model, 3)
+def test_weights_of_a_resnet_fit(monkeypatch, model):
+    monkeypatch.setitem(BLOCKS, 50, (2, 2, 2, 2))  # as many as there are kinds of
+    wanted, (_, ours) = dict(begun(ResNet(), 3)[1]), begun(model, 3)
     assert {k: v["resnet"] for k, v in ours.items()} == wanted
 
 
 # ---------------------------------------------------------------------------------------------------------------- ResNet
-def test_resnet_strides():
-    x = jax.ShapeDtypeStruct((1, 97, 130, 3), "float32")
+def test_resnet_strides(monkeypatch):
+    monkeypatch.setitem(BLOCKS, 50, (2, 2, 2, 2))  # as many as there are kinds of
     for output_stride, strides in {32: (4, 8, 16, 32), 16: (4, 8, 16, 16), 8: (4, 8, 8, 8)}.items():
         for depth in (18, 50):
-            model = ResNet(depth=depth, width=4, output_stride=output_stride)
-            out = jax.eval_shape(lambda x, model=model: model.init_with_output(jax.random.key(0), x)[0], x)
+            out, _ = begun(ResNet(depth=depth, width=4, output_stride=output_stride), 3, (97, 130))
             assert [out[f"c{i}"].shape[1:3] for i in range(2, 6)] == [cells((97, 130), s) for s in strides]
 
 
 def test_neither_dilation_nor_grid_changes_the_parameters():
-    x = jnp.zeros((1, 33, 33, 3))
     shapes = [
-        jax.tree.map(lambda a: a.shape, jax.eval_shape(ResNet(width=4, **options).init, jax.random.key(0), x))
+        shapes_of(ResNet(width=4, **options), 3)
         for options in (
             {},
             {"output_stride": 8, "multi_grid": (1, 2, 4), "stride": "v1", "halve_after": "stage2_block1"},
@@ -367,7 +375,7 @@ def test_dilation_only_adds_cells(monkeypatch):
     monkeypatch.setitem(BLOCKS, 50, (1, 1, 2, 2))  # what compiles fast
     make = lambda s: ResNet(depth=50, width=2, stride="v1", norm=norm_layer("frozen"), output_stride=s)  # noqa: E731
     x = jax.random.normal(jax.random.key(1), (1, 69, 90, 2))
-    variables = jax.jit(make(32).init)(jax.random.key(0), x)
+    variables = drawn(begun(make(32))[1])
     strided = jax.jit(make(32).apply)(variables, x)
     for output_stride in (16, 8):
         dilated = jax.jit(make(output_stride).apply)(variables, x)
@@ -394,20 +402,26 @@ def test_the_first_block_of_a_stage_may_dilate_as_the_stage_before(monkeypatch):
     assert sorted(rates(plain.clone(contract_dilation=True))) == [1] * 10 + [2, 2] + [4, 4]
 
 
+@cache
+def reach(model):
+    """From how many rows below its own pixel a cell of C5 hears, every tap counting."""
+
+    def alike(path, v):
+        tap = 4 / np.prod(v.shape[:-1]) if len(v.shape) == 4 else path[-1].key in ("scale", "var")
+        return np.full(v.shape, tap, np.float32)
+
+    variables = jax.tree_util.tree_map_with_path(alike, shapes_of(model, 1))
+    answer = lambda x: model.apply(variables, x)["c5"][0, 60, 0].sum()  # noqa: E731
+    x = jnp.ones((1, 8 * 121, 9, 1))
+    rows = np.flatnonzero(np.abs(np.asarray(jax.jit(jax.grad(answer))(x))).sum((0, 2, 3)))
+    assert rows[0] + rows[-1] == 2 * 8 * 60  # centred on the cell's pixel
+    return rows[-1] - 8 * 60
+
+
 @pytest.mark.parametrize("grid", [2, 3])
 def test_the_grid_of_the_last_stage(grid):
-    """From how far a cell of C5 hears, every tap counting: two 3x3 of rate 4, the stage's, times the grid's."""
+    """Two 3x3 of rate 4, the stage's, times the grid's."""
     plain = ResNet(depth=10, width=1, norm=norm_layer("frozen"), output_stride=8)
-    x = jnp.ones((1, 8 * 121, 9, 1))
-    variables = jax.jit(plain.init)(jax.random.key(0), x)
-    params = jax.tree.map(lambda v: jnp.full_like(v, 4 / v[..., 0].size) if v.ndim == 4 else v, variables["params"])
-
-    def reach(model):
-        answer = lambda x: model.apply({**variables, "params": params}, x)["c5"][0, 60, 0].sum()  # noqa: E731
-        rows = np.flatnonzero(np.abs(np.asarray(jax.jit(jax.grad(answer))(x))).sum((0, 2, 3)))
-        assert rows[0] + rows[-1] == 2 * 8 * 60  # centred on the cell's pixel
-        return rows[-1] - 8 * 60
-
     assert reach(plain.clone(multi_grid=(grid,))) - reach(plain) == 8 * 2 * 4 * (grid - 1)
 
 
@@ -429,8 +443,8 @@ def test_what_follows_a_halved_block_sees_every_second_cell():
     x = jax.random.normal(jax.random.key(1), (1, 97, 65, 2))
     whole = ResNet(depth=10, width=4, norm=norm_layer("frozen"))
     halved = whole.clone(halve_after="stage4_block1")
-    variables = jax.jit(whole.init)(jax.random.key(0), x)
-    a, b = (jax.jit(m.apply)(variables, x) for m in (whole, halved))
+    variables = drawn(shapes_of(whole))
+    a, b = jax.jit(lambda variables: (whole.apply(variables, x), halved.apply(variables, x)))(variables)
     np.testing.assert_array_equal(b["stage4_block1"], a["c5"])
     np.testing.assert_array_equal(b["c5"], a["c5"][:, ::2, ::2])
 
