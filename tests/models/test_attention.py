@@ -46,7 +46,8 @@ def test_attend(masked, chunk):
     mask = np.random.default_rng(1).random((2, 20, 11)) < 0.4 if masked else None
     if masked:
         mask[0, 3] = False
-    out = attend(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)), None if mask is None else jnp.asarray(mask), chunk)
+    given = *(jnp.asarray(x, jnp.float32) for x in (q, k, v)), None if mask is None else jnp.asarray(mask)
+    out = jax.jit(attend, static_argnums=4)(*given, chunk)
     assert relative(out, brute_force(q, k, v, mask)) <= 1e-5
     if masked:
         assert (np.asarray(out)[0, 3] == 0).all()
@@ -57,7 +58,7 @@ def test_scores_that_rows_and_columns_of_keys_add_to(chunk):
     """As a bias written out for every pair; beside a mask, too, and for a number of queries that chunks do not divide."""
     q, k, v, rows, columns = arrays((2, 20, 2, 8), (2, 12, 2, 8), (2, 12, 2, 8), (2, 20, 2, 3), (2, 20, 2, 4))
     mask = np.random.default_rng(1).random((2, 20, 12)) < 0.6
-    out = attend(
+    out = jax.jit(attend, static_argnums=4)(
         *(jnp.asarray(x, jnp.float32) for x in (q, k, v)), jnp.asarray(mask), chunk,
         relative=(jnp.asarray(rows, jnp.float32), jnp.asarray(columns, jnp.float32)),
     )  # fmt: skip
@@ -73,7 +74,8 @@ def test_chunked_gradients_equal_dense_ones():
     q, k, v = (jnp.asarray(x, jnp.float32) for x in arrays((1, 9, 1, 4), (1, 6, 1, 4), (1, 6, 1, 4)))
     mask = jnp.asarray(np.random.default_rng(2).random((1, 9, 6)) < 0.5)
     grads = [
-        jax.grad(lambda *a, c=c: (attend(*a, mask, c) ** 2).sum(), argnums=(0, 1, 2))(q, k, v) for c in (10**9, 12)
+        jax.jit(jax.grad(lambda *a, c=c: (attend(*a, mask, c) ** 2).sum(), argnums=(0, 1, 2)))(q, k, v)
+        for c in (10**9, 12)
     ]
     for dense, chunked in zip(*grads, strict=True):
         np.testing.assert_allclose(dense, chunked, atol=1e-6)
@@ -81,7 +83,7 @@ def test_chunked_gradients_equal_dense_ones():
 
 def randomised(module, *args, seed=3):
     """Parameters of a module, none of them at its zero or identity start."""
-    params = module.init(jax.random.key(0), *args)
+    params = jax.eval_shape(module.init, jax.random.key(0), *args)
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda x: jnp.asarray(rng.standard_normal(x.shape) / np.sqrt(x.shape[0]), jnp.float32), params)
 
@@ -101,7 +103,7 @@ def test_self_attention(heads, placed):
     at = x + code if placed else x
     q, k, v = (heads_of(y, heads) for y in (at @ w["query"], at @ w["key"], x @ w["value"]))
     expected = x + brute_force(q, k, v, None).reshape(x.shape) @ w["out"]
-    assert relative(module.apply(params, *args), expected) <= 1e-5
+    assert relative(jax.jit(module.apply)(params, *args), expected) <= 1e-5
 
 
 @pytest.mark.parametrize("residual", ["query", "input"])
@@ -123,7 +125,7 @@ def test_cross_attention(residual, heads, direction, masked, placed):
     module = CrossAttention(heads, residual)
     params = randomised(module, *given)
     w = {k: np.asarray(p["kernel"], np.float64) for k, p in params["params"].items()}
-    out = np.asarray(module.apply(params, *given))
+    out = np.asarray(jax.jit(module.apply)(params, *given))
     for i, p in itertools.product(range(b), range(n)):
         x, y = asker[i, min(p, asker.shape[1] - 1)], asked[i, min(p, asked.shape[1] - 1)]
         cx, cy = (c[i, min(p, c.shape[1] - 1)] if placed else 0 for c in codes)
@@ -167,7 +169,7 @@ def test_a_small_change_keeps_its_digits_in_bfloat16(residual, feed_forward):
     def error(got):
         return np.linalg.norm(np.asarray(got, np.float64) - expected) / np.linalg.norm(expected)
 
-    apply = lambda module: module.apply({"params": params}, *given, None, None, None)  # noqa: E731
+    apply = lambda module: jax.jit(module.apply)({"params": params}, *given, None, None, None)  # noqa: E731
     assert error(apply(module)) < 0.02
     assert error(apply(module.clone(change=False)).astype(jnp.float32) - given[0].astype(jnp.float32)) > 0.1
 
