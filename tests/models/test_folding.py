@@ -52,8 +52,7 @@ def inputs(seed=1):
 def test_every_batch_norm_is_folded(network):
     options, count = NORMS[network]
     model = models.build(network, 5, **options)
-    folds = folding.find_folds(model, *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs()))
-    shapes = models.shapes(model, 3)
+    folds, shapes = folding.trace(model, *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs()))
     assert len(folds) == count
     assert {f.norm for f in folds} | ALONE.get(network, set()) == {
         p[:-1] for p in flatten_dict(shapes.get("batch_stats", {})) if p[-1] == "mean"
@@ -76,10 +75,11 @@ def test_the_answers_stay(network, options):
     ready = models.for_inference(model, 3)
     folded = ready.prepare(variables)
     plain = jax.jit(lambda v: models.functions(model).apply(v, *args)[0])
+    quick = jax.jit(lambda v: ready.functions.apply(v, *args)[0])
     expected = plain(variables)
-    for got in (jax.jit(lambda v: ready.functions.apply(v, *args)[0])(folded), plain(folded)):
+    for got in (quick(folded), plain(folded)):
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5 * float(jnp.abs(expected).max()))
-    jaxpr = str(jax.make_jaxpr(lambda v: ready.functions.apply(v, *args)[0])(folded))
+    jaxpr = str(jax.make_jaxpr(quick)(folded))
     # norms that are not batch's: of a nonlinear head two a level and view, and one of both; one behind each attention
     others = 4 * 2 * 2 + 1 + 8 if options.get("head") == "nonlinear" else 0
     assert jaxpr.count("rsqrt") == others or options.get("norm") == "frozen"  # group norms of other modules have theirs
