@@ -33,12 +33,19 @@ def chain(x, first, second):
 def test_one_convolution_is_three_of_them(layers, size):
     first, second, kernel = layers
     x = jnp.asarray(np.random.default_rng(1).standard_normal((2, *size, 4)))
-    mixed = convolution.mix(chain(x, first, second), kernel)
-    got = collapse.apply_taps(x, collapse.taps(first, second, kernel), first)
-    np.testing.assert_allclose(got, mixed, atol=1e-11)
-    logits = convolution.shift(mixed, kernel.shape, ((1, 1), (1, 1)))
-    got = collapse.apply_classes(x, collapse.classes(first, second, kernel), first, second, kernel)
-    np.testing.assert_allclose(got, logits, atol=1e-11)
+
+    @jax.jit
+    def exact(x):
+        mixed = convolution.mix(chain(x, first, second), kernel)
+        return mixed, convolution.shift(mixed, kernel.shape, ((1, 1), (1, 1)))
+
+    @jax.jit
+    def collapsed(x, taps, classes):
+        return collapse.apply_taps(x, taps, first), collapse.apply_classes(x, classes, first, second, kernel)
+
+    got = collapsed(x, collapse.taps(first, second, kernel), collapse.classes(first, second, kernel))
+    for one, other in zip(got, exact(x), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-11)
 
 
 @pytest.mark.parametrize(
@@ -52,11 +59,12 @@ def test_a_network_answers_the_same(name, options):
     image, patches = (rng.standard_normal(shape).astype(np.float32) for shape in ((1, 70, 94, 3), (1, 2, 94, 70, 3)))
     boxes = jnp.array([[[0.0, 0.1, 0.5, 0.6], [0.3, 0.2, 0.9, 0.7]]])
     plain, ready = models.functions(model), models.for_inference(model, 3)
-    answers = []
-    for fns, given in ((plain, variables), (ready.functions, ready.prepare(variables))):
+    prepared, answers = ready.prepare(variables), []
+    for fns, given in ((plain, variables), (ready.functions, prepared)):
         fuse = lambda v, i, p, fns=fns: fns.fuse(v, fns.encode_global(v, i), fns.encode_local(v, p), boxes)[0]  # noqa: E731
         answers.append(np.asarray(jax.jit(fuse)(given, image, patches)))
-    assert "collapsed" in ready.prepare(variables)
+    assert answers[0].shape == (1, 2, 24, 18, 3) and np.isfinite(answers[0]).all()
+    assert "collapsed" in prepared
     np.testing.assert_allclose(answers[1], answers[0], rtol=0, atol=1e-5 * np.abs(answers[0]).max())
 
 
@@ -70,7 +78,7 @@ def test_what_is_not_affine_is_left_alone():
 def operations(model):
     """Operations of a patch in prediction and in training, without its backbone."""
     ready, plain = models.for_inference(model, 3), models.functions(model)
-    variables = jax.eval_shape(lambda: models.init(model, jax.random.key(0), 3))
+    variables = models.shapes(model, 3)
     image, patches = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((1, 500, 500, 3), (1, 1, 500, 500, 3)))
     counts = []
     for fns, given in ((plain, variables), (ready.functions, jax.eval_shape(ready.prepare, variables))):
