@@ -42,7 +42,7 @@ def find_folds(model: nn.Module, *shapes: jax.ShapeDtypeStruct) -> tuple[Fold, .
     return trace(model, *shapes)[0]
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=64)  # shapes alone, which take no room
 def trace(model: nn.Module, *shapes: jax.ShapeDtypeStruct) -> tuple[tuple[Fold, ...], dict[str, Any]]:
     """:func:`find_folds`, and the shapes of the network's variables; of the last networks it is remembered."""
     epsilons: dict[Path, float] = {}  # of the norms
