@@ -1,6 +1,7 @@
 """The network: its start, its gradients, its independence of patches, its geometry, its size."""
 
 import itertools
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -31,21 +32,29 @@ def inputs(key, b=2, n=3, bands=3):
     return image, patches, boxes
 
 
+@cache
 def jitted(model):
-    """The functions of a model, compiled: eager ones compile every operation by itself."""
+    """The functions of a model, compiled: eager ones compile every operation by itself. Tests of one model share them."""
     fns = models.functions(model)
     return models.Functions(*(jax.jit(f, static_argnames="train") for f in fns))
+
+
+@cache
+def fresh(model):
+    """As it begins."""
+    return models.init(model, jax.random.key(0), 3)
 
 
 def small(**options):
     return models.build("glcanet", 5, **{**SMALL, **options})
 
 
+NONLINEAR = {"head": "nonlinear", "feed_forward": 2, "residual": "input"}
 OPTIONS = [
     {},
     {"sharing": "glnet"},
     {"share_backbone": True, "norm": "frozen", "mask": "window", "mask_radius": 60.0},
-    {"head": "nonlinear", "feed_forward": 2, "residual": "input"},
+    pytest.param(NONLINEAR, marks=pytest.mark.slow),  # whose functions other tests call
     pytest.param({"residual": "input"}, marks=pytest.mark.slow),
     pytest.param({"mask": "none", "position": None, "heads": 2}, marks=pytest.mark.slow),
     pytest.param({"attn_levels": (5, 4, 3, 2)}, marks=pytest.mark.slow),
@@ -57,20 +66,24 @@ OPTIONS = [
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_the_three_functions_compose(key, options):
     model = small(**options)
-    fns = models.functions(model)
+    fns, variables = jitted(model), drawn(model)
 
-    @jax.jit
-    def both(variables, image, patches, boxes):  # one program: what the two have in common is compiled once
+    def both(variables, image, patches, boxes):
         context = fns.encode_global(variables, image)
         again, _ = fns.fuse(variables, context, fns.encode_local(variables, patches), boxes)
         return fns.apply(variables, image, patches, boxes), again
 
-    (logits, out), again = both(drawn(model), *inputs(key))
+    if (
+        options
+    ):  # one program: what the two have in common is compiled once; of the plain network other tests share the parts
+        both = jax.jit(both)
+    (logits, out), again = both(variables, *inputs(key))
     assert logits.shape == (2, 3, 17, 17, 5) and logits.dtype == jnp.float32
     np.testing.assert_allclose(logits, again, atol=2e-5)
     assert {"global/p5", "local/logits", "global/logits", "local/x"} <= set(out)
     if options.get("sharing") != "glnet":
         assert "fused/p4" in out
+    assert ("resnet" in variables["params"]["local"]) != options.get("share_backbone", False)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +99,7 @@ def test_the_three_functions_compose(key, options):
 def test_starts_as_the_network_without_attention_and_lem(key, options, head):
     model = small(head=head, **options)
     plain = small(head=head, attn_levels=(), self_attention=False, lem=False)
-    variables = models.init(model, key, 3)
+    variables = fresh(model)
     flat = flatten_dict(variables)
     bare = unflatten_dict({k: flat[k] for k in flatten_dict(models.shapes(plain, 3))})
     logits, out = jitted(model).apply(variables, *inputs(key))
@@ -126,61 +139,70 @@ def test_every_parameter_has_a_gradient_after_one_step(key, options):
         ]
         return sum(loss_terms(configs.LossConfig(), logits, out, batch).values())
 
-    gradient = jax.jit(jax.grad(loss))
     tx = optim.optimiser(configs.OptimiserConfig(), phases.plan("joint", 10, None))
-    updates, _ = jax.jit(tx.update)(
-        gradient(variables["params"]), jax.jit(tx.init)(variables["params"]), variables["params"]
-    )
-    params = optax.apply_updates(variables["params"], updates)
-    dead = [k for k, g in flatten_dict(gradient(params), sep="/").items() if not np.abs(g).max() > 0]
+
+    @jax.jit
+    def step(params, state):
+        gradient = jax.grad(loss)(params)
+        return gradient, optax.apply_updates(params, tx.update(gradient, state, params)[0])
+
+    state = jax.jit(tx.init)(variables["params"])
+    _, params = step(variables["params"], state)
+    gradient, _ = step(params, state)
+    dead = [k for k, g in flatten_dict(gradient, sep="/").items() if not np.abs(g).max() > 0]
     assert not dead
 
 
-@pytest.mark.parametrize("head", ["affine", "nonlinear"])  # norms are over a patch by itself
-def test_patches_do_not_influence_each_other(key, head):
-    model = small(head=head)
-    variables = drawn(model)
-    apply = jax.jit(lambda *args: models.functions(model).apply(*args)[0])
-    image, patches, boxes = inputs(key)
-    together = apply(variables, image, patches, boxes)
+@pytest.mark.parametrize("options", [{}, NONLINEAR], ids=str)  # norms are over a patch by itself
+def test_patches_do_not_influence_each_other(key, options):
+    model = small(**options)
+    fns, variables, (image, patches, boxes) = jitted(model), drawn(model), inputs(key)
+    context = fns.encode_global(variables, image)
+
+    def answer(patches):
+        return fns.fuse(variables, context, fns.encode_local(variables, patches), boxes)[0]
+
+    together = answer(patches)
+    assert together.shape == (2, 3, 17, 17, 5)
     for i in range(3):
-        alone = apply(variables, image, patches[:, i : i + 1], boxes[:, i : i + 1])
+        copies = jnp.broadcast_to(patches[:, i : i + 1], patches.shape)  # so many that the same program takes them
+        alone = jax.tree.map(lambda x: x[:, :1], fns.encode_local(variables, copies))
+        alone = fns.fuse(variables, context, alone, boxes[:, i : i + 1])[0]
         np.testing.assert_allclose(alone[:, 0], together[:, i], atol=2e-5 * np.abs(together).max())
-    changed = apply(variables, image, patches.at[:, 0].apply(jnp.abs), boxes)  # no multiple: norms undo that
+    changed = answer(patches.at[:, 0].apply(jnp.abs))  # no multiple: norms undo that
     np.testing.assert_array_equal(changed[:, 1:], together[:, 1:])
     assert np.abs(changed[:, 0] - together[:, 0]).max() > 1e-3
 
 
 def test_a_gradient_reaches_both_views_and_the_mask_hides(key):
-    model = small(mask_margin=0.0, attn_levels=(5, 4))
-    variables = drawn(model)
-    image, patches, boxes = inputs(key, b=1, n=1)
-    fns = models.functions(model)
-    gradients = jax.jit(jax.grad(lambda i, p: fns.apply(variables, i, p, boxes)[0].sum(), argnums=(0, 1)))(
-        image, patches
-    )
-    assert all(np.abs(g).max() > 0 for g in gradients)
-
-    context, features = jitted(model).encode_global(variables, image), jitted(model).encode_local(variables, patches)
-
-    def local_p5(p5):
-        return fns.fuse(variables, {**context, "p5": p5}, features, boxes)[1]["fused/p5"].sum()
-
-    seen = np.abs(jax.jit(jax.grad(local_p5))(context["p5"])).sum(-1)[0] > 0
-    centre = geometry.cell_centres(4, 32, SIZE)
-    inside = (centre >= 0.0) & (centre <= 0.4)
-    np.testing.assert_array_equal(seen, inside[:, None] & inside[None])
-
-
-def test_changes_of_the_global_map_are_zero_where_nothing_is_visible(key):
+    """What a patch does not see is not heard, and what it says of the global map is zero there."""
     model = small(mask_margin=0.0)
-    variables = drawn(model)
-    _, out = jitted(model).apply(variables, *inputs(key))
-    centre = geometry.cell_centres(7, 16, SIZE)
-    inside = (centre >= 0.0) & (centre <= 0.4)
-    visible = inside[:, None] & inside[None]
-    change = np.asarray(out["fused/d4"])[:, 0]
-    assert (change[:, ~visible] == 0).all() and (np.abs(change[:, visible]) > 0).any(-1).all()
+    fns, variables, boxes = models.functions(model), drawn(model), inputs(key)[2]
+    coarse, fine = geometry.cells(SIZE, 32), geometry.cells(SIZE, 16)  # of P5, and of P4
+
+    @jax.jit
+    def gradients(image, patches, nudge):
+        def answers(image, patches, nudge):
+            context = fns.encode_global(variables, image)
+            context["p5"] += nudge  # which is zero: what P5 alone, as a patch sees it, is heard by
+            logits, out = fns.fuse(variables, context, fns.encode_local(variables, patches), boxes)
+            return (logits.sum(), out["fused/p5"][:, 0].sum()), out["fused/d4"]
+
+        _, back, change = jax.vjp(answers, image, patches, nudge, has_aux=True)
+        return back((1.0, 0.0))[:2], back((0.0, 1.0))[2], change
+
+    image, patches, _ = inputs(key)
+    views, heard, change = gradients(image, patches, jnp.zeros((2, coarse, coarse, SMALL["fpn_channels"])))
+    assert all(np.abs(g).max() > 0 for g in views)
+
+    def visible(cells, stride):
+        centre = geometry.cell_centres(cells, stride, SIZE)
+        inside = (centre >= 0.0) & (centre <= 0.4)  # the box of the first patch
+        return inside[:, None] & inside[None]
+
+    np.testing.assert_array_equal(np.abs(heard).sum(-1) > 0, [visible(coarse, 32)] * 2)
+    change, seen = np.asarray(change)[:, 0], visible(fine, 16)
+    assert (change[:, ~seen] == 0).all() and (np.abs(change[:, seen]) > 0).any(-1).all()
 
 
 BOTH_HEADS = [{}, pytest.param({"head": "nonlinear", "feed_forward": 2}, marks=pytest.mark.slow)]
@@ -203,9 +225,8 @@ def test_remat_changes_no_gradient(key, options):
 @pytest.mark.parametrize("options", BOTH_HEADS, ids=str)
 def test_bfloat16(key, options):
     plain, half = small(**options), small(dtype="bfloat16", **options)
-    variables = models.init(plain, key, 3)
-    args = inputs(key)
-    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(jax.eval_shape(lambda: models.init(half, key, 3))))
+    variables, args = fresh(plain), inputs(key)
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(models.shapes(half, 3)))
     logits, out = jitted(half).apply(variables, *args)
     assert out["local/x"].dtype == jnp.bfloat16 and logits.dtype == jnp.float32
     exact = jitted(plain).apply(variables, *args)[0]
@@ -214,9 +235,9 @@ def test_bfloat16(key, options):
 
 def joint_effect(model, variables, image, patches, boxes):
     """How far the logits of a patch are from a sum of what each view says: the mixed difference of two views twice."""
-    i, p = np.array([0, 1, 0, 1]), np.array([0, 0, 1, 1])
-    says = np.asarray(jitted(model).apply(variables, image[i], patches[p], boxes[0 * i])[0])
-    one, other = says[0] - says[1], says[2] - says[3]
+    patches, boxes = jnp.broadcast_to(patches[:1], patches.shape), jnp.broadcast_to(boxes[:, :1], boxes.shape)
+    says = np.asarray(jitted(model).apply(variables, image, patches, boxes)[0])  # of scenes and patches, each with each
+    one, other = says[0, 0] - says[1, 0], says[0, 1] - says[1, 1]
     return np.abs(one - other).max() / np.abs(one).max()
 
 
@@ -224,7 +245,7 @@ def joint_effect(model, variables, image, patches, boxes):
 def test_what_the_head_can_say_of_both_views_together(key, head):
     """Without attention, an affine head answers with a sum of two views' answers; the other does not."""
     model = small(head=head, attn_levels=(), self_attention=False)
-    effect = joint_effect(model, drawn(model), *inputs(key, n=1))
+    effect = joint_effect(model, drawn(model), *inputs(key))
     assert (effect < 1e-3) == (head == "affine") and (effect > 0.05) == (head == "nonlinear")
 
 
@@ -233,7 +254,7 @@ def test_the_norms_of_a_head_keep_what_is_alike_all_over_a_patch(key, channels):
     """In groups of one channel a constant map would leave no trace."""
     norm = fpn.group_norm(jnp.float32)()
     x = jnp.broadcast_to(jax.random.normal(key, (1, 1, 1, channels)), (2, 5, 5, channels))
-    y = norm.apply(norm.init(key, x), x)
+    y, _ = jax.jit(norm.init_with_output)(key, x)
     assert y.std() > 0.9
 
 
@@ -241,14 +262,23 @@ def test_the_norms_of_a_head_keep_what_is_alike_all_over_a_patch(key, channels):
 @pytest.mark.parametrize("size", [97, 256, 500])
 def test_upsampling_of_a_ramp_is_exact(size):
     grids = {i: geometry.cells(size, 2**i) for i in (0, 2, 3, 4, 5)}
-    for coarse, fine in itertools.product((5, 4, 3, 2), (4, 3, 2, 0)):
-        if fine >= coarse:
-            continue
-        at = 2.0**coarse * np.arange(grids[coarse])
-        ramp = jnp.asarray(np.add.outer(3 * at, at)[None, ..., None], jnp.float32)
-        out = np.asarray(jax.jit(sampling.upsample, static_argnums=1)(ramp, (grids[fine],) * 2))[0, ..., 0]
-        clamp = np.minimum(2.0**fine * np.arange(grids[fine]), at[-1])
-        np.testing.assert_allclose(out, np.add.outer(3 * clamp, clamp), rtol=1e-6, atol=1e-4)
+    pairs = [(coarse, fine) for coarse, fine in itertools.product((5, 4, 3, 2), (4, 3, 2, 0)) if fine < coarse]
+    at = {i: 2.0**i * np.arange(count) for i, count in grids.items()}
+    ramps = {i: np.add.outer(3 * at[i], at[i])[None, ..., None].astype(np.float32) for i in (5, 4, 3, 2)}
+
+    @jax.jit
+    def upsampled(ramps):
+        return {(coarse, fine): sampling.upsample(ramps[coarse], (grids[fine],) * 2) for coarse, fine in pairs}
+
+    for (coarse, fine), out in upsampled(ramps).items():
+        clamp = np.minimum(at[fine], at[coarse][-1])
+        np.testing.assert_allclose(out[0, ..., 0], np.add.outer(3 * clamp, clamp), rtol=1e-6, atol=1e-4)
+
+
+@partial(jax.jit, static_argnames=("count", "stride"))
+def sampled(ramp, boxes, *, count, stride):
+    size = jnp.full((1, 2), 500.0)
+    return sampling.sample_boxes(ramp, boxes, (count, count), stride, size[None], size)
 
 
 @pytest.mark.parametrize("box", [(0.1, 0.2, 0.37, 0.55), (0.0, 0.0, 0.204, 0.204), (0.796, 0.5, 1.0, 0.704)])
@@ -259,8 +289,7 @@ def test_a_ramp_sampled_at_fractional_boxes_comes_back_exact(box, level):
     centre = geometry.cell_centres(count, stride, 500).astype(np.float64)
     ramp = jnp.asarray(np.stack(np.meshgrid(centre, centre, indexing="ij"), -1)[None], jnp.float32)
     boxes = jnp.asarray(box, jnp.float32)[None, None]
-    size = jnp.full((1, 2), 500.0)
-    out = np.asarray(sampling.sample_boxes(ramp, boxes, (count, count), stride, size[None], size))[0, 0]
+    out = np.asarray(sampled(ramp, boxes, count=count, stride=stride))[0, 0]
     for axis in (0, 1):
         place = box[axis] + centre * (box[axis + 2] - box[axis])
         expected = np.clip(place, centre[0], centre[-1])
@@ -272,13 +301,19 @@ def test_cells_are_centred_where_the_geometry_says(key):
     """The centre of gravity of the gradient of a cell, in a ResNet whose weights are all alike; an image for each level."""
     model = resnet.ResNet(depth=18, width=4, norm=resnet.norm_layer("frozen"))
     size, levels = 1024, (2, 3, 4, 5)
-    variables = model.lazy_init(key, jax.ShapeDtypeStruct((1, 64, 64, 1), jnp.float32))
-    params = jax.tree.map(lambda x: jnp.full_like(x, 8 / x[..., 0].size) if x.ndim == 4 else x, variables["params"])
+    shapes = jax.eval_shape(model.init, key, jax.ShapeDtypeStruct((1, 64, 64, 1), jnp.float32))
+
+    def alike(path, x):
+        return np.full(
+            x.shape, 8 / np.prod(x.shape[:-1]) if x.ndim == 4 else path[-1].key in ("scale", "var"), np.float32
+        )
+
+    variables = jax.tree_util.tree_map_with_path(alike, shapes)
     counts = [geometry.cells(size, 2**level) for level in levels]
     cells = [count // 2 for count in counts]
 
     def answers(x):
-        maps = model.apply({**variables, "params": params}, x)
+        maps = model.apply(variables, x)
         return sum(
             maps[f"c{level}"][i, cell, cell].sum() for i, (level, cell) in enumerate(zip(levels, cells, strict=True))
         )
@@ -291,12 +326,13 @@ def test_cells_are_centred_where_the_geometry_says(key):
         assert abs(centre - expected) <= 2, level
 
 
-def test_non_square_views(key):
+def test_non_square_views():
+    """Shapes; the answers are in test_collapse.py."""
+    spec = lambda *shape: jax.ShapeDtypeStruct(shape, "float32")  # noqa: E731
     model = small()
-    variables = drawn(model)
-    image, patches = jax.random.normal(key, (1, 96, 64, 3)), jax.random.normal(key, (1, 2, 64, 80, 3))
-    logits, _ = jitted(model).apply(variables, image, patches, jnp.array([[[0, 0, 0.5, 1.0], [0.5, 0.2, 1.0, 0.9]]]))
-    assert logits.shape == (1, 2, 16, 20, 5) and np.isfinite(logits).all()
+    given = models.shapes(model, 3), spec(1, 96, 64, 3), spec(1, 2, 64, 80, 3), spec(1, 2, 4)
+    logits, _ = jax.eval_shape(models.functions(model).apply, *given)
+    assert logits.shape == (1, 2, 16, 20, 5)
 
 
 # --------------------------------------------------------------------------------------------------------- size and cost
@@ -332,7 +368,6 @@ SIZES = {  # options: parameters of global, local and fusion; GFLOP of a context
 # one of each way that the code can go; the other rows are the same code with another number, and counted when asked for
 COUNTED = [
     (),
-    (("share_backbone", True),),
     (("head", "nonlinear"), ("feed_forward", 2)),
 ]
 
