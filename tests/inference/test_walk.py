@@ -1,6 +1,7 @@
 """The walk over a scene: exact against whole-scene references, whatever is killed, cut out, turned or left out."""
 
 import contextlib
+import functools
 import signal
 import threading
 import time
@@ -25,7 +26,17 @@ from glcanet_jax.errors import UserError
 from glcanet_jax.inference import pipeline, reading, walk
 from glcanet_jax.inference.predictor import BATCH, BATCHES, SPARE, Predictor, batch_for
 from glcanet_jax.inference.scratch import Scratch
-from tests.inference.test_evaluation import CLASSES, VIEWS, blended, dense_reference, make_predictor, scene_of
+from tests.drawn import drawn as drawn_variables
+from tests.inference.test_evaluation import (
+    CLASSES,
+    NORMALISATION,
+    VIEWS,
+    blended,
+    dense_reference,
+    make_predictor,
+    scene_of,
+)
+from tests.light import Light
 
 RAW = {"mean": (0.0,), "std": (1.0,), "scale": 1.0}
 
@@ -49,6 +60,19 @@ class Pointwise(nn.Module):
 
 def pointwise(views, batch=3, **options):
     return Predictor(Pointwise(**options), {"params": {}}, views, RAW, bands=3, batch=batch)
+
+
+def light(views, batch=3, **options):
+    """As :func:`make_predictor`, of a network that compiles at once."""
+    model = Light(CLASSES)
+    variables = drawn_variables(model)
+    return Predictor(model, variables, views, NORMALISATION, bands=3, batch=batch, **options), model, variables
+
+
+@functools.cache
+def made_once(network, views, **options):
+    """A predictor that tests of several scenes share."""
+    return Predictor(network(), {"params": {}}, views, RAW, bands=3, **options)
 
 
 def noise(height, width, seed=0):
@@ -105,14 +129,31 @@ def test_a_constant_network_gives_a_constant_map():
 
 
 @pytest.fixture(scope="module")
+def two_views():
+    return light(VIEWS)
+
+
+@pytest.fixture(scope="module")
 def glcanet():
     return make_predictor(VIEWS)
 
 
-@given(st.integers(20, 260), st.integers(20, 260), st.integers(0, 99))
-@settings(max_examples=5, suppress_health_check=[HealthCheck.too_slow])
-def test_streamed_is_the_whole_scene_reference(glcanet, height, width, seed):
-    """The real network, against every patch by itself with all logits in memory."""
+sizes = given(st.integers(20, 260), st.integers(20, 260), st.integers(0, 99))
+few = settings(max_examples=5, suppress_health_check=[HealthCheck.too_slow])
+
+
+@sizes
+@few
+def test_streamed_is_the_whole_scene_reference(two_views, height, width, seed):
+    """Against every patch by itself with all logits in memory."""
+    predictor, model, variables = two_views
+    assert_same_answer(predictor, scene_of(height, width, seed), dense_reference, model, variables)
+
+
+@pytest.mark.slow  # as tests of the evaluation have it, for scenes of four sizes
+@sizes
+@few
+def test_the_real_network_streamed_is_the_whole_scene_reference(glcanet, height, width, seed):
     predictor, model, variables = glcanet
     assert_same_answer(predictor, scene_of(height, width, seed), dense_reference, model, variables)
 
@@ -133,7 +174,7 @@ def test_a_real_scene_is_the_whole_scene_reference(overlap):
     (scene,) = open_dataset("sample").scenes("test")
     image = scene.read_image(37, 411, 200, 251)
     views = geometry.Views(context_size=96, global_size=64, patch_size=64, overlap=overlap)
-    predictor, model, variables = make_predictor(views, batch=2)
+    predictor, model, variables = light(views, batch=2)
     assert_same_answer(predictor, ArrayScene("real", image), dense_reference, model, variables)
 
 
@@ -141,7 +182,7 @@ def test_whole_scene_contexts_are_cut_where_the_scene_is_much_larger_than_those_
     """Up to 1.5 times the largest trained on a scene is its own context; beyond, blocks of that size."""
     views = geometry.Views(context_size=None, scene_size=100, global_size=64, patch_size=64, overlap=16)
     assert views.context_extent(150, 90) == (150, 90) and views.context_extent(151, 400) == (100, 100)
-    predictor, model, variables = make_predictor(views)
+    predictor, model, variables = light(views)
     for size in ((150, 120), (230, 151)):
         scene = scene_of(*size)
         expected = dense_reference(model, variables, scene, views)
@@ -155,7 +196,7 @@ ALIGNED = geometry.Views(context_size=160, global_size=64, patch_size=64, overla
 
 @pytest.fixture(scope="module")
 def aligned():
-    return make_predictor(ALIGNED)[0]
+    return light(ALIGNED)[0]
 
 
 def test_a_window_with_its_context_is_cut_from_the_whole_map(aligned):
@@ -236,11 +277,11 @@ class Fragile(walk.ArraySink):
         super().write(top, left, arrays)
 
 
-@pytest.mark.parametrize(("overlap", "real"), [(16, True), (50, False)])  # many patches, of a network that costs little
-def test_a_killed_walk_goes_on_to_the_same_bytes(tmp_path, overlap, real):
+@pytest.mark.parametrize("overlap", [16, 50])
+def test_a_killed_walk_goes_on_to_the_same_bytes(tmp_path, overlap):
     """Killed after every number of writes, again and again: each block is computed to its end once, in the same order."""
     views = geometry.Views(context_size=100, global_size=64, patch_size=64, overlap=overlap)
-    predictor = make_predictor(views, batch=2)[0] if real else pointwise(views, batch=2)
+    predictor = light(views, batch=2)[0]
     scene = scene_of(230, 190)
     expected, undisturbed = run(predictor, scene, ("logits", "classes"))
     assert undisturbed.blocks > 4
@@ -282,8 +323,8 @@ def test_a_journal_cut_short_loses_its_last_line_alone(tmp_path):
 
 
 # --------------------------------------------------------------------------------------------- one program, flat memory
-def test_a_scene_of_another_size_compiles_nothing(glcanet):
-    predictor = glcanet[0]
+def test_a_scene_of_another_size_compiles_nothing(two_views):
+    predictor = two_views[0]
     run(predictor, scene_of(300, 200), ("classes",))
     traced = predictor.traces
     assert traced > 0
@@ -337,7 +378,7 @@ def test_memory_does_not_grow_with_the_scene():
 
 def test_a_batch_that_fits_a_budget_is_chosen():
     """What was asked for, by one compilation, or fewer by the compiler's word; the same again for another scene."""
-    predictor, context = make_predictor(VIEWS)[0], (96, 96)
+    predictor, context = light(VIEWS)[0], (96, 96)
     needs = {}
     for predictor.batch in (1, 6):
         needs[predictor.batch] = max(sizes["total"] for sizes in predictor.memory(np.uint8, context).values())
@@ -389,7 +430,7 @@ class Vanished(ArrayScene):
 @pytest.mark.parametrize("batch", [1, 5])
 def test_scenes_of_a_list_are_as_each_by_itself(batch):
     """To the bit, whatever came before in its batches; one program for all."""
-    predictor = make_predictor(VIEWS, batch)[0]
+    predictor = light(VIEWS, batch)[0]
     tasks = [Listed(scene_of(*size, seed), ("logits",)) for seed, size in enumerate([(150, 210), (64, 64), (97, 165)])]
     outcomes = list(walk.predict_scenes(predictor, tasks, readers=2, writers=2))
     traced = predictor.traces
@@ -464,12 +505,11 @@ def test_ctrl_c_does_not_wait_for_a_scene_that_is_opened():
     assert time.perf_counter() - began < 50 and [t.closed for t in tasks] == [1, 1]
 
 
-def test_several_devices_give_the_map_of_one(glcanet):
+def test_several_devices_give_the_map_of_one():
     """To the bit, whichever looks at a batch; each is asked. As accelerators do it, it is the host's to a grey level of the view."""
-    host, model, variables = glcanet
-    options = {"bands": 3, "batch": 3, "on_device": True}
-    many = Predictor(model, variables, VIEWS, host.normalisation, devices=2, **options)
-    one = Predictor(model, variables, VIEWS, host.normalisation, **options)
+    host, many, one = (
+        light(VIEWS, **options)[0] for options in ({}, {"on_device": True, "devices": 2}, {"on_device": True})
+    )
     tasks = [Listed(scene_of(*size), ("logits",)) for size in ((150, 210), (97, 65))]
     assert all(o.error is None for o in walk.predict_scenes(many, tasks, readers=2))
     for task in tasks:
@@ -628,11 +668,8 @@ POINTS = {
 def test_patches_cut_on_the_device_are_the_scene(size, network):
     """Of blocks of any size, also in batches that hold patches of several; as those that the host cuts."""
     views, scene = geometry.Views(120, 32, 48, 17), noise(*size)
-    model = Pointwise() if network == "one pass" else TwoPasses()
-    device, host = (
-        Predictor(model, {"params": {}}, views, RAW, bands=3, batch=5, on_device=on_device)
-        for on_device in (True, False)
-    )
+    model = Pointwise if network == "one pass" else TwoPasses
+    device, host = (made_once(model, views, batch=5, on_device=on_device) for on_device in (True, False))
     got, summary = run(device, scene, ("logits", "classes"))
     wanted, expected = run(host, scene, ("logits", "classes"))
     assert (summary.patches, summary.blocks) == (expected.patches, expected.blocks)
@@ -744,7 +781,7 @@ class TwoPasses(Pointwise):
 @pytest.mark.parametrize(("height", "width"), [(150, 118), (301, 57)])
 def test_what_waits_for_all_patches_of_a_context_gets_them(height, width, batch, tta):
     views, scene = geometry.Views(120, 32, 48, 17), noise(height, width)
-    predictor = Predictor(TwoPasses(), {"params": {}}, views, RAW, bands=3, batch=batch, tta=tta)
+    predictor = made_once(TwoPasses, views, batch=batch, tta=tta)
     arrays, summary = run(predictor, scene)
 
     axes = [geometry.walk_axis(length, views) for length in (height, width)]
