@@ -3,18 +3,19 @@
 import dataclasses
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 
+import jax
 import numpy as np
 import pytest
 import rasterio
 from rasterio import Affine
 
-from glcanet_jax import geometry, profiling, runs
+from glcanet_jax import geometry, models, profiling, runs
 from glcanet_jax.config import Config, NormalisationConfig, model_config
 from glcanet_jax.data import open_dataset
 from glcanet_jax.data.gdal import open_raster
@@ -26,7 +27,9 @@ from glcanet_jax.inference import walk
 from glcanet_jax.maps import mapping, task, writer
 from glcanet_jax.maps import model as mapmodel
 from glcanet_jax.maps.options import MapOptions
-from tests.inference.test_evaluation import SMALL, dataset_of, make_predictor
+from tests.drawn import drawn
+from tests.inference.test_evaluation import SMALL, dataset_of
+from tests.light import Light
 from tests.maps.test_seams import ROTATED
 from tests.test_cli import ROOT, call, environment
 
@@ -34,13 +37,28 @@ VIEWS = geometry.Views(context_size=128, global_size=64, patch_size=64, overlap=
 METRES = Affine(0.5, 0, 325000, 0, -0.5, 2790000)
 
 
+def saved(path, model):
+    """A network as a file; its answers mean nothing."""
+    config = Config(views=VIEWS, model=model, normalisation=NormalisationConfig(scale=255.0))
+    dataset = dataset_of(names=("water", "land", "road"))
+    dataset = dataclasses.replace(
+        dataset, splits={"train": (ArrayScene("three bands", np.zeros((9, 9, 3), np.uint8)),)}
+    )
+    runs.save(path, config, dataset, drawn(runs.build_model(config, len(dataset.classes.names))))
+    return path
+
+
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A small network as a file; its answers mean nothing."""
-    path = tmp_path_factory.mktemp("weights") / "w.safetensors"
-    config = Config(views=VIEWS, model=model_config(**SMALL), normalisation=NormalisationConfig(scale=255.0))
-    runs.save(path, config, dataset_of(names=("water", "land", "road")), make_predictor(VIEWS)[2])
-    return path
+    """Of a network of two views that compiles at once; other processes do not know it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.NETWORKS, "light", Light)
+        yield saved(tmp_path_factory.mktemp("weights") / "w.safetensors", model_config("light"))
+
+
+@pytest.fixture(scope="module")
+def glcanet(tmp_path_factory):
+    return saved(tmp_path_factory.mktemp("weights") / "glcanet.safetensors", model_config(**SMALL))
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +140,7 @@ def test_everything_of_a_scene(tmp_path, weights, image):
         assert file.crs == source.crs and file.transform.almost_equals(source.transform, 1e-9)
         assert file.nodata == 255 and file.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
         tags = file.tags()
-        assert tags["CLASS_1"] == "land" and tags["MODEL"] == "glcanet" and len(tags["WEIGHTS_SHA256"]) == 64
+        assert tags["CLASS_1"] == "land" and tags["MODEL"] == "light" and len(tags["WEIGHTS_SHA256"]) == 64
     with rasterio.open(out / "scene_probabilities.tif") as file:
         assert file.descriptions == ("water", "land", "road")
         probabilities = file.read()
@@ -492,9 +510,9 @@ def command(*args):
     return [sys.executable, "-m", "glcanet_jax", "predict", *map(str, args)]
 
 
-def test_the_command_and_what_it_says_when_things_go_wrong(tmp_path, weights, image):
+def test_the_command_and_what_it_says_when_things_go_wrong(tmp_path, glcanet, image):
     """A scene from a folder, one that is cut short, weights for other bands, no weights: a line each, and exit code 2."""
-
+    weights = glcanet
     scene = write(tmp_path / "scene.tif", image)
     args = command(scene, "--weights", weights, "--out", tmp_path / "out", "--overlay")
     result = subprocess.run(args, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
@@ -518,7 +536,8 @@ def test_the_command_and_what_it_says_when_things_go_wrong(tmp_path, weights, im
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_at_once_and_the_next_run_goes_on(tmp_path, weights, image):
+def test_ctrl_c_ends_at_once_and_the_next_run_goes_on(tmp_path, glcanet, image):
+    weights = glcanet
     big = np.tile(image, (3, 3, 1))
     scene, out = write(tmp_path / "scene.tif", big), tmp_path / "out"
     args = command(scene, "--weights", weights, "--out", out)
@@ -544,22 +563,14 @@ def test_ctrl_c_ends_at_once_and_the_next_run_goes_on(tmp_path, weights, image):
 def test_a_full_disk_is_told(tmp_path, weights, image):
     """A limit on the size of files stands for a disk that ends."""
     scene = write(tmp_path / "scene.tif", image)
-    code = textwrap.dedent(
-        f"""
-        import resource, signal
-        from glcanet_jax import cli
-        from glcanet_jax.maps import mapping
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        def main():
-            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
-            mapping.map_scenes([{scene!r}], {str(weights)!r}, {str(tmp_path / "out")!r})
-        cli.run(main)
-        """
-    )
-    settings = environment() | {"JAX_ENABLE_COMPILATION_CACHE": "0"}
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=settings, capture_output=True, text=True, timeout=300
-    )
+    limits, kept = resource.getrlimit(resource.RLIMIT_FSIZE), jax.config.jax_enable_compilation_cache
+    try:
+        jax.config.update("jax_enable_compilation_cache", False)  # it would meet the limit, too
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+        result = call("glcanet_jax", "predict", scene, "--weights", weights, "--out", tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        jax.config.update("jax_enable_compilation_cache", kept)
     assert result.returncode == 2 and "Traceback" not in result.stderr, result.stderr
     assert "free space" in result.stderr
     assert not list((tmp_path / "out").glob("[!.]*.tif"))

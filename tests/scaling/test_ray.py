@@ -22,7 +22,8 @@ from glcanet_jax.maps.options import MapOptions
 from glcanet_jax.scaling import ray_pool
 from glcanet_jax.scaling import worker as workers
 from glcanet_jax.scaling.options import Cluster
-from tests.maps.test_mapping import image, weights, write  # noqa: F401
+from tests.maps.test_mapping import glcanet as weights  # noqa: F401
+from tests.maps.test_mapping import image, write  # noqa: F401
 from tests.test_cli import ROOT, call, environment
 
 LAYERS = ["--confidence", "--polygons", "geojson", "--part-blocks", "1"]
