@@ -14,12 +14,14 @@ from glcanet_jax.config import Config, DataConfig, InitConfig, OptimiserConfig
 from glcanet_jax.data import disk
 from glcanet_jax.errors import UserError
 from glcanet_jax.training import extending, loop, optim, phases
+from tests.training import once
 from tests.training.test_resume import Toy, configured
 
 
 @pytest.fixture(autouse=True)
 def toys(monkeypatch):
     monkeypatch.setattr(runs, "build_model", lambda config, classes: Toy(classes))
+    once.share(monkeypatch)
 
 
 def constant(out, **train):
@@ -35,6 +37,7 @@ def parent(tmp_path_factory):
     """A run of four steps."""
     with pytest.MonkeyPatch.context() as m:
         m.setattr(runs, "build_model", lambda config, classes: Toy(classes))
+        once.share(m)
         return loop.train(constant(tmp_path_factory.mktemp("runs") / "first", steps=4))
 
 

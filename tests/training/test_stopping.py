@@ -29,6 +29,7 @@ from glcanet_jax.training.records import Log, Timer, room_told
 from glcanet_jax.training.step import create_state
 from glcanet_jax.training.stopping import listening, on_any_host
 from tests.data.test_identity import CLASSES, write_scene, write_splits
+from tests.training import once
 from tests.training.test_resume import ROOT, Toy, configured
 
 PLAIN = dict(schedule="joint", global_steps=None, steps=6, eval_every=3, checkpoint_every=4)
@@ -37,6 +38,7 @@ PLAIN = dict(schedule="joint", global_steps=None, steps=6, eval_every=3, checkpo
 def toy(monkeypatch, out, **train):
     """A run of a network that compiles in a second, validated on the bundled scene's lower third."""
     monkeypatch.setattr(runs, "build_model", lambda config, classes: Toy(classes))
+    once.share(monkeypatch)
     config = configured(out, **PLAIN | train)
     return dataclasses.replace(config, data=DataConfig("sample", val_split="test"))
 
