@@ -15,19 +15,20 @@ import pytest
 from PIL import Image
 
 from experiments import deepglobe
-from glcanet_jax import cli, experiment
+from glcanet_jax import cli, experiment, models
 from glcanet_jax import config as configs
 from glcanet_jax.data import DatasetMissing
 from glcanet_jax.errors import UserError
 from glcanet_jax.geometry import Views
 from glcanet_jax.measure import info
+from tests.training.test_resume import Toy
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
-    "--model.depth", "10", "--model.width", "8", "--model.fpn-channels", "16", "--views.context-size", "256",
-    "--views.global-size", "64", "--views.patch-size", "64", "--views.overlap", "8", "--loader.batch-size", "2",
-    "--loader.patches-per-context", "2", "--train.log-every", "1", "--train.no-tensorboard", "--model.fast-conv", "False",
+    "--views.context-size", "256", "--views.global-size", "64", "--views.patch-size", "64", "--views.overlap", "8",
+    "--loader.batch-size", "2", "--loader.patches-per-context", "2", "--train.log-every", "1", "--train.no-tensorboard",
 ]  # fmt: skip
+OF_GLCANET = ["--model.depth", "10", "--model.width", "8", "--model.fpn-channels", "16", "--model.fast-conv", "False"]
 
 
 def environment():
@@ -84,14 +85,33 @@ def own_scenes(root, count=2):
     (root / "classes.json").write_text(json.dumps({"classes": classes}))
 
 
+@pytest.fixture(scope="module", params=["toy", pytest.param("glcanet", marks=pytest.mark.slow)])
+def network(request):
+    """One that compiles at once, in this process; GLCANet in a process of its own, as a user has it."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "toy":
+            patch.setitem(models.NETWORKS, "toy", Toy)
+        yield request.param
+
+
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def command(network):
+    return call if network == "toy" else run
+
+
+@pytest.fixture(scope="module")
+def options(network):
+    return [*SMALL, "--model.network", network, *(OF_GLCANET if network == "glcanet" else [])]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, command, options):
     """Own scenes, trained on by command."""
     root = tmp_path_factory.mktemp("folder")
     own_scenes(root / "data")
-    result = run(
+    result = command(
         "glcanet_jax", "train", "--data.dataset", "folder", "--data.dir", root / "data", "--out", root / "run",
-        "--train.steps", "4", "--overlays", "1", "--track", "csv", *SMALL,
+        "--train.steps", "4", "--overlays", "1", "--track", "csv", *options,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     (root / "told").write_text(result.stdout)
@@ -117,10 +137,10 @@ def test_train_writes_a_run(trained):
     assert wanted <= set(steps[0]) and all(np.isfinite(r["loss"]) for r in steps)
 
 
-def test_whatever_takes_long_is_said_before(trained):
+def test_whatever_takes_long_is_said_before(trained, network):
     told = [line.partition(" (last time")[0] for line in (trained / "told").read_text().splitlines()]
     said = [
-        "making the network (glcanet): compiling what draws its first weights",
+        f"making the network ({network}): compiling what draws its first weights",
         f"training on 2 scenes for 4 steps; everything is written to {trained / 'run'}",
         "phase joint: compiling its first step",
         "scoring test: compiling the network",
@@ -144,8 +164,8 @@ def test_what_is_said_is_seen_at_once(monkeypatch):
     assert seen == [b"compiling \\xe4\n"]
 
 
-def test_eval_of_a_run(trained, tmp_path):
-    result = run(
+def test_eval_of_a_run(trained, command, tmp_path):
+    result = command(
         "glcanet_jax", "eval", "--data.dataset", "folder", "--data.dir", trained / "data", "--split", "test",
         "--weights", trained / "run", "--out", tmp_path / "scores",
     )  # fmt: skip
@@ -158,9 +178,11 @@ def test_eval_of_a_run(trained, tmp_path):
         assert overlay.width > 300
 
 
-def test_what_was_trained_maps_a_scene(trained, tmp_path):
+def test_what_was_trained_maps_a_scene(trained, command, tmp_path):
     scene = trained / "data" / "test" / "images" / "s0.png"
-    result = run("glcanet_jax", "predict", scene, "--weights", trained / "run", "--out", tmp_path / "maps", "--overlay")
+    result = command(
+        "glcanet_jax", "predict", scene, "--weights", trained / "run", "--out", tmp_path / "maps", "--overlay"
+    )
     assert result.returncode == 0, result.stderr
     report = json.loads((tmp_path / "maps" / "report.json").read_text())["scenes"][0]
     assert [row["name"] for row in report["classes"]] == ["roof", "lake"]
@@ -168,11 +190,11 @@ def test_what_was_trained_maps_a_scene(trained, tmp_path):
     assert_told(call("glcanet_jax", "predict", "--weights", trained / "run", "--out", tmp_path), "no scene was given")
 
 
-def test_the_same_folder_with_other_options_is_refused(trained):
+def test_the_same_folder_with_other_options_is_refused(trained, options):
     before = (trained / "run" / "last.safetensors").read_bytes()
     result = call(
         "glcanet_jax", "train", "--data.dataset", "folder", "--data.dir", trained / "data", "--out", trained / "run",
-        "--train.steps", "5", *SMALL,
+        "--train.steps", "5", *options,
     )  # fmt: skip
     assert_told(result, "another configuration", "train.steps: 5 here, 4 there")
     assert (trained / "run" / "last.safetensors").read_bytes() == before
@@ -192,10 +214,10 @@ def test_eval_tells_what_does_not_fit(trained, tmp_path):
     assert_told(call(*junk, tmp_path / "none"), "there is no weights file or run at")
 
 
-def test_check(trained, tmp_path):
-    good = run("glcanet_jax", "check", "--dataset", "folder", "--data-dir", trained / "data")
-    assert good.returncode == 0, good.stderr
+def test_check(tmp_path):
     own_scenes(tmp_path)
+    good = run("glcanet_jax", "check", "--dataset", "folder", "--data-dir", tmp_path)
+    assert good.returncode == 0, good.stderr
     (tmp_path / "train" / "images" / "s0.png").write_bytes(b"no image")
     Image.new("RGB", (5, 5), (255, 0, 0)).save(tmp_path / "train" / "masks" / "s1.png")
     Image.new("RGB", (180, 150), (1, 2, 3)).save(tmp_path / "test" / "masks" / "s0.png")
@@ -265,15 +287,17 @@ def test_data_that_were_asked_for_and_are_not_there_end_the_command(monkeypatch,
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["deepglobe", "mbrsc", "vaihingen", "potsdam"])
-def test_an_experiment_without_its_data_exits_with_2(tmp_path, name):
-    result = run(f"experiments.{name}", "tiny", "--data.dir", tmp_path / "none", "--out", tmp_path / "run")
+@pytest.mark.parametrize(
+    ("name", "command"), [("deepglobe", run), ("mbrsc", call), ("vaihingen", call), ("potsdam", call)]
+)
+def test_an_experiment_without_its_data_exits_with_2(tmp_path, name, command):
+    result = command(f"experiments.{name}", "tiny", "--data.dir", tmp_path / "none", "--out", tmp_path / "run")
     assert_told(result, "was not found", str(tmp_path / "none"))
     assert not list(tmp_path.iterdir())
 
 
 def test_an_unknown_option_is_told():
-    result = run("experiments.mbrsc", "tiny", "--train.stepz", "3")
+    result = call("experiments.mbrsc", "tiny", "--train.stepz", "3")
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert "--train.steps" in result.stderr  # perhaps you meant
 
