@@ -25,32 +25,49 @@ from glcanet_jax.maps.model import load_model
 from glcanet_jax.maps.options import MapOptions
 from glcanet_jax.models import normalise
 from tests.drawn import drawn
+from tests.light import Light
 
 SMALL = dict(depth=10, width=8, fpn_channels=16, norm="frozen")
 VIEWS = geometry.Views(context_size=96, global_size=64, patch_size=64, overlap=16)
+NUMBERS = (3, 1)  # contexts, patches of each; an export compares others itself
 PALETTE = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
 
 
-@pytest.fixture(scope="module")
-def weights_file(tmp_path_factory):
+def saved(path, model):
     """A network whose parts that start at zero answer something, saved as a run saves it."""
-    config = Config(views=VIEWS, model=model_config(**SMALL), normalisation=NormalisationConfig(scale=255.0))
+    config = Config(views=VIEWS, model=model, normalisation=NormalisationConfig(scale=255.0))
     variables = drawn(runs.build_model(config, 3))
     table = ClassTable(("a", "b", "c"), PALETTE)
     scene = ArrayScene("made", np.zeros((64, 64, 3), np.uint8))
-    dataset = Dataset("made", table, {"test": (scene,)}, (Protocol("all", (0, 1, 2)),))
-    path = tmp_path_factory.mktemp("weights") / "best.safetensors"
+    dataset = Dataset("made", table, {"train": (scene,)}, (Protocol("all", (0, 1, 2)),))
     runs.save(path, config, dataset, variables)
     return path
 
 
-@pytest.fixture(scope="module")
-def written(weights_file, tmp_path_factory):
+def exported_of(weights, path):
     """The exported file, from the folder of a run, and the errors that were reported."""
-    path = tmp_path_factory.mktemp("export") / "made" / "network.zip"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stablehlo, "CHECKED", stablehlo.CHECKED[:1])  # other numbers have a test below
-        return path, export.export(weights_file.parent, path)
+        return path, export.export(weights.parent, path)
+
+
+@pytest.fixture(scope="module")
+def weights_file(tmp_path_factory):
+    return saved(tmp_path_factory.mktemp("weights") / "best.safetensors", model_config(**SMALL))
+
+
+@pytest.fixture(scope="module")
+def written(weights_file, tmp_path_factory):
+    return exported_of(weights_file, tmp_path_factory.mktemp("export") / "made" / "network.zip")
+
+
+@pytest.fixture(scope="module")
+def light(tmp_path_factory):
+    """Weights and what is exported of them, of a network that compiles at once: for what is of the files alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.NETWORKS, "light", Light)
+        weights = saved(tmp_path_factory.mktemp("light") / "best.safetensors", model_config("light"))
+        yield weights, exported_of(weights, tmp_path_factory.mktemp("export") / "light.zip")[0]
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +103,7 @@ def test_the_file_says_what_it_is(written):
     assert functions["fuse"]["inputs"]["context"] == functions["encode_global"]["outputs"]["context"]
 
 
-@pytest.mark.parametrize(("b", "n"), [(3, 1), (1, 4)])
+@pytest.mark.parametrize(("b", "n"), [NUMBERS, pytest.param(1, 4, marks=pytest.mark.slow)])
 def test_it_answers_as_the_network_whatever_the_numbers(written, network, b, n):
     exported = export.load(written[0])
     inputs = stablehlo.example(exported.manifest, b, n, seed=1)
@@ -103,8 +120,11 @@ def test_it_answers_as_the_network_whatever_the_numbers(written, network, b, n):
     "options",
     [
         {"mask": "window", "attn_levels": (5, 4, 3), "norm": "group"},
-        {"mask": "none", "residual": "input", "share_backbone": True, "position": None, "dtype": "bfloat16"},
-        {"sharing": "glnet", "norm": "batch"},
+        pytest.param(
+            {"mask": "none", "residual": "input", "share_backbone": True, "position": None, "dtype": "bfloat16"},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param({"sharing": "glnet", "norm": "batch"}, marks=pytest.mark.slow),
         {"head": "nonlinear", "feed_forward": 2},
     ],
     ids=lambda options: "-".join(map(str, options)),
@@ -145,7 +165,7 @@ print("alike")
 
 def test_it_runs_without_flax_or_the_networks(written, network, tmp_path):
     variables, (encode_global, encode_local, fuse) = network
-    image, patches, boxes = stablehlo.example(export.load(written[0]).manifest, 2, 3, seed=1)
+    image, patches, boxes = stablehlo.example(export.load(written[0]).manifest, *NUMBERS, seed=1)
     logits, out = fuse(variables, encode_global(variables, image), encode_local(variables, patches), boxes)
     pixels = np.random.default_rng(0).integers(0, 256, (5, 6, 3), np.uint8)
     normal = normalise(jnp.asarray(pixels), NormalisationConfig().mean, NormalisationConfig().std, 255.0)
@@ -188,13 +208,14 @@ def logits_of(weights, scene, **options):
     return sink.arrays["logits"], config, classes
 
 
-def test_it_maps_as_the_weights_do_through_the_same_walk(weights_file, written, scene):
+def test_it_maps_as_the_weights_do_through_the_same_walk(light, scene):
     """Several blocks and batches; its own classes, views and bands."""
-    wanted, config, classes = logits_of(weights_file, scene)
-    got, told, named = logits_of(written[0], scene)
-    assert named == classes and told.views == config.views and told.model.network == "glcanet"
+    weights, written = light
+    wanted, config, classes = logits_of(weights, scene)
+    got, told, named = logits_of(written, scene)
+    assert named == classes and told.views == config.views and told.model.network == "light"
     assert np.ptp(wanted) > 1e-2 and common.relative_error(got, wanted) <= 1e-4
-    shifted, _, _ = logits_of(written[0], scene, scale=300.0)
+    shifted, _, _ = logits_of(written, scene, scale=300.0)
     assert common.relative_error(shifted, wanted) > 1e-3
 
 
@@ -276,8 +297,9 @@ def test_files_that_cannot_be_used_are_told(written, tmp_path):
         export.load(bad)
 
 
-def test_a_failed_comparison_leaves_what_was_there(weights_file, written, tmp_path, monkeypatch):
-    with zipfile.ZipFile(written[0]) as archive:  # lowered once is enough
+def test_a_failed_comparison_leaves_what_was_there(light, tmp_path, monkeypatch):
+    weights_file, written = light
+    with zipfile.ZipFile(written) as archive:  # lowered once is enough
         programs = {name: jax.export.deserialize(bytearray(archive.read(f"{name}.bin"))) for name in exported.INPUTS}
     monkeypatch.setattr(stablehlo, "_lower", lambda *_: programs)
     monkeypatch.setattr(stablehlo, "TOLERANCE", {"float32": -1.0})
