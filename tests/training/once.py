@@ -4,8 +4,10 @@ import dataclasses
 
 import jax
 
+from glcanet_jax.geometry import Views
 from glcanet_jax.training import loop
 
+FEW = Views(context_size=512, global_size=64, patch_size=128, overlap=8)  # patches, of which validations have many
 programs, predictors = {}, {}
 
 

@@ -29,7 +29,8 @@ def constant(out, **train):
     settings = {"schedule": "joint", "global_steps": None, "eval_every": 2, "checkpoint_every": 2} | train
     config = configured(out, **settings)
     rates = dataclasses.replace(config.optimiser, schedule="constant", clip=1.0)
-    return dataclasses.replace(config, data=DataConfig("sample", val_split="test"), optimiser=rates)
+    data = DataConfig("sample", val_split="test")
+    return dataclasses.replace(config, data=data, optimiser=rates, views=once.FEW)
 
 
 @pytest.fixture(scope="module")

@@ -40,7 +40,7 @@ def toy(monkeypatch, out, **train):
     monkeypatch.setattr(runs, "build_model", lambda config, classes: Toy(classes))
     once.share(monkeypatch)
     config = configured(out, **PLAIN | train)
-    return dataclasses.replace(config, data=DataConfig("sample", val_split="test"))
+    return dataclasses.replace(config, data=DataConfig("sample", val_split="test"), views=once.FEW)
 
 
 def steps_of(out, kind):
