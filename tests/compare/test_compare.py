@@ -21,9 +21,9 @@ from glcanet_jax.data.scenes import ArrayScene, WindowScene
 from glcanet_jax.errors import UserError
 from glcanet_jax.geometry import Views
 from glcanet_jax.inference import evaluation, windows
+from tests.training.test_resume import Toy
 
 K = 3
-SMALL = dict(depth=10, fast_conv=False, width=8, fpn_channels=16, norm="frozen")
 
 
 def coarse(height, width, side, seed=0, ignored=0.1):
@@ -222,17 +222,21 @@ def dataset():
     return dataclasses.replace(sample, splits={"test": (cut, bare), "bare": (bare,)})
 
 
+@pytest.fixture(scope="module", autouse=True)
+def known():
+    """A network that compiles at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.NETWORKS, "toy", Toy)
+        yield
+
+
 @pytest.fixture(scope="module")
-def weights(dataset, tmp_path_factory):
+def weights(dataset, known, tmp_path_factory):
     """Two networks of one shape that answer differently: a run's folder, and a file."""
     folder = tmp_path_factory.mktemp("weights")
-    config = Config(
-        views=Views(context_size=256, global_size=64, patch_size=64, overlap=8),
-        model=model_config(**SMALL),
-        normalisation=NormalisationConfig(scale=255.0),
-    )
-    model = models.build("glcanet", len(dataset.classes.names), **SMALL)
-    shapes = jax.eval_shape(lambda: models.init(model, jax.random.key(0), 3))
+    views = Views(context_size=256, global_size=64, patch_size=64, overlap=8)
+    config = Config(views=views, model=model_config("toy"), normalisation=NormalisationConfig(scale=255.0))
+    shapes = models.shapes(Toy(len(dataset.classes.names)), 3)
     places = folder / "run" / "last.safetensors", folder / "control.safetensors"
     places[0].parent.mkdir()
     for seed, path in enumerate(places):
