@@ -1,6 +1,7 @@
 """What a network takes of weights that exist: every array that fits, to the bit; class layers by name, bands as a backbone's."""
 
 import dataclasses
+import functools
 import os
 import shutil
 from collections import Counter
@@ -34,11 +35,21 @@ def build(model, count):
     return models.build(model.network, count, **configs.model_options(model))
 
 
+@functools.cache  # traces of networks, which take most of the time here
+def shapes_of(model, count, bands):
+    return models.shapes(build(model, count), bands)
+
+
+@functools.cache
+def axes_of(model, count, bands):
+    return models.axes(lambda k: build(model, k), count, bands)
+
+
 def drawn(model, count, bands, seed):
     """Variables of a network, drawn anew."""
     rng = np.random.default_rng(seed)
     draw = lambda x: rng.standard_normal(x.shape).astype(np.float32)  # noqa: E731
-    return jax.tree.map(draw, models.shapes(build(model, count), bands))
+    return jax.tree.map(draw, shapes_of(model, count, bands))
 
 
 def source(model, bands=3, names=THEIRS):
@@ -50,7 +61,7 @@ def source(model, bands=3, names=THEIRS):
 
 def take(given, model, names=THEIRS, bands=3, renames=None):
     """Fresh arrays, those that came out, and what was told; all by path."""
-    axes = models.axes(lambda k: build(model, k), len(names), bands)
+    axes = axes_of(model, len(names), bands)
     config = Config(model=model, init=InitConfig("theirs", renames))
     fresh = drawn(model, len(names), bands, 2)
     out, start = starting.take(given, fresh, axes, config, names)
@@ -88,7 +99,7 @@ def test_a_network_takes_all_of_its_own_weights(network):
 
 def layers(network, names):
     """The parameters that give classes."""
-    return {"/".join(p) for p in models.axes(lambda k: build(small(network), k), len(names), 3).classes}
+    return {"/".join(p) for p in axes_of(small(network), len(names), 3).classes}
 
 
 def test_classes_by_name_and_bands_as_a_backbone_has_them():
