@@ -309,7 +309,8 @@ def test_the_log_forgets_what_will_be_done_again(tmp_path):
 # -------------------------------------------------------------------------------------------------------- validation
 def test_the_best_weights_by_validation_are_kept(tmp_path, toys):
     config = configured(tmp_path / "run", schedule="joint", global_steps=None, steps=4, eval_every=2)
-    config = dataclasses.replace(config, data=DataConfig("sample", val_split="test"))
+    views = dataclasses.replace(config.views, context_size=512, patch_size=128)  # validations have fewer patches
+    config = dataclasses.replace(config, data=DataConfig("sample", val_split="test"), views=views)
     out = loop.train(config)
     scored = [r for r in report.read_log(out / "log.jsonl") if r["kind"] == "eval"]
     assert [r["step"] for r in scored] == [2, 4] and all(0 < r["miou"] < 1 for r in scored)
