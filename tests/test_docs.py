@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import tyro
 
-from glcanet_jax import models, starting
+from glcanet_jax import models, runs, starting
 from glcanet_jax.config import Config
 
 ROOT = Path(__file__).parents[1]
@@ -61,8 +61,27 @@ def name(page: Path) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------------- Python
+@pytest.fixture(scope="module")
+def loaded():
+    return {}
+
+
+@pytest.fixture
+def load_once(monkeypatch, loaded):
+    """Pages load the same weights, whose network is compiled each time."""
+    load = runs.load_predictor
+
+    def once(*args, **options):
+        asked = repr((args, sorted(options.items())))
+        if asked not in loaded:
+            loaded[asked] = load(*args, **options)
+        return loaded[asked]
+
+    monkeypatch.setattr(runs, "load_predictor", once)
+
+
 @pytest.mark.parametrize("page", [p for p in PAGES if any(b.language == "python" for b in blocks(p))], ids=name)
-def test_the_python_of_a_page_runs(page, monkeypatch):
+def test_the_python_of_a_page_runs(page, monkeypatch, load_once):
     """From top to bottom, as a reader would type it."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(models, "NETWORKS", dict(models.NETWORKS))
