@@ -1,5 +1,7 @@
 """What the attention looks at: the weights that the network itself uses, and the mask that it has."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,10 +13,12 @@ from glcanet_jax.inference.attention_maps import attention_map, mask_map
 from glcanet_jax.inference.predictor import Predictor
 from tests.drawn import drawn
 from tests.inference.test_evaluation import NORMALISATION, SMALL, scene_of
+from tests.light import Light
 
 VIEWS = geometry.Views(context_size=320, global_size=160, patch_size=96, overlap=16)
 
 
+@functools.cache
 def predictor(**options):
     model = models.build("glcanet", 3, **SMALL | options)
     return Predictor(model, drawn(model), VIEWS, NORMALISATION, bands=3)
@@ -75,7 +79,7 @@ def test_the_window_follows_the_pixel_and_the_footprint_the_patch():
         visible = mask_map(window, scene, pixel, level=4)
         rows, columns = np.nonzero(visible)
         assert visible.any() and np.hypot(centres[rows] - pixel[0], centres[columns] - pixel[1]).max() <= 40 + 12
-    footprint = predictor()
+    footprint = predictor(heads=2)
     near = [mask_map(footprint, scene, pixel, level=4) for pixel in ((20, 20), (30, 30), (250, 250))]
     np.testing.assert_array_equal(near[0], near[1])
     assert (near[0] != near[2]).any()
@@ -85,10 +89,10 @@ def test_the_window_follows_the_pixel_and_the_footprint_the_patch():
 def test_bad_requests_are_told():
     scene = scene_of(100, 120)
     with pytest.raises(UserError, match="pixel is .100, 3.; the scene has 100 rows and 120 columns"):
-        attention_map(predictor(), scene, (100, 3))
+        attention_map(predictor(heads=2), scene, (100, 3))
     with pytest.raises(UserError, match="level is 3; this network's cross-attention is at 5, 4"):
-        mask_map(predictor(), scene, (0, 0), level=3)
-    model = models.build("unet", 3, width=4, padding="same")
+        mask_map(predictor(heads=2), scene, (0, 0), level=3)
+    model = Light(3)
     other = Predictor(model, drawn(model), VIEWS, NORMALISATION, bands=3)
     with pytest.raises(UserError, match="only a GLCANet with cross-attention"):
         attention_map(other, scene, (0, 0))
