@@ -32,9 +32,10 @@ def save_figure(figure: Any, path: Path) -> None:
 
     FigureCanvasAgg(figure)
     dpi = min(DPI, PAGE / figure.get_figwidth()) if path.suffix == ".webp" else DPI
-    packed = {"quality": 70, "method": 6} if path.suffix == ".webp" else {}  # two thirds of Pillow's own bytes
+    # two thirds of the bytes that Pillow makes of it by itself
+    packed = {"pil_kwargs": {"quality": 70, "method": 6}} if path.suffix == ".webp" else {}
     with disk.whole(path) as place:
-        figure.savefig(place, dpi=dpi, pil_kwargs=packed)
+        figure.savefig(place, dpi=dpi, **packed)
 
 
 def save_overlay(
