@@ -7,6 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from glcanet_jax import models
+from glcanet_jax.models import declared
+
+
+def begun(model, size, bands=3, b=1):
+    """Shapes of what a module answers to ``[b, *size, bands]``, and of its variables, from one trace."""
+    with declared.shapes_alone():
+        x = jax.ShapeDtypeStruct((b, *size, bands), jnp.float32)
+        return jax.eval_shape(model.init_with_output, jax.random.key(0), x)
 
 
 def drawn(model, bands=3, seed=0):

@@ -175,7 +175,10 @@ def _on_made_scenes(without: str) -> Callable[[Results], list[Evidence]]:
             verdict, spare = HOLDS if needed else UNDECIDED, enough and all(c["learnt"] for c in both[1])
             finding = f"made scenes, {task}: IoU {words[0]} with it, {words[1]} without{': not needed there' * spare}"
             made = f"context.json: small networks; {result['machine']['device']}, {result['machine']['date']}"
-            out.append(Evidence(finding, made, result["command"], verdict))
+            # of these cells: the file's own command is the last of several that have filled it
+            command = f"python -m experiments.context --tasks {task} --networks footprint-nonlinear {without}-nonlinear"
+            command += f" --seeds {max(map(len, both))} --steps {result['settings']['steps']}"
+            out.append(Evidence(finding, made, command, verdict))
         return out
 
     return look

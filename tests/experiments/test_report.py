@@ -103,7 +103,9 @@ def test_made_scenes_tell_whether_a_part_is_needed(learnt, without, verdict):
         for name, runs in (("footprint-nonlinear", learnt), ("no-mask-nonlinear", without))
         for seed, done in enumerate(runs)
     ]
-    (found,) = mask({"context": {"command": "run", "machine": MACHINE, "cells": cells}})
+    (found,) = mask({"context": {"command": "the last", "machine": MACHINE, "settings": {"steps": 7}, "cells": cells}})
+    told = "--tasks both --networks footprint-nonlinear no-mask-nonlinear --seeds"
+    assert found.command == f"python -m experiments.context {told} {len(learnt)} --steps 7"
     assert found.verdict == verdict and "made scenes, both" in found.finding
     assert ("not needed" in found.finding) == (all(without) and all(learnt))
 

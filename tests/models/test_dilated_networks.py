@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from glcanet_jax import models
 from glcanet_jax.errors import UserError
-from glcanet_jax.models import declared
 from glcanet_jax.models.cbam import CBAMFCN
 from glcanet_jax.models.deeplabv3plus import DeepLabV3Plus
 from glcanet_jax.models.encnet import EncNet
@@ -22,6 +21,7 @@ from glcanet_jax.models.layers import encoding, pooling
 from glcanet_jax.models.layers.resnet import BLOCKS, ResNet, norm_layer
 from glcanet_jax.models.pspnet import PSPNet
 from glcanet_jax.models.refinenet import RefineNet
+from tests.drawn import begun
 
 SMALL = dict(depth=10, width=8, fast_conv=False)  # what compiles fast
 NETWORKS = {
@@ -61,16 +61,9 @@ def small(name, **options):
     return network(CLASSES, **{**defaults, **options})
 
 
-def begun(model, bands=BANDS, size=SIZE, b=1):
-    """Shapes of what a network answers, and of its variables."""
-    with declared.shapes_alone():
-        x = jax.ShapeDtypeStruct((b, *size, bands), "float32")
-        return jax.eval_shape(model.init_with_output, jax.random.key(0), x)
-
-
 @cache
 def shapes_of(model, bands=BANDS):
-    return begun(model, bands)[1]
+    return begun(model, SIZE, bands)[1]
 
 
 def drawn(shapes):
@@ -114,7 +107,7 @@ def cells(size, stride):
 @pytest.mark.parametrize(("size", "bands"), [((97, 130), 3), ((64, 33), 1), ((5, 9), 7), ((1, 1), 2)])
 def test_shapes_at_any_size(name, size, bands):
     model = small(name)
-    (logits, out), variables = begun(model, bands, size, b=2)
+    (logits, out), variables = begun(model, size, bands, b=2)
     if bands == BANDS:  # variables are those of any other size
         assert variables == shapes_of(model)
     assert logits.shape == (2, *cells(size, STRIDE[name]), CLASSES) and logits.dtype == "float32"
@@ -343,7 +336,7 @@ def test_parameters_are_the_published_ones():
 )
 def test_weights_of_a_resnet_fit(monkeypatch, model):
     monkeypatch.setitem(BLOCKS, 50, (2, 2, 2, 2))  # as many as there are kinds of
-    wanted, (_, ours) = dict(begun(ResNet(), 3)[1]), begun(model, 3)
+    wanted, (_, ours) = dict(begun(ResNet(), SIZE)[1]), begun(model, SIZE)
     assert {k: v["resnet"] for k, v in ours.items()} == wanted
 
 
@@ -352,7 +345,7 @@ def test_resnet_strides(monkeypatch):
     monkeypatch.setitem(BLOCKS, 50, (2, 2, 2, 2))  # as many as there are kinds of
     for output_stride, strides in {32: (4, 8, 16, 32), 16: (4, 8, 16, 16), 8: (4, 8, 8, 8)}.items():
         for depth in (18, 50):
-            out, _ = begun(ResNet(depth=depth, width=4, output_stride=output_stride), 3, (97, 130))
+            out, _ = begun(ResNet(depth=depth, width=4, output_stride=output_stride), (97, 130))
             assert [out[f"c{i}"].shape[1:3] for i in range(2, 6)] == [cells((97, 130), s) for s in strides]
 
 
@@ -375,7 +368,7 @@ def test_dilation_only_adds_cells(monkeypatch):
     monkeypatch.setitem(BLOCKS, 50, (1, 1, 2, 2))  # what compiles fast
     make = lambda s: ResNet(depth=50, width=2, stride="v1", norm=norm_layer("frozen"), output_stride=s)  # noqa: E731
     x = jax.random.normal(jax.random.key(1), (1, 69, 90, 2))
-    variables = drawn(begun(make(32))[1])
+    variables = drawn(begun(make(32), SIZE, BANDS)[1])
     strided = jax.jit(make(32).apply)(variables, x)
     for output_stride in (16, 8):
         dilated = jax.jit(make(output_stride).apply)(variables, x)

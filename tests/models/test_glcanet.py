@@ -73,9 +73,8 @@ def test_the_three_functions_compose(key, options):
         again, _ = fns.fuse(variables, context, fns.encode_local(variables, patches), boxes)
         return fns.apply(variables, image, patches, boxes), again
 
-    if (
-        options
-    ):  # one program: what the two have in common is compiled once; of the plain network other tests share the parts
+    # one program: what the two have in common is compiled once; of the plain network other tests share the parts
+    if options:
         both = jax.jit(both)
     (logits, out), again = both(variables, *inputs(key))
     assert logits.shape == (2, 3, 17, 17, 5) and logits.dtype == jnp.float32

@@ -14,26 +14,20 @@ from safetensors.numpy import save_file
 
 from glcanet_jax import models, weights
 from glcanet_jax.errors import UserError
-from glcanet_jax.models import declared, fcn8s, unet
+from glcanet_jax.models import fcn8s, unet
 from glcanet_jax.models.fcn8s import FCN8s
 from glcanet_jax.models.layers import resnet, vgg
 from glcanet_jax.models.segnet import SegNet
 from glcanet_jax.models.unet import UNet
+from tests.drawn import begun
 
 SMALL = {"fcn8s": FCN8s(5, width=4, fc=16), "unet": UNet(5, width=4), "segnet": SegNet(5, width=4)}
 SAME = {f"{name}, same": SMALL[name].clone(padding="same") for name in ("fcn8s", "unet")}
 
 
-def begun(model, bands=3, size=(32, 48), b=1):
-    """Shapes of what a network answers, and of its variables."""
-    with declared.shapes_alone():
-        x = jax.ShapeDtypeStruct((b, *size, bands), jnp.float32)
-        return jax.eval_shape(model.init_with_output, jax.random.key(0), x)
-
-
 @functools.cache
 def template(model, bands=3):
-    return begun(model, bands)[1]
+    return begun(model, (32, 48), bands)[1]
 
 
 @functools.cache
@@ -121,7 +115,7 @@ def test_vgg_has_the_published_convolutions():
 @pytest.mark.parametrize(("size", "bands"), [((1, 1), 1), ((33, 50), 3), ((97, 130), 7), ((500, 333), 4)])
 @pytest.mark.parametrize("model", (SMALL | SAME).values(), ids=(*SMALL, *SAME))
 def test_logits_are_the_images_size(model, size, bands):
-    (logits, out), variables = begun(model, bands, size, b=2)
+    (logits, out), variables = begun(model, size, bands, b=2)
     if bands == 3:  # variables are those of any other size
         assert variables == template(model)
     assert logits.shape == out["logits"].shape == (2, *size, 5) and logits.dtype == jnp.float32
