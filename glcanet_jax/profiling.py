@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import os
 import platform
 import re
@@ -41,13 +42,22 @@ def _status(key: str) -> int | None:
         return None
 
 
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    """The C library of this process; opened once, since each handle brings a class of its own, which waits for the collector.
+
+    Raises TypeError where libraries have to be named (Windows).
+    """
+    return ctypes.CDLL(None)
+
+
 def release_memory() -> None:
     """Have the C library give back what it holds but nobody uses, so that fragments do not add up in a long run.
 
     Nothing happens where it cannot (glibc can).
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
+        _libc().malloc_trim(0)
 
 
 def release_mapped(path: Path) -> None:
@@ -55,8 +65,8 @@ def release_mapped(path: Path) -> None:
 
     Whoever reads it again finds it as it was. Nothing happens where it cannot (Linux can).
     """
-    with contextlib.suppress(OSError, AttributeError, ValueError):
-        libc, wanted = ctypes.CDLL(None), os.path.realpath(path)
+    with contextlib.suppress(OSError, AttributeError, TypeError, ValueError):
+        libc, wanted = _libc(), os.path.realpath(path)
         for line in Path("/proc/self/maps").read_text().splitlines():
             places, rights, _, _, _, *name = line.split(maxsplit=5)
             if name == [wanted] and "w" not in rights:  # what was written into a mapping would be lost
