@@ -35,12 +35,11 @@ def build(model, count):
     return models.build(model.network, count, **configs.model_options(model))
 
 
-@functools.cache  # traces of networks, which take most of the time here
 def shapes_of(model, count, bands):
     return models.shapes(build(model, count), bands)
 
 
-@functools.cache
+@functools.cache  # traces of networks, which take most of the time here
 def axes_of(model, count, bands):
     return models.axes(lambda k: build(model, k), count, bands)
 

@@ -6,7 +6,7 @@ A network of two views (GLCANet, GLNet) has ``encode_global``, ``encode_local`` 
 
 import sys
 from collections.abc import Callable, Mapping
-from functools import partial
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -144,7 +144,19 @@ def build(name: str, num_classes: int, **given: Any) -> nn.Module:
     if not single_view(name):
         return network(num_classes=num_classes, **given)
     view = given.pop("view", VIEW[2])
-    return SingleView(num_classes, partial(network, num_classes=num_classes, **given), view)
+    return SingleView(num_classes, _Maker(network, num_classes, tuple(sorted(given.items()))), view)
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """A network that is not made yet; two are equal that make equal ones, so that what is remembered by network is found again."""
+
+    network: Callable[..., nn.Module]
+    num_classes: int
+    given: tuple[tuple[str, Any], ...]
+
+    def __call__(self, **more: Any) -> nn.Module:
+        return self.network(num_classes=self.num_classes, **dict(self.given), **more)
 
 
 class Functions(NamedTuple):

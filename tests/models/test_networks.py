@@ -1,7 +1,6 @@
 """Every network under the one contract: composed, trained, scored, saved and walked over a scene alike."""
 
 import dataclasses
-from functools import cache
 
 import flax.linen as nn
 import jax
@@ -91,7 +90,6 @@ def every_view(*own):
     return pytest.mark.parametrize(("name", "view"), [pytest.param(n, v, marks=marks) for n, v, marks in pairs])
 
 
-@cache  # one and the same each time, whose variables' shapes are remembered
 def small(name, classes=CLASSES, **options):
     return models.build(name, classes, **SMALL[name] | options)
 
@@ -101,6 +99,14 @@ def inputs(n=2):
     image, patches = rng.standard_normal((2, 64, 64, 3)), rng.standard_normal((2, n, 49, 49, 3))
     boxes = np.broadcast_to(np.array([[0.1, 0.2, 0.5, 0.6], [0.4, 0.3, 0.8, 0.7]])[:n], (2, n, 4))
     return tuple(jnp.asarray(x, jnp.float32) for x in (image, patches, boxes))
+
+
+@every_network
+def test_networks_built_alike_are_equal(name):
+    """What is remembered by network, as its variables' shapes are, is found again; of another network it is not."""
+    one, other = small(name), small(name)
+    assert one == other and hash(one) == hash(other) and models.shapes(one, 3) is models.shapes(other, 3)
+    assert len({one, other, small(name, CLASSES + 1), small(name, dtype="bfloat16")}) == 3
 
 
 COUNTED_BY_THEIR_OWN_TESTS = ("glcanet", "glnet")
