@@ -17,6 +17,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple, NoReturn
 
 from glcanet_jax.errors import Stopped, UserError
@@ -32,7 +33,7 @@ hanging = threading.Event()  # compiled code in a thread does not come back: the
 
 
 def run(main: Callable[[], Any]) -> None:
-    """Run a command; bad input ends in its message alone and exit code 2, Ctrl-C in 130; a second Ctrl-C ends at once."""
+    """Run a command; bad input ends in its message alone and exit code 2, Ctrl-C in 130, SIGTERM in 143; a second one ends at once."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         # a name that the terminal's encoding lacks ends no command; what is said is seen at once, in pipes and files, too
         sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
@@ -40,7 +41,7 @@ def run(main: Callable[[], Any]) -> None:
     warnings.filterwarnings("ignore", "Dataset has no geotransform")
     gc.set_threshold(ALLOCATED)
     try:
-        with _second_ends_at_once():
+        with _second_ends_at_once(), _terminated_as_interrupted():
             code = main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -77,11 +78,11 @@ def _second_ends_at_once() -> Iterator[None]:
     before, hook, repeated = signal.set_wakeup_fd(told, warn_on_full_buffer=False), sys.unraisablehook, []
 
     def swallowed(what: Any) -> None:
-        """A Ctrl-C that fell into a finaliser or a collector's callback ended that alone: it is given again, once out of there."""
-        if what.exc_type is not KeyboardInterrupt:
+        """A signal that fell into a finaliser or a collector's callback ended that alone: it is given again, once out of there."""
+        if not issubclass(what.exc_type, KeyboardInterrupt):
             return hook(what)
-        main = threading.main_thread().ident
-        repeated.append(threading.Timer(0.01, signal.pthread_kill, (main, signal.SIGINT)))
+        again = signal.SIGTERM if isinstance(what.exc_value, Stopped) else signal.SIGINT
+        repeated.append(threading.Timer(0.01, signal.pthread_kill, (threading.main_thread().ident, again)))
         repeated[-1].start()
 
     def watch() -> None:
@@ -104,6 +105,27 @@ def _second_ends_at_once() -> Iterator[None]:
             timer.cancel()
         signal.set_wakeup_fd(before)
         os.close(told)
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM, by which schedulers and containers stop a command, ends it as Ctrl-C does: it says where it was and clears away.
+
+    It stays what it was where somebody else has asked for it, or where it is ignored.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        raise Stopped("stopped", number)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def program() -> str:

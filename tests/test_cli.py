@@ -341,15 +341,16 @@ def test_info_knows_other_networks():
         assert told["gflop"]["scene"] == pytest.approx(told["gflop"]["context"] + 2 * told["gflop"]["patch"], rel=1e-3)
 
 
-def test_ctrl_c_is_not_lost_in_a_finaliser():
+@pytest.mark.parametrize(("name", "ended"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_ctrl_c_and_sigterm_are_not_lost_in_a_finaliser(name, ended):
     """Python ignores what is raised there: the command would go on as if nobody had asked it to stop."""
-    code = """
+    code = f"""
 import os, signal, time
 from glcanet_jax import cli
 
 class Finalised:
     def __del__(self):
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.{name})
         for _ in range(1000):
             pass
 
@@ -361,7 +362,27 @@ cli.run(main)
 """
     began = time.monotonic()
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert (result.returncode, result.stderr) == (130, "stopped\n") and time.monotonic() - began < 25
+    assert (result.returncode, result.stderr) == (ended, "stopped\n") and time.monotonic() - began < 25
+
+
+def test_a_sigterm_that_is_ignored_or_asked_for_by_others_stays_theirs():
+    code = """
+import os, signal, sys
+from glcanet_jax import cli
+
+def main():
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("goes on", file=sys.stderr)
+
+for handler in (signal.SIG_IGN, lambda number, frame: None):
+    signal.signal(signal.SIGTERM, handler)
+    try:
+        cli.run(main)
+    except SystemExit as ended:
+        assert ended.code == 0 and signal.getsignal(signal.SIGTERM) is handler
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (0, "goes on\n" * 2), result.stderr
 
 
 def test_a_thread_that_hangs_is_not_waited_for():

@@ -536,7 +536,8 @@ def test_the_command_and_what_it_says_when_things_go_wrong(tmp_path, glcanet, im
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_at_once_and_the_next_run_goes_on(tmp_path, glcanet, image):
+@pytest.mark.parametrize(("number", "ended"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_and_sigterm_end_at_once_and_the_next_run_goes_on(tmp_path, glcanet, image, number, ended):
     weights = glcanet
     big = np.tile(image, (3, 3, 1))
     scene, out = write(tmp_path / "scene.tif", big), tmp_path / "out"
@@ -548,10 +549,10 @@ def test_ctrl_c_ends_at_once_and_the_next_run_goes_on(tmp_path, glcanet, image):
     while not (journal.exists() and journal.read_bytes().count(b"\n") > 2):  # early, to find it at work
         assert process.poll() is None and time.monotonic() < limit
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     began = time.monotonic()
     _, told = process.communicate(timeout=60)
-    assert process.returncode == 130 and time.monotonic() - began < 10
+    assert process.returncode == ended and time.monotonic() - began < 10
     assert "scene: stopped; the same command goes on from here" in told and "Traceback" not in told
     assert not list(out.glob("[!.]*"))
     (report,) = mapping.map_scenes([scene], weights, out)
