@@ -386,6 +386,8 @@ def train_phase(run: Run, state: TrainState, phase: Phase, start: int) -> TrainS
         if logged(work.config.train.log_every, phase.stop, step):
             line = record(step, per_epoch, metrics, run.rates, work.spans, timer)
             run.log.write(line | run.batches.told())
+        if due["validation"](step) or due["checkpoint"](step):
+            pace.pause(metrics)
         if due["validation"](step):
             score(run, state, step)
         late = time.monotonic() - run.saved_at > 60 * work.config.train.checkpoint_minutes

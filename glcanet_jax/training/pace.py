@@ -21,28 +21,50 @@ class Pace:
     def __init__(self, kind: Any, left: int, advice: str = ""):
         """``left``: steps to come. ``advice``: what would be quicker."""
         self._kind, self._left, self._advice, self._durations = kind, left, advice, Durations()
-        self._calls, self._steps, self._last, self._began = 0, 0, 0, 0.0
+        self._steps, self._seconds = 0, 0.0  # that were measured
+        self._under_way = 0  # steps that were handed over, and are not measured
+        self._since: float | None = None  # when their time began; None: they are not measured
+        self._first = True  # those are compiled, too, and do not count
         self._told = self._durations.known(kind)
         self._silent = jax.default_backend() != "cpu"
         if self._told is not None and not self._silent:
             self._tell(self._told, "the last time")
 
-    def again(self) -> None:
-        """Something else than steps took time: what was measured so far does not count."""
-        self._calls, self._steps = 0, 0
-
     def step(self, count: int) -> None:
+        """``count`` steps were handed to the device."""
         if self._silent:
             return
-        self._calls += 1
-        if self._calls == 2:  # the first ones are done, compiling and all
-            self._began = time.perf_counter()
-        elif self._calls > 2:
-            self._steps += self._last
-        self._last = count
+        now = time.perf_counter()
+        self._measure(now)
+        if self._since is None and not self._first:
+            self._since = now
+        self._first, self._under_way = False, count
+        self._say()
+
+    def pause(self, made: Any) -> None:
+        """Something else than steps is about to take time; ``made`` is of the last of them, which is waited for."""
+        if self._silent:
+            return
+        jax.block_until_ready(made)
+        self._measure(time.perf_counter())
+        self._say()
+
+    def again(self) -> None:
+        """Something else took time, and is over; steps that were not waited for do not count."""
+        self._since, self._under_way = time.perf_counter(), 0
+
+    def _measure(self, now: float) -> None:
+        """What was under way, if anything was, is done."""
+        if not self._under_way:
+            return
+        if self._since is not None:
+            self._steps, self._seconds = self._steps + self._under_way, self._seconds + now - self._since
+        self._since, self._under_way = None, 0
+
+    def _say(self) -> None:
         if self._steps >= MEASURED:
             self._silent = True
-            seconds = (time.perf_counter() - self._began) / self._steps
+            seconds = self._seconds / self._steps
             self._durations.note(self._kind, float(f"{seconds:.3g}"))
             if self._told is None or not 1 / NEAR < seconds / self._told < NEAR:
                 self._tell(seconds, "measured")

@@ -59,8 +59,27 @@ def test_what_came_between_is_not_measured(folder, clock, capsys):
     steps(clock, pace, 2.0, calls=4)
     clock[0] += 500  # scores, say
     pace.again()
+    clock[0] -= 60  # nothing is compiled now
     steps(clock, pace, 2.0)
     assert "50 steps of 2 s (measured)" in capsys.readouterr().out
+
+
+def test_steps_that_are_scored_one_by_one_are_measured(folder, clock, capsys, monkeypatch):
+    """As of a folder with few scenes, an epoch of which is a step."""
+    pace = Pace("kind", 400)
+
+    def wait(made):
+        clock[0] += 60 * (made == 0) + 2.0
+
+    monkeypatch.setattr(pacing.jax, "block_until_ready", wait)
+    for step in range(4):
+        assert capsys.readouterr().out == ""
+        clock[0] += 7  # what is read
+        pace.step(1)
+        pace.pause(step)
+        clock[0] += 500  # scores
+        pace.again()
+    assert "400 steps of 9 s (measured)" in capsys.readouterr().out
 
 
 def test_on_a_gpu_and_in_a_few_steps_nothing_is_told(folder, clock, capsys, monkeypatch):
