@@ -9,17 +9,17 @@ import inspect
 import io
 import os
 import re
+import select
 import shutil
-import signal
 import sys
 import textwrap
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any, NamedTuple, NoReturn
 
+from glcanet_jax import signals
 from glcanet_jax.errors import Stopped, UserError
 from glcanet_jax.options import MISSING, SHORT, Option, canonical, check, metavar, options_of, perhaps, sentence
 
@@ -33,26 +33,50 @@ hanging = threading.Event()  # compiled code in a thread does not come back: the
 
 
 def run(main: Callable[[], Any]) -> None:
-    """Run a command; bad input ends in its message alone and exit code 2, Ctrl-C in 130, SIGTERM in 143; a second one ends at once."""
+    """Run a command; bad input ends in its message alone and exit code 2, Ctrl-C in 130, SIGTERM in 143 (:mod:`glcanet_jax.signals`)."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         # a name that the terminal's encoding lacks ends no command; what is said is seen at once, in pipes and files, too
         sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
     # of pictures that lie nowhere; hidden where they are opened, too, but filters are one for all threads
     warnings.filterwarnings("ignore", "Dataset has no geotransform")
     gc.set_threshold(ALLOCATED)
+    with signals.heard():
+        code = _code_of(main)
+    _end(code)
+
+
+def _code_of(main: Callable[[], Any]) -> int:
+    """Run it, and tell what ended it; the exit code."""
     try:
-        with _second_ends_at_once(), _terminated_as_interrupted():
-            code = main()
+        code = main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        _end(2)
+        return 2
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
-        _end(stopped.code)
+        return stopped.code
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
-        _end(130)
-    _end(code if isinstance(code, int) else 0)
+        return 130
+    except BrokenPipeError:
+        if not _unread():
+            raise
+        print("stopped: nobody reads what is printed", file=sys.stderr)
+        return 141  # as shells count SIGPIPE
+    return code if isinstance(code, int) else 0
+
+
+def _unread() -> bool:
+    """Whether whoever read what is printed, as `head`, has ended; what is still to be printed goes nowhere then."""
+    if not hasattr(select, "poll"):  # Windows
+        return False
+    looked = select.poll()
+    looked.register(sys.stdout, 0)  # errors are told anyway
+    if not looked.poll(0):
+        return False
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+    return True
 
 
 def _end(code: int) -> NoReturn:
@@ -61,71 +85,6 @@ def _end(code: int) -> NoReturn:
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
-
-
-@contextlib.contextmanager
-def _second_ends_at_once() -> Iterator[None]:
-    """A second Ctrl-C or SIGTERM ends the process, whatever compiled code it is in: Python hears of signals only between
-    its own steps, and nothing that is not whole has its final name.
-    """
-    if os.name == "nt" or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    heard, told = os.pipe()
-    os.set_blocking(told, False)
-    terminal = os.dup(2)  # which may go elsewhere meanwhile
-    last = b"\x1b[?25hstopped\n" if os.isatty(terminal) else b"stopped\n"  # a bar has hidden the cursor
-    before, hook, repeated = signal.set_wakeup_fd(told, warn_on_full_buffer=False), sys.unraisablehook, []
-
-    def swallowed(what: Any) -> None:
-        """A signal that fell into a finaliser or a collector's callback ended that alone: it is given again, once out of there."""
-        if not issubclass(what.exc_type, KeyboardInterrupt):
-            return hook(what)
-        again = signal.SIGTERM if isinstance(what.exc_value, Stopped) else signal.SIGINT
-        repeated.append(threading.Timer(0.01, signal.pthread_kill, (threading.main_thread().ident, again)))
-        repeated[-1].start()
-
-    def watch() -> None:
-        numbers = []
-        while found := os.read(heard, 64):
-            numbers += [n for n in found if n in (signal.SIGINT, signal.SIGTERM)]
-            if len(numbers) > 1 + len(repeated):
-                os.write(terminal, last)
-                os._exit(128 + numbers[-1])
-        os.close(heard)
-        os.close(terminal)
-
-    threading.Thread(target=watch, daemon=True).start()
-    sys.unraisablehook = swallowed
-    try:
-        yield
-    finally:
-        sys.unraisablehook = hook
-        for timer in repeated:
-            timer.cancel()
-        signal.set_wakeup_fd(before)
-        os.close(told)
-
-
-@contextlib.contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM, by which schedulers and containers stop a command, ends it as Ctrl-C does: it says where it was and clears away.
-
-    It stays what it was where somebody else has asked for it, or where it is ignored.
-    """
-    main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-
-    def end(number: int, frame: FrameType | None) -> NoReturn:
-        raise Stopped("stopped", number)
-
-    signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def program() -> str:

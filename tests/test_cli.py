@@ -365,6 +365,40 @@ cli.run(main)
     assert (result.returncode, result.stderr) == (ended, "stopped\n") and time.monotonic() - began < 25
 
 
+@pytest.mark.parametrize(("name", "ended"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_what_is_asked_while_a_module_is_imported_ends_at_once(tmp_path, name, ended):
+    """An extension that is being loaded may swallow what is raised, and the command would go on, or die of it."""
+    (tmp_path / "swallows.py").write_text(f"""
+import os, signal
+try:
+    os.kill(os.getpid(), signal.{name})
+    for _ in range(1000):
+        pass
+except BaseException:
+    pass
+""")
+    code = f"import sys; from glcanet_jax import cli; sys.path.append({str(tmp_path)!r}); cli.run(lambda: __import__('swallows'))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (ended, "stopped\n")
+
+
+def test_output_that_nobody_reads_ends_a_command_in_a_line():
+    code = """
+from glcanet_jax import cli
+
+def main():
+    for i in range(100_000):
+        print(i)
+
+cli.run(main)
+"""
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True, **pipes) as process:
+        assert process.stdout.readline() == "0\n"
+        process.stdout.close()
+        assert process.stderr.read() == "stopped: nobody reads what is printed\n" and process.wait(60) == 141
+
+
 def test_a_sigterm_that_is_ignored_or_asked_for_by_others_stays_theirs():
     code = """
 import os, signal, sys

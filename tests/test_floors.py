@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = (
     ("errors", "progress"),
     ("limits",),
-    ("backend", "geometry", "options", "profiling"),
+    ("backend", "geometry", "options", "profiling", "signals"),
     ("border",),
     ("data", "dialects", "models.layers"),
     ("models", "metrics", "page", "report", "hub"),
