@@ -58,6 +58,10 @@ class Allowed:
     def add(self, path: Path) -> None:
         self._roots.append(Path(os.path.realpath(path)))
 
+    def with_folder(self, folder: Path) -> "Allowed":
+        """Of the same paths, and of all that lies in a folder."""
+        return Allowed([*self._roots, folder])
+
     def holds(self, path: Path) -> bool:
         real = Path(os.path.realpath(path))
         return any(real.is_relative_to(root) for root in self._roots)

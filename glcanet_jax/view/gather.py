@@ -45,16 +45,24 @@ class Gathering:
             return
         check_file(path)
         if path.name.endswith(SUFFIX):
-            self._maps.append(map_of(path.parent, path.name.removesuffix(SUFFIX), self.allowed))
+            self._add_map(path.parent, path.name.removesuffix(SUFFIX))
             return
         end = next((end for end in RASTERS.values() if path.name.endswith(end)), None)
         name = path.name.removesuffix(end or "")
         if end is not None and (path.parent / f"{name}{SUFFIX}").is_file():
-            self._maps.append(map_of(path.parent, name, self.allowed))
+            self._add_map(path.parent, name)
         elif _is_class_map(path):
             self._maps.append(MapFiles(path.parent.resolve().name, name if end == CLASSES else path.stem, path))
         else:
             self._add_image(path, named=True)
+
+    def _add_map(self, folder: Path, name: str) -> None:
+        """A map that was named, by one of its files: those beside it are of it."""
+        made = map_of(folder, name, self.allowed.with_folder(folder))
+        for file in (made.classes, made.confidence, made.probabilities):
+            if file is not None:
+                self.allowed.add(file)
+        self._maps.append(made)
 
     def _add_folder(self, folder: Path) -> None:
         try:

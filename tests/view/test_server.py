@@ -48,6 +48,21 @@ def test_a_map_joins_the_scene_that_it_was_made_of(folder):
     assert [row["pixels"] for row in told["whole"]["rows"]] == [int((ids == i).sum()) for i in range(3)]
 
 
+def test_a_map_that_is_named_brings_what_lies_beside_it(folder):
+    place = folder[0]
+    for named in ("field_1_classes.tif", "field_1_confidence.tif", "field_1.report.json"):
+        with asking(place / "maps" / named) as ask:
+            (told,) = ask.json("api/scene/0")["maps"]
+            assert told["confidence"] and ask.tile("0/confidence-0/1/0/0").any()
+    (place / "maps" / "field_1_confidence.tif").unlink()
+    os.symlink(place / "data" / "images" / "field_1.tif", place / "maps" / "field_1_confidence.tif")
+    with (
+        pytest.raises(UserError, match="leads to .*outside of what was given"),
+        asking(place / "maps" / "field_1_classes.tif"),
+    ):
+        pass
+
+
 def test_tiles_are_the_pixels_of_the_files(folder):
     place, labels, ids, image = folder
     colours = np.array(COLOURS, np.uint8)
