@@ -299,7 +299,7 @@ def _built(value: Any, place: _Place, kinds: Kinds) -> Any:
         return {key: _built(v, _step(place, key, kinds), kinds) for key, v in value.items()}
     if isinstance(value, list):
         return tuple(_built(v, _step(place, i, kinds), kinds) for i, v in enumerate(value))
-    return float(value) if plain is float else value
+    return plain(value) if plain in (float, Path) else value
 
 
 # ------------------------------------------------------------------------------------------------------------- in words

@@ -30,6 +30,18 @@ def refused(call, *args, **kwargs):
     return message
 
 
+@dataclass(frozen=True)
+class Placed:
+    here: Path
+    there: Path | None = None
+    several: tuple[Path, ...] = ()
+
+
+def test_paths_come_back_as_paths():
+    made = border.check({"here": "a/b", "several": ["c", "d"]}, Placed, "x.json", cure="-")
+    assert made == Placed(Path("a/b"), None, (Path("c"), Path("d")))
+
+
 # ------------------------------------------------------------------------------------------------------------ the bytes
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_utf_8_is_read_with_and_without_its_mark(tmp_path, encoding):

@@ -57,9 +57,11 @@ class AssembleTask(MapTask):
         pieces = {part: Piece.read(folder / name_of(part), head) for part in parts}
         missing = [name_of(part) for part, piece in pieces.items() if piece is None]
         if missing:
+            others = any(Piece.at(folder / name) is not None for name in missing)
+            state = "are of the scene as it was before, or made otherwise" if others else "are missing"
             raise UserError(
-                f"{self.name}: {len(missing)} of {len(parts)} parts are missing ({', '.join(missing[:5])}); "
-                "run the command that makes them again, which leaves the others as they are"
+                f"{self.name}: {len(missing)} of {len(parts)} parts {state} ({', '.join(missing[:5])}); "
+                "run the command that makes them again, which leaves those that are right as they are"
             )
         self._made = _gathered(list(pieces.values()))
         if "classes" in layers:

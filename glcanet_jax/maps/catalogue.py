@@ -17,6 +17,7 @@ from glcanet_jax.maps.inputs import Listed, names_of, parse_shard, scenes_of
 from glcanet_jax.sharing import facts, stac
 
 ITEM, COLLECTION, WEIGHTS = ".stac.json", "collection.json", "weights.mlm.json"
+TIMES = "datetime", "start_datetime", "end_datetime"  # of a scene, as STAC has them
 
 
 @contextlib.contextmanager
@@ -28,16 +29,21 @@ def written(
     scenes: Sequence[str | Path],
     shard: str | None,
 ) -> Iterator[None]:
-    """Write the collection, if it is ``wanted``, once scenes have been mapped; also where some of them could not be."""
+    """Write the collection, if it is ``wanted`` or there already, once scenes have been mapped; also where some of them could not be."""
     try:
         yield
     except UserError:
-        if wanted:
-            with contextlib.suppress(UserError):  # what went wrong first is told
+        with contextlib.suppress(UserError):  # what went wrong first is told
+            if wanted or is_in(destination.of(out, work)):
                 write(destination.of(out, work), weights, scenes, shard)
         raise
-    if wanted:
+    if wanted or is_in(destination.of(out, work)):
         write(destination.of(out, work), weights, scenes, shard)
+
+
+def is_in(where: destination.Folder) -> bool:
+    """Whether an earlier command has written a collection there."""
+    return where.made and where.has(COLLECTION) and where.has(WEIGHTS)
 
 
 def write(
@@ -62,7 +68,8 @@ def write(
         report = map_report.find_report(where, name)
         if report is None:
             return None
-        made = _item(report, path.said if isinstance(path, Listed) else {}, known)
+        said = path.said if isinstance(path, Listed) and path.said else _said_before(where, f"{name}{ITEM}")
+        made = _item(report, said, known)
         where.write(f"{name}{ITEM}", _text(made))
         return f"{name}{ITEM}", made
 
@@ -82,6 +89,18 @@ def _read(where: destination.Folder, file: str) -> tuple[str, dict[str, Any]] | 
         print(f"left out of {COLLECTION}: {error}", file=sys.stderr)
         return None
     return (file, value) if isinstance(value, dict) and isinstance(value.get("properties"), dict) else None
+
+
+def _said_before(where: destination.Folder, file: str) -> dict[str, str]:
+    """What a list said of a scene, as the Item that is there has it."""
+    _, item = _read(where, file) or (file, {"properties": {}})
+    said = {key: item["properties"].get(key) for key in TIMES} if stac.times_of(item["properties"]) else {}
+    links = item.get("links")
+    derived = (
+        [k for k in links if isinstance(k, dict) and k.get("rel") == "derived_from"] if isinstance(links, list) else []
+    )
+    said["item"] = next((k.get("href") for k in derived if k.get("href") != f"./{WEIGHTS}"), None)
+    return {key: value for key, value in said.items() if isinstance(value, str)}
 
 
 def _text(value: Mapping[str, Any]) -> str:
@@ -108,7 +127,7 @@ def _item(report: Mapping[str, Any], said: Mapping[str, str], known: facts.Facts
         for kind, file in {**report["outputs"], "report": f"{name}{SUFFIX}"}.items()
         if not kind.endswith(("_style", "_crs"))
     }
-    times = {key: said[key] for key in ("datetime", "start_datetime", "end_datetime") if key in said}
+    times = {key: said[key] for key in TIMES if key in said}
     place = {} if outline is None else {"bbox": bounds(outline)}
     return stac.map_item(name, outline, place, times, report, assets, links)
 

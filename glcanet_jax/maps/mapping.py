@@ -15,12 +15,12 @@ from glcanet_jax.data.bands import parse_bands
 from glcanet_jax.data.own_maps import SUFFIX
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference import walk
-from glcanet_jax.maps import destination, map_report
+from glcanet_jax.maps import catalogue, destination, map_report
 from glcanet_jax.maps.aoi import OutsideError, read_area
 from glcanet_jax.maps.assembling import AssembleTask
 from glcanet_jax.maps.calibration import calibrate
 from glcanet_jax.maps.destination import Folder, Out
-from glcanet_jax.maps.inputs import names_of, parse_shard, scenes_of
+from glcanet_jax.maps.inputs import Listed, names_of, parse_shard, scenes_of
 from glcanet_jax.maps.memory import memory_told, pools, prepare
 from glcanet_jax.maps.model import Model, load_model
 from glcanet_jax.maps.options import DEFAULTS, MapOptions
@@ -74,6 +74,10 @@ def check_request(out: Out, options: MapOptions) -> None:
         from glcanet_jax.maps import polygons
 
         polygons.check_format(options.polygons)
+    if options.min_area and options.polygons is None:
+        raise UserError(
+            f"--min-area is {options.min_area:g}, but no polygons are made; give --polygons, too, or leave it out"
+        )
     if options.aoi_layer is not None and options.aoi is None:
         raise UserError("--aoi-layer names a layer of --aoi, which is not given; give both")
     if options.aoi is not None:
@@ -151,14 +155,20 @@ def assemble(out: Out, work: Path | None = None) -> list[dict[str, Any]]:
         print(f"{where} holds no parts of scenes{f'; the {whole} maps there are whole' * where.made}")
         return []
     reports, failed = [], []
+    of_weights: dict[str, list[Listed]] = {}
     for name, told in asked.items():
-        with backend.computing(told.precision or "default", False):
-            run = Run(where, told.options, alone=len(asked) == 1, failed=failed)
-            run.model = load_model(runs.find_weights(Path(told.weights)), told.options)
-            run.model = calibrate(run.model, [told.scene], told.options)
-            run.follow([_Unit(name, told.scene)], AssembleTask)
-            reports += run.reports
-    run.end(len(asked))
+        of_weights.setdefault(told.weights, []).append(Listed(told.scene, name, told.said))
+    with contextlib.ExitStack() as stack:
+        for weights, scenes in of_weights.items():
+            stack.enter_context(catalogue.written(False, where, work, weights, scenes, None))
+        for name, told in asked.items():
+            with backend.computing(told.precision or "default", False):
+                run = Run(where, told.options, alone=len(asked) == 1, failed=failed)
+                run.model = load_model(runs.find_weights(Path(told.weights)), told.options)
+                run.model = calibrate(run.model, [told.scene], told.options)
+                run.follow([_Unit(name, told.scene)], AssembleTask)
+                reports += run.reports
+        run.end(len(asked))
     return reports
 
 

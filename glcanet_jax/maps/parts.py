@@ -27,6 +27,7 @@ from glcanet_jax.inference import walk
 from glcanet_jax.inference.scratch import Scratch, is_of
 from glcanet_jax.maps import destination
 from glcanet_jax.maps.features import Drawer
+from glcanet_jax.maps.inputs import Listed
 from glcanet_jax.maps.map_report import Areas
 from glcanet_jax.maps.model import Model, open_scene
 from glcanet_jax.maps.options import MapOptions
@@ -51,6 +52,7 @@ class Asked:
     weights: str
     options: MapOptions
     precision: str | None = None  # of float32 products
+    said: dict[str, str] = dataclasses.field(default_factory=dict)  # of the scene, by the list that named it
 
 
 def folder_of(out: Path, name: str) -> Path:
@@ -304,6 +306,8 @@ def write_asked(folder: Path, path: str, model: Model, options: MapOptions) -> b
     scene = os.path.abspath(path) if os.path.exists(path) else path
     precision = jax.config.jax_default_matmul_precision
     told = {"scene": scene, "weights": os.path.abspath(model.weights), "options": plain, "precision": precision}
+    if isinstance(path, Listed) and path.said:
+        told["said"] = dict(path.said)
     with WRITING:
         if (folder / SCENE).is_file() and (folder / SCENE).read_text(encoding="utf-8") == report.as_json(told) + "\n":
             return False

@@ -86,10 +86,26 @@ def test_it_is_written_where_scenes_failed(tmp_path):
     with pytest.raises(UserError, match="of two"), catalogue.written(True, tmp_path, None, "demo", ["one.tif"], None):
         raise UserError("of two")
     assert (tmp_path / "one.stac.json").exists()
-    (tmp_path / "one.stac.json").unlink()
-    with catalogue.written(False, tmp_path, None, "demo", ["one.tif"], None):
-        pass
-    assert not (tmp_path / "one.stac.json").exists()
+
+
+def test_a_collection_that_is_there_is_kept_up(tmp_path):
+    """By a command that does not ask for one; what a list has said of a scene stays, and without a collection none is made."""
+
+    def without():
+        with catalogue.written(False, tmp_path, None, "demo", ["one.tif"], None):
+            pass
+
+    reported(tmp_path, "one", "0" * 64)
+    without()
+    assert not list(tmp_path.glob("*.stac.json"))
+    said = {"datetime": "2024-05-01T00:00:00Z", "item": "https://host/one.json"}
+    catalogue.write(destination.Folder(tmp_path), "demo", [Listed("/x/1.tif", "one", said)])
+    before = json.loads((tmp_path / "one.stac.json").read_text())
+    reported(tmp_path, "one", "0" * 64, outputs={"classes": "one_classes.tif", "overlay": "one_overlay.png"})
+    without()
+    after = json.loads((tmp_path / "one.stac.json").read_text())
+    assert set(after["assets"]) == {"classes", "overlay", "report"} != set(before["assets"])
+    assert after | {"assets": 0} == before | {"assets": 0}
 
 
 def test_outlines():

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +12,10 @@ import pytest
 from glcanet_jax.errors import UserError
 from glcanet_jax.inference import walk
 from glcanet_jax.inference.scratch import Scratch
-from glcanet_jax.maps import assembling, mapping, parts
+from glcanet_jax.maps import assembling, catalogue, mapping, parts
+from glcanet_jax.maps.inputs import Listed
 from glcanet_jax.maps.options import MapOptions
-from tests.maps.test_mapping import image, load_once, loaded, read, shifted, weights, write  # noqa: F401
+from tests.maps.test_mapping import METRES, image, load_once, loaded, place, read, shifted, weights, write  # noqa: F401
 
 ALL = MapOptions(confidence=True, probabilities=True, polygons="geojson", csv=True)
 
@@ -69,6 +72,40 @@ def test_shards_take_parts_and_a_last_command_assembles(tmp_path, scene, weights
     assert mapping.assemble(out) == [] and "the 1 maps there are whole" in capsys.readouterr().out
     assert mapping.map_scenes([scene], weights, out, apart(), "1/3") == []  # done already
     assert files(out) == files(whole[0])
+
+
+def test_shards_of_an_area_of_interest_and_of_a_list(tmp_path, scene, weights, monkeypatch):  # noqa: F811
+    """What is asked for comes back as it was, from whatever folder; a collection of the maps gets their Items in the end."""
+    ring = [place(METRES, x, y) for x, y in ((20, 20), (250, 20), (250, 200), (20, 200), (20, 20))]
+    crs = {"type": "name", "properties": {"name": "EPSG:32640"}}
+    area = {"type": "Polygon", "coordinates": [ring], "crs": crs}
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "area.geojson").write_text(json.dumps(area))
+    options, out = apart(1, MapOptions(aoi=Path("area.geojson"), overlay=True)), tmp_path / "out"
+    listed = Listed(str(scene), "place", {"datetime": "2024-05-01T00:00:00Z"})
+    for shard in ("1/2", "2/2"):
+        with catalogue.written(True, out, None, weights, [listed], shard):
+            mapping.map_scenes([listed], weights, out, options, shard)
+    assert parts.read_asked(out / ".place.parts").options.aoi == tmp_path / "area.geojson"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    (report,) = mapping.assemble(out)
+    monkeypatch.chdir(tmp_path)
+    mapping.map_scenes([listed], weights, tmp_path / "one", dataclasses.replace(options, part_blocks=None))
+    made = files(out)
+    item, collection = json.loads(made.pop("place.stac.json")), json.loads(made.pop("collection.json"))
+    assert made.pop("weights.mlm.json") and made == files(tmp_path / "one")
+    assert item["properties"]["datetime"] == "2024-05-01T00:00:00Z"
+    assert "./place.stac.json" in [link["href"] for link in collection["links"]]
+
+
+def test_parts_of_a_scene_that_has_changed_are_told_apart_from_missing_ones(tmp_path, image, weights):  # noqa: F811
+    scene, out = write(tmp_path / "scene.tif", image), tmp_path / "out"
+    for shard in ("1/2", "2/2"):
+        mapping.map_scenes([scene], weights, out, apart(options=MapOptions()), shard)
+    os.utime(scene, ns=(1, 1))
+    with pytest.raises(UserError, match="4 of 4 parts are of the scene as it was before, or made otherwise"):
+        mapping.assemble(out)
 
 
 def test_machines_that_share_a_store_alone(store, tmp_path, scene, weights, whole, monkeypatch, capsys):  # noqa: F811
