@@ -132,7 +132,8 @@ class Assemble:
 class Vectorise:
     map: Positional[tuple[Path, ...]]  # a class map, as NAME_classes.tif
     out: Path | None = None  # a .geojson or .gpkg file to write; without: NAME_polygons.geojson beside the map
-    min_area: float = 0.0  # polygons under it are merged into their surroundings, m2 (pixels without a CRS)
+    # polygons under it are merged into their largest neighbour, if one is not under it; m2 (pixels without a CRS)
+    min_area: float = 0.0
     overwrite: bool = False  # replace the file that is there
 
 

@@ -206,7 +206,7 @@ class Segmenter:
             aoi: polygons in GeoJSON, a GeoPackage or a Shapefile; nothing is predicted outside.
             aoi_layer: the layer of a GeoPackage with several.
             polygons: written to ``out`` in this format.
-            min_area: polygons under it are merged into their surroundings, in square metres (pixels without a CRS).
+            min_area: polygons under it are merged into their largest neighbour, unless all of them are; in square metres (pixels without a CRS).
             overlay: a picture to look at, written to ``out``.
             resume: with ``out``: go on where a killed run stopped. Maps that are there already are not made again.
             overwrite: with ``out``: replace maps made with other weights or options.

@@ -250,7 +250,7 @@ def of(out: Out, work: Path | None = None) -> Folder:
         work: of a store: where the folder is in which they are made.
 
     Raises:
-        UserError: it is a URL that nothing can be written to.
+        UserError: it is a URL that nothing can be written to, or ``work`` is given of a folder.
     """
     if isinstance(out, Folder):
         return out
@@ -259,4 +259,6 @@ def of(out: Out, work: Path | None = None) -> Folder:
         return Store(out, work)
     if remote.scheme_of(out) is not None:
         raise UserError(f"{out} is a web server, which takes no maps; --out must be a folder, or s3://, gs:// or az://")
+    if work is not None:
+        raise UserError(f"--work is for maps that go to a store, and {out} is a folder; leave it out")
     return Folder(out)

@@ -39,6 +39,8 @@ def settle(options: MapOptions, weights: Path) -> Choice:
     eight = options.dtype == "int8"
     if options.calibration is not None and not eight:
         raise UserError("--calibration is for --dtype int8, which is not given; give both, or leave it out")
+    if options.most_changed != MapOptions.most_changed and not eight:
+        raise UserError("--most-changed is for --dtype int8, which is not given; give both, or leave it out")
     if eight and options.engine == "jax":
         raise UserError("--dtype int8 is OpenVINO's, and --engine is jax: leave out one of them")
     if name == "jax" and not eight:

@@ -20,7 +20,7 @@ class MapOptions:
     confidence: bool = False  # probability of the chosen class, one uint8 band
     probabilities: bool = False  # of every class, a uint8 band each
     polygons: Literal["geojson", "gpkg"] | None = None  # of the classes, in a file of this format
-    # polygons under it are merged into their surroundings, m2 (pixels without a CRS)
+    # polygons under it are merged into their largest neighbour, if one is not under it; m2 (pixels without a CRS)
     min_area: Annotated[float, Range(0)] = 0.0
     overlay: bool = False  # a PNG to look at
     # of the class map; zstd is written in half the time, and read by GDAL, QGIS and rasterio, not by every other program

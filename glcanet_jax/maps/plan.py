@@ -22,6 +22,8 @@ from glcanet_jax.maps.degrees import check_degrees
 from glcanet_jax.maps.model import Model, digest, note_of_resolution, open_scene, region_of
 from glcanet_jax.maps.options import MapOptions
 
+STAMPS = "bytes", "mtime_ns", "version", "draws_from"  # of a scene's identity, what its files have alone
+
 
 class Todo(NamedTuple):
     """What is to be made of a scene, and what is kept."""
@@ -29,6 +31,7 @@ class Todo(NamedTuple):
     files: dict[str, str]  # names by kind; empty: all is there
     told: dict[str, Any] | None = None  # the report of the maps that stay; None: all are made anew
     stale: tuple[str, ...] = ()  # files of maps that are replaced, to be removed with them
+    note: str | None = None  # why maps are replaced that nobody asked to replace
 
     @property
     def layers(self) -> list[str]:
@@ -78,8 +81,8 @@ class Plan:
         told = self._told(overwrite)
         if told is None or told["fingerprint"] != self.fingerprint:
             if told is not None and self.is_of_changed_scene(told["fingerprint"]):
-                print(f"{self.name}: the scene has changed since it was mapped; it is mapped anew", flush=True)
-                return self._anew(told, overwrite)
+                note = f"{self.name}: the scene has changed since it was mapped; it is mapped anew"
+                return self._anew(told, overwrite)._replace(note=note)
             if told is not None and not overwrite:
                 changed = configs.differences(self.fingerprint, told["fingerprint"])
                 raise UserError(
@@ -107,10 +110,13 @@ class Plan:
     def is_of_changed_scene(self, made: dict[str, Any]) -> bool:
         """Whether maps differ from those to be made by the scene's files alone: its path is the same, what is in it is not.
 
-        Such maps are of a scene that is no more, and the same command is asked for maps of what is there now.
+        Such maps are of a scene that is no more, and the same command is asked for maps of what is there now. Of the very
+        same files other bands may be asked for: those are other maps.
         """
-        theirs = made.get("scene")
-        if not isinstance(theirs, dict) or theirs.get("path") != self.fingerprint["scene"]["path"]:
+        theirs, ours = made.get("scene"), self.fingerprint["scene"]
+        if not isinstance(theirs, dict) or theirs.get("path") != ours["path"]:
+            return False
+        if all(theirs.get(key) == ours.get(key) for key in STAMPS):
             return False
         return {**made, "scene": None} == {**self.fingerprint, "scene": None}
 
@@ -215,6 +221,6 @@ def plan_scene(name: str, path: str, out: destination.Out, model: Model, options
         fingerprint |= {"device": jax.devices()[0].device_kind, "batch": options.batch}
     settings = {"polygons": {"min_area": options.min_area}} if options.polygons else {}
     fingerprint, settings = (json.loads(json.dumps(value)) for value in (fingerprint, settings))
-    note = note_of_resolution(source, model.ground_resolution)
+    note = None if options.resample else note_of_resolution(source, model.ground_resolution)
     made = Plan(name, source, region, where.work, files, fingerprint, settings, crs_text, note, where)
     return made, model

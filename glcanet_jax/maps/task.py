@@ -121,6 +121,8 @@ class MapTask:
             self._stack.enter_context(alone(plan.folder, self.name))
             self._stack.callback(self._tidy)
             self._todo = plan.todo(self._options.overwrite)  # another process may have ended meanwhile
+            if self._todo.note is not None:
+                print(self._todo.note, flush=True)
             self._whole = not self._todo.files
             return None if self._whole else self._request(plan, self._todo.layers)
 

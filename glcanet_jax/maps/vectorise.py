@@ -50,7 +50,7 @@ def vectorise(
     Args:
         path: a raster of one uint8 band.
         out: a ``.geojson`` or ``.gpkg``; None: ``NAME_polygons.geojson`` beside the map.
-        min_area: polygons under it are merged into their surroundings, in square metres (pixels without a CRS).
+        min_area: polygons under it are merged into their largest neighbour, unless all of them are; in square metres (pixels without a CRS).
 
     Raises:
         UserError: the map cannot be read or is no class map, or the polygons cannot be written.

@@ -31,8 +31,8 @@ class Cluster:
         if self.on is not None:
             address_of(self.on)
             return
-        for name in ("workers", "cpus_per_worker", "gpus_per_worker"):
-            if (value := getattr(self, name)) is not None:
+        for name in ("workers", "cpus_per_worker", "gpus_per_worker", "retries"):
+            if (value := getattr(self, name)) != getattr(type(self), name):  # its default
                 raise UserError(
                     f"--{name.replace('_', '-')} is {value}, but one process does all; give --on {ENGINE}, too, or leave it out"
                 )

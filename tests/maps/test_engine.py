@@ -64,6 +64,8 @@ def test_what_does_not_go_together_is_told(machine):
         settled(Path("network.zip"), dtype="int8")
     with pytest.raises(UserError, match="--devices is 2; --dtype int8 computes on one CPU"):
         settled(dtype="int8", devices=2)
+    with pytest.raises(UserError, match="--most-changed is for --dtype int8"):
+        settled(most_changed=0.5)
     with pytest.raises(UserError, match="--calibration is for --dtype int8"):
         settled(calibration=Path("scene.tif"))
 

@@ -192,6 +192,9 @@ def test_bands_alpha_nodata_and_16_bits_are_one_map(tmp_path, weights, image):
     mixed = write(tmp_path / "mixed.tif", mixed, photometric="MINISBLACK", alpha="NO")
     mapping.map_scenes([mixed], weights, tmp_path / "out", MapOptions(bands="3,1,2"))
     np.testing.assert_array_equal(read(tmp_path / "out" / "mixed_classes.tif"), wanted)
+    with pytest.raises(UserError, match=r"holds maps of mixed made otherwise \(scene.bands.*--overwrite"):
+        mapping.map_scenes([mixed], weights, tmp_path / "out", MapOptions(bands="1,2,3"))
+    np.testing.assert_array_equal(read(tmp_path / "out" / "mixed_classes.tif"), wanted)
     wide = write(tmp_path / "wide.tif", image.astype(np.uint16) * 39)
     with pytest.raises(UserError, match="--scale"):
         mapping.map_scenes([wide], weights, tmp_path / "out")
@@ -364,6 +367,8 @@ def test_what_can_be_known_is_told_before_the_network(tmp_path, weights, image, 
         ([scene], tmp_path / "own", {"csv": True}, "no table of areas"),
         ([scene], tmp_path / "out", {"aoi": tmp_path / "bad.geojson"}, "is no valid JSON"),
         ([scene], tmp_path / "out", {"aoi_layer": "a"}, "--aoi-layer names a layer of --aoi"),
+        ([scene], tmp_path / "out", {"min_area": 20.0}, "--min-area is 20, but no polygons are made"),
+        ([scene], tmp_path / "out", {"work": tmp_path}, "--work is for maps that go to a store"),
         ([tmp_path / f"{'x' * 245}.tif"], tmp_path / "out", {}, "rename the scene to at most"),
         ([tmp_path / "own"], tmp_path / "out", {}, "has no scene"),
     ):

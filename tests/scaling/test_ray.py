@@ -37,7 +37,7 @@ def test_what_is_no_cluster_is_told(on):
 
 def test_addresses_and_what_is_for_a_cluster_alone():
     assert Cluster(on="ray").address is None and Cluster(on="ray:10.0.0.1:6379").address == "10.0.0.1:6379"
-    for name, option in (("workers", 2), ("cpus_per_worker", 1), ("gpus_per_worker", 0)):
+    for name, option in (("workers", 2), ("cpus_per_worker", 1), ("gpus_per_worker", 0), ("retries", 0)):
         with pytest.raises(UserError, match=f"--{name.replace('_', '-')} is {option}, but one process does all"):
             Cluster(**{name: option})
 
