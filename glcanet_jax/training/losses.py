@@ -16,6 +16,7 @@ def focal(
     gamma: float = 6.0,
     class_weights: Float[Array, " k"] | None = None,
     smoothing: float = 0.0,
+    over: Float[Array, ""] | None = None,
 ) -> Float[Array, ""]:
     """Mean of ``-(1 - p)^gamma log p`` over the pixels that are not ignored (Lin et al., 2017); zero where there are none.
 
@@ -25,6 +26,7 @@ def focal(
         class_weights: of pixels, by their label.
         smoothing: share of the target that is spread over all classes alike (Szegedy et al., 2016, section 7); the loss is
             then the sum of every class's term by its share.
+        over: what the sum is divided by; None: the pixels' own weights (:func:`weight_of`).
     """
     classes = logits.shape[-1]
 
@@ -37,11 +39,20 @@ def focal(
     loss = term(jnp.sum(jnp.where(jax.nn.one_hot(labels, classes, dtype=bool), log_all, 0.0), axis=-1))
     if smoothing:
         loss = (1 - smoothing) * loss + smoothing * jnp.mean(term(log_all), axis=-1)
+    weight = _weights(labels, classes, class_weights)
+    over = jnp.sum(weight) if over is None else over
+    return jnp.sum(jnp.where(labels < classes, loss * weight, 0.0)) / jnp.maximum(over, 1e-8)
+
+
+def weight_of(labels: Integer[Array, "*b"], classes: int, class_weights: Float[Array, " k"] | None = None) -> Array:
+    """What all pixels together weigh in a mean; ignored ones nothing."""
+    return jnp.sum(_weights(labels, classes, class_weights))
+
+
+def _weights(labels: Array, classes: int, class_weights: Array | None) -> Array:
     counted = labels < classes
     weight = counted.astype(jnp.float32)
-    if class_weights is not None:
-        weight = weight * class_weights[jnp.where(counted, labels, 0)]
-    return jnp.sum(jnp.where(counted, loss * weight, 0.0)) / jnp.maximum(jnp.sum(weight), 1e-8)
+    return weight if class_weights is None else weight * class_weights[jnp.where(counted, labels, 0)]
 
 
 def _chances(logits: Array, labels: Array) -> tuple[Array, Array]:
@@ -99,15 +110,23 @@ _ordered.defvjp(
 
 
 def regulariser(
-    x_local: Float[Array, "b n h w c"], x_global: Float[Array, "b n h w c"], valid: Bool[Array, "b n"]
+    x_local: Float[Array, "b n h w c"],
+    x_global: Float[Array, "b n h w c"],
+    valid: Bool[Array, "b n"],
+    over: Float[Array, ""] | None = None,
 ) -> Float[Array, ""]:
-    """Mean squared difference of the branches' last maps; only the local branch is pulled (GLNet's code, docs/design.md)."""
+    """Mean squared difference of the branches' last maps; only the local branch is pulled (GLNet's code, docs/design.md).
+
+    Args:
+        over: what the sum over patches is divided by; None: how many are valid.
+    """
     difference = x_local.astype(jnp.float32) - jax.lax.stop_gradient(x_global).astype(jnp.float32)
     per_patch = jnp.mean(difference**2, axis=(-3, -2, -1))
-    return jnp.sum(jnp.where(valid, per_patch, 0.0)) / jnp.maximum(jnp.sum(valid), 1)
+    over = jnp.maximum(jnp.sum(valid), 1) if over is None else jnp.maximum(over, 1e-8)
+    return jnp.sum(jnp.where(valid, per_patch, 0.0)) / over
 
 
-def at_logits(labels: Integer[Array, "*b h w"], logits: Float[Array, "*b h2 w2 k"]) -> Integer[Array, "*b h2 w2"]:
-    """Labels at the centres of the cells of logits, at whatever stride those are."""
+def at_logits(labels: Integer[Array, "*b h w"], logits: Float[Array, "*n h2 w2 k"]) -> Integer[Array, "*b h2 w2"]:
+    """Labels at the centres of the cells of logits, at whatever stride those are; the labels may be of more images."""
     step = geometry.stride_of(logits.shape[-3], labels.shape[-2])
     return labels[..., ::step, ::step]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.struct
@@ -88,6 +88,14 @@ def jitter_colour(
     )
 
 
+class Whole(NamedTuple):
+    """What a part of a batch must know of all of it, for its loss to be its share of the whole's."""
+
+    labels: dict[str, Array]  # as :func:`labels_of` has them
+    valid: Array
+    parts: int
+
+
 def labels_of(batch: Batch) -> dict[str, Array]:
     """Labels of every pixel by view: ``local`` ``[b, n, h, w]``, all ignored in patches that only fill a batch up, and ``global`` ``[b, h, w]``."""
     valid = batch["valid"][..., None, None]
@@ -95,7 +103,13 @@ def labels_of(batch: Batch) -> dict[str, Array]:
 
 
 def all_terms(
-    config: LossConfig, model: nn.Module, logits: Array | None, out: dict[str, Array], batch: Batch, key: Array
+    config: LossConfig,
+    model: nn.Module,
+    logits: Array | None,
+    out: dict[str, Array],
+    batch: Batch,
+    key: Array,
+    whole: Whole | None = None,
 ) -> dict[str, Array]:
     """The weighted terms of the loss: the common ones, and those of a network's own loss beside or instead of them.
 
@@ -103,7 +117,7 @@ def all_terms(
         UserError: the network's own are not what is asked of them.
     """
     own = own_loss(model)
-    common = {} if own and own.alone else loss_terms(config, logits, out, batch, auxiliary(model))
+    common = {} if own and own.alone else loss_terms(config, logits, out, batch, auxiliary(model), whole)
     if own is None:
         return common
     stages = out if logits is None else out | {"logits": logits}
@@ -116,17 +130,25 @@ def loss_terms(
     out: dict[str, Array],
     batch: Batch,
     auxiliary: Mapping[str, int | float] | None = None,
+    whole: Whole | None = None,
 ) -> dict[str, Array]:
     """The weighted common terms of the loss (docs/design.md); absent outputs have no term.
 
-    ``auxiliary`` are the weights of a network's own further logits, ``NAME/logits`` of either view.
+    ``auxiliary`` are the weights of a network's own further logits, ``NAME/logits`` of either view. Of a part of a batch the
+    ``whole`` is given: the mean of the parts' terms is the whole's then, but for Dice and Lovasz, which are of each part.
     """
     weights = jnp.asarray(config.class_weights, jnp.float32) if config.class_weights else None
     labels = labels_of(batch)
 
+    def over(view: str, logits: Array) -> Array | None:
+        if whole is None:
+            return None
+        truth = losses.at_logits(whole.labels[view], logits)
+        return losses.weight_of(truth, logits.shape[-1], weights) / whole.parts
+
     def of(logits: Array, view: str) -> Array:
         truth = losses.at_logits(labels[view], logits)
-        total = losses.focal(logits, truth, config.gamma, weights, config.smoothing)
+        total = losses.focal(logits, truth, config.gamma, weights, config.smoothing, over(view, logits))
         if config.dice:
             total = total + config.dice * losses.dice(logits, truth)
         return total + config.lovasz * losses.lovasz(logits, truth) if config.lovasz else total
@@ -141,7 +163,8 @@ def loss_terms(
             if f"{view}/{name}/logits" in out:
                 terms[name] = share * of(out[f"{view}/{name}/logits"], view)
     if "global/x_at_box" in out and config.regulariser:
-        term = losses.regulariser(out["local/x"], out["global/x_at_box"], batch["valid"])
+        valid = None if whole is None else jnp.sum(whole.valid) / whole.parts
+        term = losses.regulariser(out["local/x"], out["global/x_at_box"], batch["valid"], valid)
         terms["regulariser"] = config.regulariser * term
     return terms
 
@@ -164,7 +187,7 @@ def make_train_step(
         phase: which roots are trained, and how the forward pass runs.
     """
 
-    def loss_fn(params: Any, batch_stats: Any, batch: Batch, key: Array):
+    def loss_fn(params: Any, batch_stats: Any, batch: Batch, key: Array, whole: Whole | None = None):
         inputs = _inputs(config, scale, batch, key)
         drop = jax.random.fold_in(key, 1)  # not what the colours drew from
         if config.freeze:  # no gradient goes there, so that none is computed behind it either
@@ -173,7 +196,7 @@ def make_train_step(
         variables = {"params": params, "batch_stats": batch_stats}
         with freezing.frozen_norms(params, config.freeze):
             (logits, out), batch_stats = phase.stage.forward(model, variables, batch | inputs, drop)
-        terms = all_terms(config.loss, model, logits, out, batch, jax.random.fold_in(key, 2))
+        terms = all_terms(config.loss, model, logits, out, batch, jax.random.fold_in(key, 2), whole)
         return sum(terms.values()), (terms, batch_stats)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -232,7 +255,8 @@ def _inputs(config: Config, scale: float, batch: Batch, key: Array) -> Batch:
 def _gradients(loss_fn: Callable[..., Any], state: TrainState, batch: Batch, parts: int) -> tuple[Any, ...]:
     """Loss, its terms, new batch statistics and gradients; the mean over the ``parts`` of a batch, one after another."""
     key = jax.random.fold_in(state.key, state.step)
-    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    whole = Whole(labels_of(batch), batch["valid"], parts) if parts > 1 else None
+    grad_fn = jax.value_and_grad(partial(loss_fn, whole=whole), has_aux=True)
     if parts == 1:
         (loss, (terms, stats)), grads = grad_fn(state.params, state.batch_stats, batch, key)
         return loss, terms, stats, grads

@@ -288,12 +288,22 @@ def test_frozen_norms_stay(network):
 
 @networks
 def test_accumulation_adds_up(network):
-    """Norms that do not see the batch: the parts of a batch give the step of the whole."""
-    before, (whole, metrics) = one_step(configured(), network=network, norm="group")
-    _, (after, accumulated) = one_step(configured({"accumulation": 4}), network=network, norm="group")
-    assert moved(before["params"], whole["params"]) > 1e-3
-    close(whole["params"], after["params"])
-    np.testing.assert_allclose(accumulated["loss"], metrics["loss"], rtol=1e-5)
+    """Norms that do not see the batch: the parts of a batch give the step of the whole, however many pixels of each count."""
+    batch = make_batch()
+    batch["patch_labels"][0] = 255
+    batch["patch_labels"][1, :, 8:] = 255
+    batch["global_labels"][2, 5:] = 255
+    batch["valid"][3, 1] = False
+    loss = dataclasses.replace(TINY.loss, class_weights=(1.0, 5.0, 0.2, 1.0), smoothing=0.1)
+    before, (whole, metrics) = one_step(configured(loss=loss), batch, network=network, norm="group")
+    for parts in (2, 4):
+        _, (after, accumulated) = one_step(
+            configured({"accumulation": parts}, loss=loss), batch, network=network, norm="group"
+        )
+        assert moved(before["params"], whole["params"]) > 1e-3
+        close(whole["params"], after["params"])
+        for name in ("loss", *(key for key in metrics if key.startswith("loss/"))):
+            np.testing.assert_allclose(accumulated[name], metrics[name], rtol=1e-5)
 
 
 @pytest.mark.slow
