@@ -108,7 +108,7 @@ def _text(value: Mapping[str, Any]) -> str:
 
 
 def _link(rel: str, href: str, kind: str = "application/json", **more: Any) -> dict[str, Any]:
-    return {"rel": rel, "href": f"./{href}" if "://" not in href else href, "type": kind, **more}
+    return {"rel": rel, "href": stac.beside(href) if "://" not in href else href, "type": kind, **more}
 
 
 def _item(report: Mapping[str, Any], said: Mapping[str, str], known: facts.Facts) -> dict[str, Any]:

@@ -5,9 +5,10 @@ import io
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -15,8 +16,10 @@ import numpy as np
 from glcanet_jax import border
 from glcanet_jax.data import stores
 from glcanet_jax.data.classes import IGNORE
+from glcanet_jax.data.gdal import cause, environment, failures, open_raster, rectangle, steps
 from glcanet_jax.data.georeference import Georeference
 from glcanet_jax.data.own_maps import SUFFIX
+from glcanet_jax.data.tiles import TILE
 from glcanet_jax.errors import UserError
 from glcanet_jax.limits import Range
 from glcanet_jax.maps import destination
@@ -220,12 +223,15 @@ def totals(scenes: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def gather_reports(out: destination.Out, table: bool = False) -> list[dict[str, Any]]:
-    """``report.json`` from the reports of all scenes of a place, whichever process wrote them; ``areas.csv`` if asked for.
+    """``report.json`` from the reports of all scenes of a place, whichever process wrote them.
+
+    And ``areas.csv``, if that is asked for or an earlier command has made one.
 
     Returns:
         The reports, by the scenes' names in order.
     """
     where, read, unread = destination.of(out), {}, {}
+    table = table or bool(_table_of_ours(where))
 
     def add(file: str) -> None:
         try:
@@ -248,16 +254,59 @@ def gather_reports(out: destination.Out, table: bool = False) -> list[dict[str, 
     return [read[file] for file in sorted(read)]
 
 
+def windows_of(file: Any) -> Iterator[Any]:
+    """Windows of a raster that is open, of bounded size."""
+    for rows in steps(file.height, TILE):
+        for columns in steps(file.width, 8 * TILE):
+            yield rectangle(rows, columns)
+
+
+def count_pixels(class_map: Path) -> np.ndarray:
+    """How many pixels of a class map have each of the 256 values, by windows.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    counts = np.zeros(IGNORE + 1, np.int64)
+    try:
+        with environment(), open_raster(class_map) as file:
+            for window in windows_of(file):
+                counts += np.bincount(file.read(1, window=window).ravel(), minlength=IGNORE + 1)
+    except failures() as error:
+        raise UserError(f"{class_map} cannot be read ({cause(error)}); replace the file") from error
+    return counts
+
+
+def check_whole(class_map: Path, told: Mapping[str, Any], report: str) -> None:
+    """Raises UserError if a class map is not the one that a report tells of: it was damaged, or changed."""
+    mend = "remove it, and the same command maps the scene anew"
+    try:
+        counts = count_pixels(class_map)
+    except UserError as error:
+        raise UserError(f"{str(error).removesuffix('; replace the file')}; {mend}") from error
+    expected = {row["id"]: row["pixels"] for row in told["classes"]} | {IGNORE: told["nodata_pixels"]}
+    for value in np.flatnonzero(counts).tolist() + list(expected):
+        if counts[value] != expected.get(value, 0):
+            raise UserError(
+                f"{class_map} is not the map that {report} tells of: {counts[value]} pixels are {value}, "
+                f"{expected.get(value, 0)} were; {mend}"
+            )
+
+
 def check_table(out: destination.Out) -> None:
     """Raises UserError if a file that is no table of ours would be written over."""
     where = destination.of(out)
+    if _table_of_ours(where) is False:
+        raise UserError(f"{where.at(TABLE)} exists and is no table of areas made here; move it, or give another --out")
+
+
+def _table_of_ours(where: destination.Folder) -> bool | None:
+    """Whether the table of areas that is there was made here; None: there is none."""
     try:
         text = where.text(TABLE)
-        ours = text is None or next(csv.reader(io.StringIO(text)), None) == list(COLUMNS)
+        return None if text is None else next(csv.reader(io.StringIO(text)), None) == list(COLUMNS)
     except (UserError, csv.Error):
-        ours = False
-    if not ours:
-        raise UserError(f"{where.at(TABLE)} exists and is no table of areas made here; move it, or give another --out")
+        return False
 
 
 def _table(scenes: Sequence[dict[str, Any]]) -> str:

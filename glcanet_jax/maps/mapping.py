@@ -27,6 +27,7 @@ from glcanet_jax.maps.options import DEFAULTS, MapOptions
 from glcanet_jax.maps.outputs import check_apart, check_names
 from glcanet_jax.maps.parts import SCENE, PartTask, plan_parts, read_asked
 from glcanet_jax.maps.task import MapTask
+from glcanet_jax.profiling import parse_bytes
 from glcanet_jax.progress import Progress
 
 
@@ -68,6 +69,8 @@ def map_tasks(
 def check_request(out: Out, options: MapOptions) -> None:
     """Raises UserError for what is wrong whatever the scenes and weights: the folder, a library that is missing, the area."""
     parse_bands(options.bands)
+    if options.memory_budget is not None:
+        parse_bytes(options.memory_budget)
     where = destination.of(out, options.work)
     where.check()
     if options.polygons is not None:

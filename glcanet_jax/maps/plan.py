@@ -93,10 +93,12 @@ class Plan:
         listed = {kind: file for kind, file in told["outputs"].items() if self.where.has(file)}
         if "classes" not in listed:  # what was drawn from it goes with it
             return self._anew(told, overwrite)
-        missing = {kind: file for kind, file in self.files.items() if listed.get(kind) != file}
-        other = [k for k in self.settings if k not in missing and told["made"].get(k) != self.settings[k]]
+        there = {file: kind for kind, file in listed.items()}  # kinds of theirs: one may be in several formats
+        missing = {kind: file for kind, file in self.files.items() if file not in there}
+        made = {k: told["made"].get(there[self.files[k]]) for k in self.settings if k not in missing}
+        other = [kind for kind in made if made[kind] != self.settings[kind]]
         if other and not overwrite:
-            changed = configs.differences(self.settings[other[0]], told["made"].get(other[0]) or {})
+            changed = configs.differences(self.settings[other[0]], made[other[0]] or {})
             raise UserError(
                 f"{self.where.at(self.files[other[0]])} was made otherwise ({'; '.join(changed)}); "
                 "give another --out, or --overwrite"

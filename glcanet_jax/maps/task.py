@@ -202,7 +202,11 @@ class MapTask:
                 areas = map_report.Areas(plan.source.georeference, len(self._model.names))
                 tell = areas.add
             made = self._writer.finish(tell) if todo.layers else {}
-            class_map = made.get("classes") or plan.where.local(plan.files["classes"], plan.folder)
+            class_map = made.get("classes")
+            if class_map is None:
+                class_map = plan.where.local(plan.files["classes"], plan.folder)
+                if {"polygons", "overlay"} & set(todo.files):
+                    map_report.check_whole(class_map, todo.told, plan.where.at(plan.report))
             made |= self._drawn(todo.files, class_map)
             result = _added(plan, todo) if todo.told else _report(plan, areas, self._model, self._computed(summary))
             plan.source.check_unchanged()
@@ -285,9 +289,20 @@ def clear(folder: Path) -> None:
 
 
 def _added(plan: Plan, todo: Todo) -> dict[str, Any]:
-    """The report of maps that are there, with what was made beside them."""
+    """The report of maps that are there, with what was made beside them.
+
+    What is there in another format stays of the map, as ``polygons_gpkg``.
+    """
+    outputs, settings = {}, {}
+    for kind, file in todo.told["outputs"].items():
+        if file in todo.files.values():
+            continue
+        kept = f"{kind}_{Path(file).suffix[1:]}" if kind in todo.files else kind
+        outputs[kept] = file
+        if kind in todo.told["made"]:
+            settings[kept] = todo.told["made"][kind]
     made = {kind: setting for kind, setting in plan.settings.items() if kind in todo.files}
-    return todo.told | {"outputs": todo.told["outputs"] | todo.files, "made": todo.told["made"] | made}
+    return todo.told | {"outputs": outputs | todo.files, "made": settings | made}
 
 
 def computed(source: Any, summary: walk.Summary, model: Model) -> dict[str, Any]:

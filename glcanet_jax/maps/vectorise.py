@@ -15,13 +15,14 @@ import numpy as np
 from glcanet_jax.data import disk
 from glcanet_jax.data.classes import IGNORE
 from glcanet_jax.data.disk import check_folder
-from glcanet_jax.data.gdal import cause, environment, failures, open_raster, rectangle, steps
+from glcanet_jax.data.gdal import environment, failures, open_raster
 from glcanet_jax.data.georeference import Georeference
 from glcanet_jax.data.raster import RasterSource
 from glcanet_jax.data.tiles import TILE, not_whole
 from glcanet_jax.errors import UserError
 from glcanet_jax.maps import polygons, styles
 from glcanet_jax.maps.degrees import check_degrees
+from glcanet_jax.maps.map_report import count_pixels, windows_of
 from glcanet_jax.maps.plan import check_place
 
 ENDINGS = {".geojson": "geojson", ".json": "geojson", ".gpkg": "gpkg"}
@@ -122,7 +123,10 @@ def _legend(path: Path, tags: Mapping[str, Any], nodata: int | None) -> tuple[An
         number = key.removeprefix("CLASS_")
         if number != key and number.isdecimal() and int(number) < IGNORE:
             names.setdefault(int(number), name)
-    there = _ids(path) - {IGNORE, nodata}
+    there = set(np.flatnonzero(count_pixels(path)).tolist())
+    if IGNORE in there and nodata not in (None, IGNORE):
+        print(f"{path}: its pixels of {IGNORE} are left out, which means no data here, beside those of {nodata}")
+    there -= {IGNORE, nodata}
     count = 1 + max([*names, *there], default=0)
     colours = tags.get("colours", {})
     palette = [tuple(colours[i][:3]) if i in colours else _colour(i) for i in range(count)]
@@ -133,28 +137,6 @@ def _colour(i: int) -> tuple[int, int, int]:
     return tuple(round(255 * v) for v in colorsys.hsv_to_rgb(i * TURN % 1, 0.6, 0.9))
 
 
-def _blocks(file: Any) -> Any:
-    for rows in steps(file.height, TILE):
-        for columns in steps(file.width, 8 * TILE):
-            yield rectangle(rows, columns)
-
-
-def _ids(path: Path) -> set[int]:
-    """The values that a map has.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    found = np.zeros(IGNORE + 1, bool)
-    try:
-        with environment(), open_raster(path) as file:
-            for window in _blocks(file):
-                found[file.read(1, window=window)] = True
-    except failures() as error:
-        raise UserError(f"{path} cannot be read ({cause(error)}); replace the file") from error
-    return set(np.flatnonzero(found).tolist())
-
-
 def _with_our_nodata(path: Path, about: ClassMap, folder: Path) -> Path:
     """The map, or a copy in which what is no data is 255."""
     if about.nodata in (None, IGNORE):
@@ -163,7 +145,7 @@ def _with_our_nodata(path: Path, about: ClassMap, folder: Path) -> Path:
     options = dict(driver="GTiff", count=1, dtype="uint8", tiled=True, compress="deflate", BIGTIFF="IF_SAFER")
     size = {"height": about.height, "width": about.width, "blockxsize": TILE, "blockysize": TILE}
     with environment(), open_raster(path) as file, open_raster(copy, "w", **options, **size) as new:
-        for window in _blocks(file):
+        for window in windows_of(file):
             ids = file.read(1, window=window)
             ids[ids == about.nodata] = IGNORE
             new.write(ids, 1, window=window)

@@ -6,6 +6,7 @@ https://github.com/stac-extensions/mlm, version 1.5.2; names of bands are STAC 1
 import math
 import re
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import jax
@@ -165,12 +166,17 @@ def mlm_name(facts: Facts) -> str:
     return _named(facts.title)
 
 
+def beside(file: str) -> str:
+    """The reference to a file that lies beside; what would be no part of its path there is encoded, and nothing else."""
+    return "./" + re.sub("[%#?]", lambda mark: f"%{ord(mark.group()):02X}", file)
+
+
 def map_asset(
     kind: str, file: str, media_type: str, classes: Sequence[Mapping[str, Any]], palette: Sequence[Sequence[int]] | None
 ) -> dict[str, Any]:
     """A file of a map, by its kind: ``classes``, ``confidence``, ``polygons``, ``overlay``, ``report`` ..."""
     roles = {"overlay": ["overview"], "report": ["metadata"]}.get(kind, ["data"])
-    out: dict[str, Any] = {"href": f"./{file}", "type": media_type, "roles": roles}
+    out: dict[str, Any] = {"href": beside(file), "type": media_type, "roles": roles}
     if kind in ("classes", "confidence", "probabilities"):
         bands = [row["name"] for row in classes] if kind == "probabilities" else [kind]
         out |= {"data_type": "uint8", "nodata": 255, "bands": [{"name": name} for name in bands]}
@@ -217,17 +223,28 @@ def map_item(
     }
 
 
-def times_of(properties: Mapping[str, Any]) -> list[str]:
-    """The times of an Item, those that are known; all of them are in one form, so that their order is that of time."""
+def times_of(properties: Mapping[str, Any]) -> list[datetime]:
+    """The times of an Item, those that are known."""
     found = [properties.get(key) for key in ALWAYS]
-    return [t for t in found if isinstance(t, str) and t not in ALWAYS.values()]
+    read = [_time(t) for t in found if isinstance(t, str) and t not in ALWAYS.values()]
+    return [t for t in read if t is not None]
+
+
+def _time(text: str) -> datetime | None:
+    """As RFC 3339 has it; without a zone it is UTC. None: it is none."""
+    try:
+        read = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return read.replace(tzinfo=UTC) if read.tzinfo is None else read.astimezone(UTC)
 
 
 def maps_collection(
-    facts: Facts, boxes: Sequence[Sequence[float]], times: Sequence[str], links: Sequence[Mapping[str, Any]]
+    facts: Facts, boxes: Sequence[Sequence[float]], times: Sequence[datetime], links: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     """The Collection of maps, with their extents together; those that cross the antimeridian go around the world."""
     plain = [box if box[0] <= box[2] else [-180.0, box[1], 180.0, box[3]] for box in boxes]
+    ends = [t.isoformat().replace("+00:00", "Z") for t in (min(times), max(times))] if times else [None, None]
     west, south, east, north = zip(*plain, strict=True) if plain else ((v,) for v in WORLD)
     return {
         "stac_version": VERSION,
@@ -238,7 +255,7 @@ def maps_collection(
         "license": "other",
         "extent": {
             "spatial": {"bbox": [[min(west), min(south), max(east), max(north)]]},
-            "temporal": {"interval": [[min(times), max(times)] if times else [None, None]]},
+            "temporal": {"interval": [ends]},
         },
         "links": list(links),
     }

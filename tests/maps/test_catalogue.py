@@ -65,6 +65,22 @@ def test_a_collection(tmp_path):
     }
 
 
+def test_times_are_compared_as_such_and_names_are_references(tmp_path):
+    """Of other zones, with fractions of seconds; a mark that begins something else in a URL is encoded."""
+    times = ["2023-04-30T23:30:00Z", "2023-05-01T01:00:00+02:00", "2023-04-30T23:30:00.5Z", "yesterday"]
+    scenes = []
+    for i, time in enumerate(times):
+        reported(tmp_path, f"n#{i} %", "0" * 64)
+        scenes.append(Listed(f"{i}.tif", f"n#{i} %", {"datetime": time}))
+    catalogue.write(destination.Folder(tmp_path), "demo", scenes)
+    collection = json.loads((tmp_path / "collection.json").read_text())
+    (ends,) = collection["extent"]["temporal"]["interval"]
+    assert ends == ["2023-04-30T23:00:00Z", "2023-04-30T23:30:00.500000Z"]
+    assert "./n%230 %25.stac.json" in [link["href"] for link in collection["links"]]
+    item = json.loads((tmp_path / "n#0 %.stac.json").read_text())
+    assert item["assets"]["classes"]["href"] == "./n%230 %25_classes.tif"
+
+
 def test_items_as_pystac_reads_them(tmp_path):
     pystac = pytest.importorskip("pystac")
     reported(tmp_path, "one", "0" * 64, footprint=footprint(georeference("EPSG:32632", 1, -1, 5e5, 5e6), 10, 20))

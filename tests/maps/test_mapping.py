@@ -315,6 +315,36 @@ def test_one_more_output_of_a_finished_map(tmp_path, weights, image, monkeypatch
     assert mapping.map_scenes([scene], weights, out, everything) == []
 
 
+def test_nothing_is_drawn_of_a_class_map_that_is_not_the_one_that_was_made(tmp_path, weights, image):
+    """Damaged, or changed by somebody: its numbers and the report's would differ without a word."""
+    scene, out = write(tmp_path / "scene.tif", image[:100, :120]), tmp_path / "out"
+    mapping.map_scenes([scene], weights, out)
+    ids = read(out / "scene_classes.tif")
+    with rasterio.open(out / "scene_classes.tif", "r+", IGNORE_COG_LAYOUT_BREAK="YES") as file:
+        file.write((2 - ids[:8, :8])[None], window=((0, 8), (0, 8)))
+    for options in (MapOptions(polygons="geojson"), MapOptions(overlay=True)):
+        with pytest.raises(
+            UserError, match="is not the map that .*scene.report.json tells of.*; remove it, and the same"
+        ):
+            mapping.map_scenes([scene], weights, out, options)
+    os.truncate(out / "scene_classes.tif", 200)
+    with pytest.raises(UserError, match="scene_classes.tif cannot be read .*; remove it, and the same command maps"):
+        mapping.map_scenes([scene], weights, out, MapOptions(overlay=True))
+    (out / "scene_classes.tif").unlink()
+    mapping.map_scenes([scene], weights, out, MapOptions(overlay=True))
+    np.testing.assert_array_equal(read(out / "scene_classes.tif"), ids)
+
+
+def test_a_table_of_areas_that_is_there_is_kept_up(tmp_path, weights, image):
+    out = tmp_path / "out"
+    for name, options in (("a", MapOptions(csv=True)), ("b", MapOptions())):
+        mapping.map_scenes([write(tmp_path / f"{name}.tif", image[:60, :60])], weights, out, options)
+    assert len((out / "areas.csv").read_text().splitlines()) == 1 + 2 * 3
+    (out / "areas.csv").write_text("mine")
+    mapping.map_scenes([write(tmp_path / "c.tif", image[:60, :60])], weights, out)
+    assert (out / "areas.csv").read_text() == "mine"
+
+
 def test_a_folder_with_an_area_over_some_of_its_tiles(tmp_path, weights, image, capsys):
     """Those outside are said and left out; where all are, that is an error."""
     (tmp_path / "in").mkdir()

@@ -9,6 +9,7 @@ from glcanet_jax.inference.scratch import Scratch
 from glcanet_jax.maps.options import MapOptions
 from glcanet_jax.maps.outputs import outputs_of
 from glcanet_jax.maps.plan import Plan
+from glcanet_jax.maps.task import _added
 
 PIXELS = {"scene": {"path": "s.tif"}, "weights": "w", "views": {"overlap": 8}}
 
@@ -46,6 +47,29 @@ def test_one_more_output_is_all_that_is_made(tmp_path):
     assert set(more.files) == {"confidence", "confidence_style"} and more.layers == ["confidence"] and more.told == told
     (tmp_path / "s_classes.qml").unlink()
     assert set(plan(tmp_path).todo(False).files) == {"classes_style"}
+
+
+def test_polygons_in_two_formats_are_of_one_map(tmp_path):
+    """Both are there, and go with the map; neither is made again."""
+    told = done(tmp_path, polygons="geojson", min_area=5.0)
+    both = plan(tmp_path, polygons="gpkg", min_area=7.0)
+    todo = both.todo(False)
+    assert set(todo.files) == {"polygons"}
+    (tmp_path / "s_polygons.gpkg").write_text("whole")
+    added = _added(both, todo)
+    assert added["outputs"] == told["outputs"] | {
+        "polygons_geojson": "s_polygons.geojson", "polygons": "s_polygons.gpkg"
+    }  # fmt: skip
+    (tmp_path / "s.report.json").write_text(json.dumps(added))
+    assert plan(tmp_path, polygons="geojson", min_area=5.0).todo(False).files == {}
+    assert plan(tmp_path, polygons="gpkg", min_area=7.0).todo(False).files == {}
+    with pytest.raises(UserError, match="s_polygons.geojson was made otherwise .min_area: 7.0 against 5.0"):
+        plan(tmp_path, polygons="geojson", min_area=7.0).todo(False)
+    again = plan(tmp_path, polygons="geojson", min_area=7.0)
+    anew = _added(again, again.todo(True))
+    assert anew["made"] == {"polygons": {"min_area": 7.0}, "polygons_gpkg": {"min_area": 7.0}}
+    other = plan(tmp_path, PIXELS | {"weights": "v"}).todo(True)
+    assert {"s_polygons.geojson", "s_polygons.qml", "s_polygons.gpkg"} <= set(other.stale)
 
 
 def test_without_its_classes_a_map_is_made_anew(tmp_path):

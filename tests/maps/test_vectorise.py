@@ -62,6 +62,12 @@ def test_another_map_is_named_by_its_ids(tmp_path):
     assert sum(p["area_m2"] for p in properties(made)) == pytest.approx((ids != 0).sum() * 0.25)
 
 
+def test_another_value_of_no_data_beside_255_is_told(tmp_path, capsys):
+    ids = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    assert vectorise(write(tmp_path / "theirs.tif", ids, nodata=0), tmp_path / "o.geojson")[1] == 254
+    assert "its pixels of 255 are left out, which means no data here, beside those of 0" in capsys.readouterr().out
+
+
 def test_a_geopackage(tmp_path):
     pyogrio = pytest.importorskip("pyogrio")
     files, count = vectorise(ours(tmp_path), tmp_path / "o.gpkg")
