@@ -166,10 +166,11 @@ class SegGPT(nn.Module):
         """
         taps = tuple((i + 1) * self.depth // 4 - 1 for i in range(4)) if self.taps is None else self.taps
         if not taps or list(taps) != sorted(set(taps)) or taps[0] < 0 or taps[-1] >= self.depth:
-            told = (
-                "four parts need 4 blocks or more" if self.taps is None else f"give rising ones, 0 to {self.depth - 1}"
+            if self.taps is None:
+                raise UserError(f"model.depth is {self.depth}; it must be 4 or more, for a tap of each of four parts")
+            raise UserError(
+                f"model.taps is {self.taps} of {self.depth} blocks; give rising ones, 0 to {self.depth - 1}"
             )
-            raise UserError(f"model.taps is {self.taps} of {self.depth} blocks; {told}")
         return taps
 
     @property

@@ -127,7 +127,7 @@ def test_bands_beyond_three_have_a_layer_of_their_own_which_begins_at_zero(bands
     [
         ({"image_size": 36}, "model.image_size is 36; it must be a multiple of model.patch_size, 8"),
         ({"heads": 3}, "model.width is 32; it must be a multiple of model.heads, 3"),
-        ({"depth": 3}, "model.taps is None of 3 blocks; four parts need 4 blocks or more"),
+        ({"depth": 3}, "model.depth is 3; it must be 4 or more, for a tap of each of four parts"),
         ({"taps": (1, 4)}, r"model.taps is \(1, 4\) of 4 blocks; give rising ones, 0 to 3"),
         ({"taps": (2, 1)}, "give rising ones"),
         ({"merge": 1}, "model.merge is 1; it must be a block from 0 to the first tap, 0"),
