@@ -44,7 +44,7 @@ def test_a_command_that_is_deterministic_tells_xla(monkeypatch):
 @pytest.mark.parametrize("dtype, computed", [(None, "bfloat16"), ("float32", "float32")])
 def test_a_default_type_is_what_nobody_chose(dtype, computed):
     predictor, config, _ = runs.load_predictor("demo", dtype=dtype, default="bfloat16")
-    assert config.model.dtype == computed and predictor.model.make.keywords["dtype"] == computed
+    assert config.model.dtype == computed and predictor.model.network.dtype == computed
 
 
 def test_a_longer_run_is_told_how_to_go_on(tmp_path):
