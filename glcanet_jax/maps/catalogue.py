@@ -30,15 +30,19 @@ def written(
     shard: str | None,
 ) -> Iterator[None]:
     """Write the collection, if it is ``wanted`` or there already, once scenes have been mapped; also where some of them could not be."""
+
+    def keep_up() -> None:
+        where = destination.of(out, work)
+        if wanted or is_in(where):
+            write(where, weights, scenes, shard)
+
     try:
         yield
     except UserError:
         with contextlib.suppress(UserError):  # what went wrong first is told
-            if wanted or is_in(destination.of(out, work)):
-                write(destination.of(out, work), weights, scenes, shard)
+            keep_up()
         raise
-    if wanted or is_in(destination.of(out, work)):
-        write(destination.of(out, work), weights, scenes, shard)
+    keep_up()
 
 
 def is_in(where: destination.Folder) -> bool:

@@ -261,11 +261,11 @@ def windows_of(file: Any) -> Iterator[Any]:
             yield rectangle(rows, columns)
 
 
-def count_pixels(class_map: Path) -> np.ndarray:
+def count_pixels(class_map: Path, mend: str = "replace the file") -> np.ndarray:
     """How many pixels of a class map have each of the 256 values, by windows.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: it cannot be read; ``mend`` is what to do then.
     """
     counts = np.zeros(IGNORE + 1, np.int64)
     try:
@@ -273,17 +273,14 @@ def count_pixels(class_map: Path) -> np.ndarray:
             for window in windows_of(file):
                 counts += np.bincount(file.read(1, window=window).ravel(), minlength=IGNORE + 1)
     except failures() as error:
-        raise UserError(f"{class_map} cannot be read ({cause(error)}); replace the file") from error
+        raise UserError(f"{class_map} cannot be read ({cause(error)}); {mend}") from error
     return counts
 
 
 def check_whole(class_map: Path, told: Mapping[str, Any], report: str) -> None:
     """Raises UserError if a class map is not the one that a report tells of: it was damaged, or changed."""
     mend = "remove it, and the same command maps the scene anew"
-    try:
-        counts = count_pixels(class_map)
-    except UserError as error:
-        raise UserError(f"{str(error).removesuffix('; replace the file')}; {mend}") from error
+    counts = count_pixels(class_map, mend)
     expected = {row["id"]: row["pixels"] for row in told["classes"]} | {IGNORE: told["nodata_pixels"]}
     for value in np.flatnonzero(counts).tolist() + list(expected):
         if counts[value] != expected.get(value, 0):
